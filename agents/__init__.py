@@ -1,0 +1,35 @@
+"""Algorithms: DQN, C51 and PPO. They know networks, losses and memory; nothing of worlds, files or screens.
+
+Importing this package is light; `build_agent` brings torch in.
+"""
+
+from typing import TYPE_CHECKING
+
+from agents.config import AgentConfig, C51Config, DQNConfig, PPOConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from agents.ppo import PPO
+    from agents.randomness import Generators
+    from agents.transitions import Spaces
+    from agents.value_agent import ValueAgent
+
+__all__ = ["AgentConfig", "C51Config", "DQNConfig", "PPOConfig", "build_agent"]
+
+
+def build_agent(
+    config: AgentConfig,
+    spaces: "Spaces",
+    num_envs: int,
+    generators: "Generators",
+    device: "torch.device",
+    precision: str = "fp32",
+) -> "ValueAgent | PPO":
+    """The agent that `config` describes, for `num_envs` environments with `spaces`."""
+    from agents.c51 import C51
+    from agents.dqn import DQN
+    from agents.ppo import PPO
+
+    build = {DQNConfig: DQN, C51Config: C51, PPOConfig: PPO}[type(config)]
+    return build(config, spaces, num_envs, generators, device=device, precision=precision)

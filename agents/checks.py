@@ -1,0 +1,37 @@
+"""Whether an agent can learn in a world at all. Imports no torch, so that it is answered before anything is built."""
+
+from agents.config import NetworkConfig, PPOConfig, ValueAgentConfig, require
+from agents.transitions import Spaces
+
+
+def fits_nature_cnn(spaces: Spaces) -> bool:
+    """Whether observations are uint8 images [channels, >= 36, >= 36], the least that NatureCNN's kernels cover."""
+    shape = spaces.observation_shape
+    return spaces.is_image and len(shape) == 3 and min(shape[1:]) >= 36
+
+
+def check_network(config: NetworkConfig, spaces: Spaces) -> None:
+    """Raise ValueError where the torso cannot take the world's observations."""
+    fits = config.torso != "nature_cnn" or fits_nature_cnn(spaces)
+    require(fits, "torso", config.torso, f"auto or mlp for observations of shape {spaces.observation_shape}")
+
+
+def check_value_agent(config: ValueAgentConfig, spaces: Spaces, num_envs: int) -> None:
+    """Raise ValueError where DQN or C51 cannot run with these spaces and environments."""
+    allowed = "ppo for a world with continuous actions (dqn and c51 need discrete ones)"
+    require(spaces.actions == "discrete", "algorithm", type(config).__name__.removesuffix("Config").lower(), allowed)
+    check_network(config.network, spaces)
+    least = num_envs * (max(spaces.frame_stack or 1, 1) + config.n_step + 1)
+    require(config.buffer_size >= least, "buffer_size", config.buffer_size, f">= {least} for {num_envs} environments")
+
+
+def check_ppo(config: PPOConfig, spaces: Spaces, num_envs: int) -> None:
+    """Raise ValueError where PPO cannot run with these spaces and environments."""
+    check_network(config.network, spaces)
+    batch = config.rollout_steps * num_envs
+    divides = f"a divisor of rollout_steps * num_envs = {batch}"
+    require(batch % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, divides)
+    enough = batch // config.num_minibatches > 1 or config.norm_adv != "minibatch"
+    require(enough, "num_minibatches", config.num_minibatches, f"< {batch} with norm_adv = 'minibatch'")
+    vectors = not (config.normalize_observations and spaces.is_image)
+    require(vectors, "normalize_observations", True, "off for images")

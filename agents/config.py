@@ -1,0 +1,224 @@
+"""Typed, frozen settings of the agents. Imports no torch, so that a bad flag is answered at once."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+Flat = tyro.conf.arg(name="")  # the fields of a part so marked become flags without a prefix
+
+Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
+Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
+
+
+def require(condition: bool, field: str, value: object, allowed: str) -> None:
+    """Raise `ValueError` with a sentence naming field, value and allowed range unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{field} = {value!r}: must be {allowed}")
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """Adam (Kingma & Ba 2015). The learning rate stands with the agent, since agents anneal it."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment, each in [0, 1). Equal betas bound the update (Dohare24's tuned Adam)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment; > 0."""
+
+    def __post_init__(self) -> None:
+        require(all(0.0 <= beta < 1.0 for beta in self.betas), "adam.betas", self.betas, "two numbers in [0, 1)")
+        require(self.eps > 0.0, "adam.eps", self.eps, "> 0")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The torso: hidden layers between the observation and the heads."""
+
+    torso: Literal["auto", "nature_cnn", "mlp"] = "auto"
+    """auto: NatureCNN for uint8 image stacks [channels, 84, 84], MLP otherwise (images are flattened)."""
+    width: int = 512
+    """Units in each dense hidden layer."""
+    depth: int = 1
+    """Dense hidden layers (after the convolutions, where the torso has them)."""
+    activation: Activation = "relu"
+    """Nonlinearity after every hidden layer."""
+    initializer: Initializer = "torch"
+    """Law of the weights: torch's default, LeCun uniform (Dohare24), orthogonal (CleanRL's PPO: gain sqrt 2, .01 for the
+    policy, 1 for the value), Xavier uniform (Dopamine's DQN) or variance scaling by 1/sqrt 3 (Dopamine's C51)."""
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "width", self.width, ">= 1")
+        require(self.depth >= 0, "depth", self.depth, ">= 0")
+
+
+@dataclass(frozen=True)
+class SupportConfig:
+    """The fixed, evenly spaced atoms of a categorical value head."""
+
+    v_min: float = -10.0
+    """Lowest atom of a categorical value head, in units of the (transformed) return."""
+    v_max: float = 10.0
+    """Highest atom; > v_min. Targets outside are clipped: watch targets/clipped_share."""
+    num_atoms: int = 51
+    """Number of atoms, >= 2."""
+    hl_gauss_sigma: float = 0.75
+    """HL-Gauss: standard deviation of the target Gaussian in bin widths, > 0 (Farebrother24: .75)."""
+
+    def __post_init__(self) -> None:
+        require(self.v_max > self.v_min, "v_max", self.v_max, f"> v_min = {self.v_min}")
+        require(self.num_atoms >= 2, "num_atoms", self.num_atoms, ">= 2")
+        require(self.hl_gauss_sigma > 0.0, "hl_gauss_sigma", self.hl_gauss_sigma, "> 0")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """What the learner makes of a reward. Logged returns are the game's own whatever stands here."""
+
+    reward_transform: Literal["none", "clip", "scale", "center"] = "none"
+    """clip: to [-1, 1]; scale: divide by the running standard deviation of the discounted return (as gymnasium's
+    NormalizeReward); center: subtract the running mean reward (Naik et al. 2024, arXiv 2405.09999)."""
+
+
+@dataclass(frozen=True)
+class ValueAgentConfig:
+    """What DQN and C51 share."""
+
+    learning_rate: float = 2.5e-4
+    """Adam's step size; > 0."""
+    adam: AdamConfig = AdamConfig()
+    """Adam's other constants."""
+    network: Annotated[NetworkConfig, Flat] = NetworkConfig()
+    """The torso."""
+    support: Annotated[SupportConfig, Flat] = SupportConfig()
+    """Atoms of a categorical head."""
+    reward: Annotated[RewardConfig, Flat] = RewardConfig()
+    """Reward transform."""
+    gamma: float = 0.99
+    """Discount in [0, 1]."""
+    batch_size: int = 32
+    """Transitions in a gradient step."""
+    buffer_size: int = 1_000_000
+    """Replay capacity in observations kept (steps, plus one a finished episode), over all environments."""
+    replay_device: Literal["host", "device"] = "host"
+    """Where replayed observations lie: main memory or the training device's."""
+    learning_starts: int = 20_000
+    """Steps of uniformly random actions before the first gradient step."""
+    replay_ratio: float = 0.25
+    """Gradient steps per step (over all environments); above 1 too."""
+    target_period: int = 2_000
+    """GRADIENT steps between copies of the online network into the target network (Dopamine's 8,000 steps at replay
+    ratio .25 are 2,000)."""
+    tau: float = 1.0
+    """Weight of the online network at each target copy, in (0, 1]; below 1 usually with target_period 1."""
+    n_step: int = 1
+    """Rewards summed before bootstrapping."""
+    double: bool = False
+    """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
+    start_e: float = 1.0
+    """Epsilon at learning_starts."""
+    end_e: float = 0.01
+    """Epsilon from learning_starts + exploration_steps on."""
+    exploration_steps: int = 250_000
+    """Steps over which epsilon falls linearly; 0: constant at end_e."""
+    life_loss_discount: bool = False
+    """Treat a lost life as the end of the future for learning (zero discount). The game goes on."""
+    max_grad_norm: float = 0.0
+    """Clip the global gradient norm to this; 0: off."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
+        require(self.n_step >= 1, "n_step", self.n_step, ">= 1")
+        require(self.learning_starts >= 0, "learning_starts", self.learning_starts, ">= 0")
+        least = self.batch_size + self.n_step + 4
+        require(self.buffer_size >= least, "buffer_size", self.buffer_size, f">= batch_size + n_step + 4 = {least}")
+        require(self.replay_ratio > 0, "replay_ratio", self.replay_ratio, "> 0")
+        require(self.target_period >= 1, "target_period", self.target_period, ">= 1")
+        require(0 < self.tau <= 1, "tau", self.tau, "in (0, 1]")
+        require(0 <= self.start_e <= 1, "start_e", self.start_e, "in [0, 1]")
+        require(0 <= self.end_e <= 1, "end_e", self.end_e, "in [0, 1]")
+        require(self.exploration_steps >= 0, "exploration_steps", self.exploration_steps, ">= 0")
+        require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, ">= 0")
+
+
+@dataclass(frozen=True)
+class DQNConfig(ValueAgentConfig):
+    """DQN (Mnih et al. 2015) with a regression or a categorical loss on scalar targets."""
+
+    loss: Literal["huber", "mse", "two_hot", "hl_gauss"] = "huber"
+    """huber, mse: regression; two_hot, hl_gauss: cross-entropy to the scalar target spread over atoms (Farebrother24)."""
+
+
+@dataclass(frozen=True)
+class C51Config(ValueAgentConfig):
+    """C51 (Bellemare et al. 2017): the return's distribution over fixed atoms, cross-entropy to its projection."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO (Schulman et al. 2017) with clipped ratios and generalised advantages."""
+
+    learning_rate: float = 2.5e-4
+    """Adam's step size at the start; > 0."""
+    anneal_steps: int = 0
+    """Steps over which the learning rate falls linearly to 0; 0: constant."""
+    adam: AdamConfig = AdamConfig(eps=1e-5)
+    """Adam's other constants."""
+    network: Annotated[NetworkConfig, Flat] = NetworkConfig(initializer="orthogonal")
+    """The torso."""
+    support: Annotated[SupportConfig, Flat] = SupportConfig()
+    """Atoms of an HL-Gauss value head."""
+    reward: Annotated[RewardConfig, Flat] = RewardConfig()
+    """Reward transform."""
+    shared_torso: bool = True
+    """One torso for policy and value; otherwise two of the same shape."""
+    normalize_observations: bool = False
+    """Standardise vector observations by their running mean and variance, clipped to [-10, 10]."""
+    rollout_steps: int = 128
+    """Steps in each environment between updates (CleanRL's num_steps)."""
+    num_minibatches: int = 4
+    """Minibatches an epoch; must divide rollout_steps * num_envs."""
+    update_epochs: int = 4
+    """Passes over each rollout."""
+    gamma: float = 0.99
+    """Discount in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Lambda of the generalised advantage estimate, in [0, 1]."""
+    clip_coef: float = 0.1
+    """Clip range of the probability ratio; > 0."""
+    norm_adv: Literal["minibatch", "rollout", "off"] = "minibatch"
+    """Standardise advantages over each minibatch, once over the rollout (Dohare24), or not."""
+    value_loss: Literal["mse", "hl_gauss"] = "mse"
+    """mse: mean squared error WITHOUT a factor 1/2; hl_gauss: cross-entropy over atoms (Farebrother24)."""
+    clip_vloss: bool = False
+    """Clip the value's change as well (mse only)."""
+    vf_coef: float = 0.5
+    """Weight of the value loss (CleanRL's .5 on half a squared error is .25 here)."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Clip the global gradient norm to this; 0: off."""
+    clip_actions: bool = True
+    """Clip continuous actions to the action space before the world sees them (the policy's own draw is learned from)."""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """A time limit bootstraps from final_obs, or counts as the end (Dohare24's code)."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, ">= 0")
+        require(self.rollout_steps >= 1, "rollout_steps", self.rollout_steps, ">= 1")
+        require(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, ">= 1")
+        require(self.update_epochs >= 1, "update_epochs", self.update_epochs, ">= 1")
+        require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
+        require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
+        require(self.clip_coef > 0, "clip_coef", self.clip_coef, "> 0")
+        require(self.vf_coef >= 0, "vf_coef", self.vf_coef, ">= 0")
+        require(self.ent_coef >= 0, "ent_coef", self.ent_coef, ">= 0")
+        require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, ">= 0")
+        mse = self.value_loss == "mse"
+        require(mse or not self.clip_vloss, "clip_vloss", self.clip_vloss, "off with value_loss = 'hl_gauss'")
+
+
+AgentConfig = DQNConfig | C51Config | PPOConfig

@@ -1,0 +1,166 @@
+"""Torsos and heads. Every Linear and convolution keeps its `initializer` (see initializers.py).
+
+Images come in as uint8 [batch, channels, height, width] and are scaled to [0, 1] inside; vectors as float
+[batch, features]. Layers carry the names the logs use: conv1..conv3, dense1..denseN, head.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from agents.checks import fits_nature_cnn
+from agents.config import NetworkConfig
+from agents.initializers import initialize
+from agents.transitions import Spaces
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+def linear(
+    inputs: int, outputs: int, initializer: str, generator: torch.Generator, gain: float = math.sqrt(2.0)
+) -> nn.Linear:
+    """A Linear layer drawn by the law `initializer` from `generator` alone (torch's own constructor would draw from
+    the global generator)."""
+    return initialize(nn.utils.skip_init(nn.Linear, inputs, outputs), initializer, generator, gain)
+
+
+def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator) -> nn.Sequential:
+    """`config.depth` hidden layers of `config.width` units: dense1, activation1, dense2, ..."""
+    layers = nn.Sequential()
+    for index in range(1, config.depth + 1):
+        layers.add_module(f"dense{index}", linear(inputs, config.width, config.initializer, generator))
+        layers.add_module(f"activation{index}", ACTIVATIONS[config.activation]())
+        inputs = config.width
+    return layers
+
+
+class MLP(nn.Module):
+    """Dense hidden layers on a flat observation; uint8 input is scaled to [0, 1]. Output [batch, features]."""
+
+    def __init__(self, observation_shape: tuple[int, ...], config: NetworkConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        inputs = math.prod(observation_shape)
+        self.layers = dense_layers(inputs, config, generator)
+        self.features = config.width if config.depth else inputs
+
+    def forward(self, observations: Tensor) -> Tensor:
+        scale = 255.0 if observations.dtype == torch.uint8 else 1.0
+        return self.layers(observations.flatten(1).float() / scale)
+
+
+class NatureCNN(nn.Module):
+    """Three valid convolutions 8x8/4-32, 4x4/2-64, 3x3/1-64 (Mnih et al. 2015), then `config.depth` dense layers.
+
+    Input uint8 [batch, channels, 84, 84]; output [batch, features]. Dopamine pads its convolutions ('SAME'), so its
+    first dense layer has 7,744 inputs instead of 3,136.
+    """
+
+    def __init__(self, observation_shape: tuple[int, ...], config: NetworkConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential()
+        channels, height, width = observation_shape
+        for index, (filters, kernel, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1)), start=1):
+            layer = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel, stride)
+            self.convolutions.add_module(f"conv{index}", initialize(layer, config.initializer, generator))
+            self.convolutions.add_module(f"activation{index}", ACTIVATIONS[config.activation]())
+            channels, height, width = filters, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        flat = channels * height * width
+        self.dense = dense_layers(flat, config, generator)
+        self.features = config.width if config.depth else flat
+
+    def forward(self, observations: Tensor) -> Tensor:
+        # channels_last takes a third off the convolutions' time on a CPU and costs nothing elsewhere
+        images = observations.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
+        return self.dense(self.convolutions(images).flatten(1))
+
+
+def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generator) -> MLP | NatureCNN:
+    """The torso that `config.torso` names; "auto" takes NatureCNN where `fits_nature_cnn`, else MLP."""
+    if config.torso == "nature_cnn" or (config.torso == "auto" and fits_nature_cnn(spaces)):
+        return NatureCNN(spaces.observation_shape, config, generator).to(memory_format=torch.channels_last)
+    return MLP(spaces.observation_shape, config, generator)
+
+
+class QNetwork(nn.Module):
+    """Torso and one linear head. Output [batch, actions], or logits [batch, actions, atoms] where `atoms` > 1."""
+
+    def __init__(self, torso: nn.Module, num_actions: int, atoms: int, initializer: str, generator: torch.Generator):
+        super().__init__()
+        self.torso = torso
+        self.head = linear(torso.features, num_actions * atoms, initializer, generator, gain=1.0)
+        self.output_shape = (num_actions, atoms) if atoms > 1 else (num_actions,)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.head(self.torso(observations)).unflatten(1, self.output_shape).float()
+
+
+class ObservationNormalizer(nn.Module):
+    """Standardises vectors by running mean and variance (Chan et al. 1979), clipped to [-10, 10].
+
+    The statistics change only in `update`, so that acting and learning on one rollout see the same function.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, observations: Tensor) -> None:
+        """Merge a batch [samples, features] into the statistics."""
+        samples, mean = observations.shape[0], observations.mean(0)
+        total, delta = self.count + samples, mean - self.mean
+        spread = self.variance * self.count + observations.var(0, unbiased=False) * samples
+        self.variance.copy_((spread + delta.square() * self.count * samples / total) / total)
+        self.mean.add_(delta * samples / total)
+        self.count.copy_(total)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return ((observations - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-10.0, 10.0)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value heads on one torso or two.
+
+    forward(observations) -> (policy [batch, actions or action dimensions], value outputs [batch] or [batch, atoms]).
+    Discrete: the policy output is logits. Continuous: it is the mean; `log_std` [dimensions] is free of the state.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        config: NetworkConfig,
+        *,
+        shared_torso: bool,
+        value_atoms: int,
+        normalize_observations: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        inputs = math.prod(spaces.observation_shape)
+        self.normalizer = ObservationNormalizer(inputs) if normalize_observations else None
+        self.actor_torso = build_torso(spaces, config, generator)
+        self.critic_torso = None if shared_torso else build_torso(spaces, config, generator)
+        features = self.actor_torso.features
+        self.policy_head = linear(features, spaces.action_size, config.initializer, generator, gain=0.01)
+        self.value_head = linear(features, value_atoms, config.initializer, generator, gain=1.0)
+        continuous = spaces.actions == "continuous"
+        self.log_std = nn.Parameter(torch.zeros(spaces.action_size)) if continuous else None
+        self.scalar_value = value_atoms == 1
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        if self.normalizer is not None:
+            observations = self.normalizer(observations)
+        actor_features = self.actor_torso(observations)
+        critic_features = actor_features if self.critic_torso is None else self.critic_torso(observations)
+        values = self.value_head(critic_features).float()
+        return self.policy_head(actor_features).float(), values.squeeze(1) if self.scalar_value else values

@@ -1,0 +1,67 @@
+"""The optimizer step that every agent takes."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import AdamConfig
+from agents.guard import Guard
+from plasticity_probes import global_norm
+
+
+def make_adam(network: nn.Module, learning_rate: float, config: AdamConfig) -> torch.optim.Adam:
+    """Fused Adam over all parameters of `network`."""
+    return torch.optim.Adam(network.parameters(), learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 matrix products under "bf16" (weights, moments and losses stay float32); nothing under "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+class Optimization:
+    """Clips, checks and applies the gradient of a loss.
+
+    `step(loss)` returns the gradient's global norm before clipping; `gradient_steps` counts the calls.
+    """
+
+    def __init__(self, network: nn.Module, learning_rate: float, config: AdamConfig, max_norm: float) -> None:
+        self.parameters = list(network.parameters())
+        self.adam = make_adam(network, learning_rate, config)
+        self.max_norm = max_norm
+        self.guard = Guard(self.adam, self.parameters[0].device)
+        self.gradient_steps = 0
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One gradient step on the scalar `loss`. Raises `NonFiniteError` before any weight moves."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = global_norm(gradients)
+        self.gradient_steps += 1
+        self.guard.check(self.gradient_steps, loss=loss, gradient=norm)
+        if self.max_norm > 0:
+            torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.adam.step()
+        return norm
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use `learning_rate` from the next step on."""
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+
+    def state_dict(self) -> dict:
+        """Adam's state and the number of gradient steps."""
+        return {"adam": self.adam.state_dict(), "gradient_steps": self.gradient_steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave."""
+        self.adam.load_state_dict(state["adam"])
+        self.gradient_steps = state["gradient_steps"]
+
+
+def linear_schedule(start: float, end: float, duration: int, step: int) -> float:
+    """From `start` at step 0 to `end` at step `duration` and after; constant `end` where duration is 0."""
+    progress = min(max(step / duration, 0.0), 1.0) if duration > 0 else 1.0
+    return start + progress * (end - start)

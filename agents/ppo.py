@@ -1,0 +1,231 @@
+"""PPO for discrete and continuous actions (Schulman et al. 2017)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents import losses
+from agents.checks import check_ppo
+from agents.config import PPOConfig
+from agents.guard import require_finite
+from agents.networks import ActorCritic
+from agents.optimization import Optimization, autocast, linear_schedule
+from agents.randomness import Generators
+from agents.rewards import RewardTransform
+from agents.rollout import Rollout
+from agents.transitions import Spaces, Transitions
+from plasticity_probes import target_statistics
+
+
+class PPO:
+    """Clipped policy gradient on rollouts of E environments; policy and value in one `ActorCritic`."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        spaces: Spaces,
+        num_envs: int,
+        generators: Generators,
+        device: torch.device = torch.device("cpu"),
+        precision: str = "fp32",
+    ) -> None:
+        check_ppo(config, spaces, num_envs)
+        self.batch_size = config.rollout_steps * num_envs
+        self.config, self.spaces, self.num_envs = config, spaces, num_envs
+        self.device, self.precision = device, precision
+        self.continuous = spaces.actions == "continuous"
+        support = config.support
+        categorical = config.value_loss == "hl_gauss"
+        self.support = losses.atoms(support.v_min, support.v_max, support.num_atoms, device) if categorical else None
+        self.network = ActorCritic(
+            spaces,
+            config.network,
+            shared_torso=config.shared_torso,
+            value_atoms=support.num_atoms if categorical else 1,
+            normalize_observations=config.normalize_observations,
+            generator=generators.torch("init"),
+        ).to(device)
+        self.optimization = Optimization(self.network, config.learning_rate, config.adam, config.max_grad_norm)
+        self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
+        self.rollout = Rollout(spaces, config.rollout_steps, num_envs, device)
+        self.exploration = generators.torch("exploration", device)
+        self.shuffle = generators.torch("minibatches", device)
+        self.steps = 0
+        self._acted: dict[str, Tensor] = {}  # what act knew, kept until observe tells what came of it
+        self._next_observations: np.ndarray | None = None
+
+    def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head)."""
+        with autocast(self.device, self.precision):
+            policy, outputs = self.network(observations)
+        return policy, outputs if self.support is None else losses.expected_value(outputs, self.support)
+
+    def _log_prob_entropy(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        if self.continuous:
+            return losses.gaussian_log_prob_entropy(policy, self.network.log_std, actions)
+        return losses.categorical_log_prob_entropy(policy, actions)
+
+    def _draw(self, policy: Tensor, generator: torch.Generator) -> Tensor:
+        if self.continuous:
+            noise = torch.empty_like(policy).normal_(generator=generator)
+            return policy + self.network.log_std.exp() * noise
+        # argmax of logits - log(Exp(1) draws) is a draw from softmax(logits): the Gumbel-max trick
+        return (policy - torch.empty_like(policy).exponential_(generator=generator).log()).argmax(-1)
+
+    def _to_world(self, actions: Tensor) -> np.ndarray:
+        array = actions.cpu().numpy()
+        if self.continuous and self.config.clip_actions:
+            array = np.clip(array, self.spaces.action_low, self.spaces.action_high)
+        return array
+
+    @torch.inference_mode()
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Actions drawn from the policy for observations [E, ...], as the world takes them."""
+        states = torch.from_numpy(observations).to(self.device)
+        policy, values = self._forward(states)
+        actions = self._draw(policy, self.exploration)
+        log_probs, _ = self._log_prob_entropy(policy, actions)
+        self._acted = {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
+        return self._to_world(actions)
+
+    def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from observations [E, ...] to actions: the policy's mode, or draws of its own generator. Playing
+        changes nothing in the agent."""
+        generator = generators.torch("exploration", self.device)
+
+        @torch.inference_mode()
+        def play(observations: np.ndarray) -> np.ndarray:
+            policy, _ = self._forward(torch.from_numpy(observations).to(self.device))
+            if greedy:
+                return self._to_world(policy if self.continuous else policy.argmax(-1))
+            return self._to_world(self._draw(policy, generator))
+
+        return play
+
+    @torch.inference_mode()
+    def observe(self, transitions: Transitions) -> None:
+        """Add one step of every environment to the rollout. Raises `NonFiniteError` before storing anything not
+        finite."""
+        ended = transitions.terminated | transitions.truncated
+        require_finite(self.steps, observation=transitions.observations, reward=transitions.rewards)
+        bootstrap = transitions.truncated & ~transitions.terminated
+        terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
+        final_values = torch.zeros(self.num_envs, device=self.device)
+        if ended.any():
+            require_finite(self.steps, final_observation=transitions.final_observations[ended])
+            if not terminated[ended].all():
+                final_values = self._forward(torch.from_numpy(transitions.final_observations).to(self.device))[1]
+        rewards = self.transform(transitions.rewards, ended)
+        told = {"rewards": rewards, "terminated": terminated, "ended": ended}
+        told = {name: torch.from_numpy(value).to(self.device) for name, value in told.items()}
+        self.rollout.add(**self._acted, **told, final_values=final_values)
+        self._next_observations = transitions.next_observations
+        self.steps += self.num_envs
+
+    def update_due(self) -> bool:
+        """Whether the rollout is full."""
+        return self.rollout.full
+
+    def update(self) -> dict[str, Tensor]:
+        """All epochs over the full rollout; metrics as 0-d tensors on the device."""
+        config, rollout = self.config, self.rollout
+        self.optimization.set_learning_rate(self.learning_rate)
+        with torch.no_grad():
+            last_values = self._forward(torch.from_numpy(self._next_observations).to(self.device))[1]
+            discounts = config.gamma * (~rollout.terminated).float()
+            reached = rollout.reached_values(last_values)
+            advantages, returns = losses.gae(
+                rollout.rewards, discounts, rollout.values, reached, (~rollout.ended).float(), config.gae_lambda
+            )
+            if config.norm_adv == "rollout":
+                advantages = losses.standardize(advantages)
+        data = {"observations": rollout.observations, "actions": rollout.actions, "log_probs": rollout.log_probs}
+        data |= {"advantages": advantages, "returns": returns, "values": rollout.values}
+        data = {name: tensor.flatten(0, 1) for name, tensor in data.items()}
+        steps = []
+        for _ in range(config.update_epochs):
+            order = torch.randperm(self.batch_size, generator=self.shuffle, device=self.device)
+            for rows in order.chunk(config.num_minibatches):
+                steps.append(self._gradient_step({name: tensor[rows] for name, tensor in data.items()}))
+        if self.network.normalizer is not None:
+            self.network.normalizer.update(data["observations"])
+        rollout.clear()
+        return self._metrics(steps, data)
+
+    def _gradient_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss and step on one minibatch."""
+        config = self.config
+        with autocast(self.device, self.precision):
+            policy, outputs = self.network(batch["observations"])
+        log_probs, entropies = self._log_prob_entropy(policy, batch["actions"])
+        log_ratio = log_probs - batch["log_probs"]
+        advantages = losses.standardize(batch["advantages"]) if config.norm_adv == "minibatch" else batch["advantages"]
+        policy_loss = losses.ppo_policy_loss(log_ratio, advantages, config.clip_coef).mean()
+        value_loss = self._value_loss(outputs, batch).mean()
+        entropy = entropies.mean()
+        loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
+        gradient_norm = self.optimization.step(loss)
+        with torch.no_grad():
+            ratio = log_ratio.exp()
+            return {
+                "losses/policy_loss": policy_loss.detach(),
+                "losses/value_loss": value_loss.detach(),
+                "losses/entropy": entropy.detach(),
+                "losses/approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's low-variance estimator
+                "losses/clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean(),
+                "losses/gradient_norm": gradient_norm,
+            }
+
+    def _value_loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        config, returns = self.config, batch["returns"]
+        if self.support is not None:
+            spread = partial(losses.hl_gauss, sigma_bins=config.support.hl_gauss_sigma)
+            return losses.cross_entropy(outputs, spread(returns, self.support))
+        if config.clip_vloss:
+            return losses.clipped_value_loss(outputs, batch["values"], returns, config.clip_coef)
+        return losses.squared_error(outputs, returns)
+
+    def _metrics(self, steps: list[dict[str, Tensor]], data: dict[str, Tensor]) -> dict[str, Tensor]:
+        metrics = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
+        values, returns = data["values"], data["returns"]
+        variance = returns.var(correction=0)
+        metrics["losses/explained_variance"] = 1 - (returns - values).var(correction=0) / variance
+        metrics["losses/v_values"] = values.mean()
+        metrics["targets/mean"], metrics["targets/std"] = target_statistics(returns)
+        if self.support is not None:
+            mass = torch.ones_like(returns)[:, None]
+            metrics["targets/clipped_share"] = losses.clipped_share(returns[:, None], mass, self.support)
+        return metrics
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's step size now."""
+        rate, duration = self.config.learning_rate, self.config.anneal_steps
+        started = self.steps - self.batch_size  # the rollout being learned from began here
+        return linear_schedule(rate, 0.0, duration, max(started, 0)) if duration else rate
+
+    def scalars(self) -> dict[str, float]:
+        """Settings that change with the steps, for the log."""
+        return {"charts/learning_rate": self.learning_rate}
+
+    def on_task_change(self) -> None:
+        """Told when the world has changed; nothing of the agent depends on it by itself."""
+
+    def state_dict(self) -> dict:
+        """Weights, optimizer and counters (not the rollout)."""
+        return {
+            "network": self.network.state_dict(),
+            "optimization": self.optimization.state_dict(),
+            "transform": self.transform.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimization.load_state_dict(state["optimization"])
+        self.transform.load_state_dict(state["transform"])
+        self.steps = state["steps"]

@@ -1,0 +1,173 @@
+"""Replay of single observations: a ring an environment, stacks and n-step returns rebuilt when sampled.
+
+An episode of T steps takes T + 1 slots: one a state acted in, and one for the state reached at its end, which is never
+sampled as a start. So the next state always lies in the next slot, a truncated episode bootstraps from its real last
+state, and a stack of frames costs one frame a step (1M Atari steps: 7.06 GB instead of 28).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.transitions import Spaces, Transitions
+
+
+class Batch(NamedTuple):
+    """Sampled n-step transitions on the training device."""
+
+    observations: Tensor
+    """[batch, ...] in the world's dtype."""
+    actions: Tensor
+    """int64 [batch]."""
+    rewards: Tensor
+    """float32 [batch]: sum of gamma**k r over the steps summed."""
+    discounts: Tensor
+    """float32 [batch]: gamma**steps, 0 where the future ended."""
+    next_observations: Tensor
+    """[batch, ...] the states bootstrapped from."""
+
+
+class Replay:
+    """Uniform replay over `num_envs` rings of `capacity // num_envs` slots.
+
+    `device` is where batches go, `storage_device` where observations lie (rewards, actions and flags always lie in main
+    memory: they decide what is sampled). Sampling draws from `generator` alone and is uniform over all valid starts: a
+    state acted in whose stack and n-step successor are both still (already) there.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        num_envs: int,
+        capacity: int,
+        n_step: int,
+        gamma: float,
+        generator: np.random.Generator,
+        device: torch.device,
+        storage_device: torch.device,
+    ) -> None:
+        self.slots = capacity // num_envs
+        self.stack = spaces.frame_stack or 1
+        self.stacked = spaces.frame_stack is not None
+        self.num_envs, self.n_step, self.gamma = num_envs, n_step, gamma
+        self.generator, self.device = generator, device
+        flat = num_envs * self.slots
+        dtype = np.uint8 if spaces.is_image else np.float32
+        # NumPy's zeros are untouched pages until written, so a large empty replay costs nothing
+        self.observations = torch.from_numpy(np.zeros((flat, *spaces.stored_shape), dtype)).to(storage_device)
+        self.actions = np.zeros(flat, np.int64)
+        self.rewards = np.zeros(flat, np.float32)
+        self.ages = np.zeros(flat, np.int32)  # steps since the episode's start, so that a stack stops there
+        self.terminal = np.zeros(flat, bool)  # no future after this step (terminated, or a lost life where so told)
+        self.ended = np.zeros(flat, bool)  # the next slot is the episode's last state
+        self.final = np.zeros(flat, bool)  # this slot is an episode's last state: not a start
+        self.head = np.zeros(num_envs, np.int64)  # next slot to write, within the ring
+        self.filled = np.zeros(num_envs, np.int64)
+        self.age = np.zeros(num_envs, np.int32)
+        self.offset = np.arange(num_envs) * self.slots
+
+    def __len__(self) -> int:
+        """Slots in use over all environments."""
+        return int(self.filled.sum())
+
+    def _store(self, environments: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """Write the newest observation of `environments` at their heads; return the flat indices written."""
+        where = self.offset[environments] + self.head[environments]
+        newest = observations[environments, -1] if self.stacked else observations[environments]
+        source = torch.from_numpy(np.ascontiguousarray(newest)).to(self.observations)
+        self.observations[torch.from_numpy(where).to(self.observations.device)] = source
+        self.ages[where] = self.age[environments]
+        self.head[environments] = (self.head[environments] + 1) % self.slots
+        self.filled[environments] = np.minimum(self.filled[environments] + 1, self.slots)
+        self.age[environments] += 1
+        return where
+
+    def add(self, transitions: Transitions, rewards: np.ndarray, life_loss_ends: bool) -> None:
+        """Append one step of every environment, with `rewards` [E] as the learner sees them."""
+        ended = transitions.terminated | transitions.truncated
+        where = self._store(np.arange(self.num_envs), transitions.observations)
+        self.actions[where] = transitions.actions
+        self.rewards[where] = rewards
+        self.terminal[where] = transitions.terminated | (transitions.life_lost if life_loss_ends else False)
+        self.ended[where], self.final[where] = ended, False
+        if ended.any():
+            finished = np.flatnonzero(ended)
+            self.final[self._store(finished, transitions.final_observations)] = True
+            self.age[finished] = 0
+
+    def _positions(self, environment: np.ndarray, steps_from_oldest: np.ndarray) -> np.ndarray:
+        oldest = self.head[environment] - self.filled[environment]
+        return self.offset[environment] + (oldest + steps_from_oldest) % self.slots
+
+    def _follow(self, environment: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Walk n steps from `start` (counted from the oldest slot): summed rewards, discounts, steps walked.
+
+        Where the walk runs past what is written before the episode ends, steps is n_step + 1: not a valid start.
+        """
+        rewards = np.zeros(start.shape, np.float32)
+        discounts = np.ones(start.shape, np.float32)
+        steps = np.zeros(start.shape, np.int64)
+        walking = np.ones(start.shape, bool)
+        for _ in range(self.n_step):
+            # the state reached must be written: only then has this step happened as far as this ring knows
+            known = start + steps + 1 < self.filled[environment]
+            here = self._positions(environment, start + np.where(known, steps, 0))
+            rewards += np.where(walking, discounts * self.rewards[here], 0.0).astype(np.float32)
+            discounts = np.where(walking, discounts * np.float32(self.gamma) * ~self.terminal[here], discounts)
+            steps = np.where(walking, np.where(known, steps + 1, self.n_step + 1), steps)
+            walking &= known & ~self.ended[here] & ~self.terminal[here]
+        return rewards, discounts.astype(np.float32), steps
+
+    def _valid(self, environment: np.ndarray, start: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        here = self._positions(environment, start)
+        whole_stack = np.minimum(self.ages[here], self.stack - 1) <= start
+        return ~self.final[here] & whole_stack & (steps <= self.n_step)
+
+    def _draw(self, batch_size: int) -> tuple[np.ndarray, ...]:
+        """Draw starts uniformly by rejection: (environment, start, rewards, discounts, steps), each [batch_size]."""
+        edges = np.cumsum(self.filled)
+        kept: list[tuple[np.ndarray, ...]] = []
+        missing, tries = batch_size, 0
+        while missing > 0:
+            flat = self.generator.integers(edges[-1], size=missing)
+            environment = np.searchsorted(edges, flat, side="right")
+            start = flat - (edges[environment] - self.filled[environment])
+            rewards, discounts, steps = self._follow(environment, start)
+            valid = self._valid(environment, start, steps)
+            kept.append(tuple(part[valid] for part in (environment, start, rewards, discounts, steps)))
+            missing -= int(valid.sum())
+            tries += 1
+            if tries == 1000:
+                raise RuntimeError(f"replay: no valid transition among {len(self)} slots; raise learning_starts")
+        return tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
+
+    def _gather(self, environment: np.ndarray, start: np.ndarray) -> Tensor:
+        """Observations at `start` [batch], stacks rebuilt without leaving the episode."""
+        if not self.stacked:
+            return self._fetch(self._positions(environment, start))
+        back = np.minimum(np.arange(self.stack - 1, -1, -1), self.ages[self._positions(environment, start)][:, None])
+        index = self._positions(environment[:, None], start[:, None] - back)
+        return self._fetch(index.reshape(-1)).unflatten(0, (-1, self.stack))
+
+    def _fetch(self, index: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(index).to(self.observations.device, non_blocking=True)
+        return self.observations.index_select(0, rows).to(self.device, non_blocking=True)
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw `batch_size` valid transitions with replacement.
+
+        Raises RuntimeError when nothing valid is stored.
+        """
+        if not len(self):
+            raise RuntimeError("replay: empty")
+        environment, start, rewards, discounts, steps = self._draw(batch_size)
+        actions = self.actions[self._positions(environment, start)]
+        return Batch(
+            observations=self._gather(environment, start),
+            actions=torch.from_numpy(actions).to(self.device, non_blocking=True),
+            rewards=torch.from_numpy(rewards).to(self.device, non_blocking=True),
+            discounts=torch.from_numpy(discounts).to(self.device, non_blocking=True),
+            next_observations=self._gather(environment, start + steps),
+        )

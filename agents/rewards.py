@@ -1,0 +1,51 @@
+"""What the learner makes of rewards (`--reward-transform`)."""
+
+import numpy as np
+
+
+class RewardTransform:
+    """Maps raw rewards [E] of one step to what is learned from; holds the running statistics of "scale" and "center".
+
+    none: as they are. clip: to [-1, 1] (Mnih et al. 2015). scale: divided by the running standard deviation of the
+    discounted return, as gymnasium's NormalizeReward. center: minus the running mean (simple reward centring, Naik et
+    al. 2024, arXiv 2405.09999, with a step size 1/n that stops falling at 1e-4, so that a changed world is followed).
+    """
+
+    def __init__(self, kind: str, num_envs: int, gamma: float) -> None:
+        self.kind, self.gamma = kind, gamma
+        self.returns = np.zeros(num_envs)
+        self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
+
+    def __call__(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        """Rewards [E] as float32; `ended` [E] says whose episode ends with them."""
+        rewards = np.asarray(rewards, np.float64)
+        if self.kind == "clip":
+            rewards = np.clip(rewards, -1.0, 1.0)
+        elif self.kind == "scale":
+            self.returns = self.returns * self.gamma + rewards
+            self._merge(self.returns)
+            self.returns = np.where(ended, 0.0, self.returns)
+            rewards = rewards / np.sqrt(self.variance + 1e-8)
+        elif self.kind == "center":
+            self.count += len(rewards)
+            self.mean += max(1e-4, 1.0 / self.count) * float((rewards - self.mean).sum())
+            rewards = rewards - self.mean
+        return rewards.astype(np.float32)
+
+    def _merge(self, samples: np.ndarray) -> None:
+        """Parallel mean and variance (Chan et al. 1979)."""
+        size, mean = len(samples), float(samples.mean())
+        delta, total = mean - self.mean, self.count + size
+        spread = self.variance * self.count + float(samples.var()) * size
+        self.variance = (spread + delta**2 * self.count * size / total) / total
+        self.mean += delta * size / total
+        self.count = total
+
+    def state_dict(self) -> dict:
+        """Running statistics as primitives."""
+        return {"returns": self.returns.tolist(), "mean": self.mean, "variance": self.variance, "count": self.count}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave."""
+        self.returns = np.array(state["returns"])
+        self.mean, self.variance, self.count = state["mean"], state["variance"], state["count"]

@@ -1,0 +1,187 @@
+"""What DQN and C51 share: everything but head, target and loss, which an `Objective` brings."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.checks import check_value_agent
+from agents.config import ValueAgentConfig
+from agents.guard import require_finite
+from agents.networks import QNetwork, build_torso
+from agents.optimization import Optimization, autocast, linear_schedule
+from agents.randomness import Generators
+from agents.replay import Replay
+from agents.rewards import RewardTransform
+from agents.transitions import Spaces, Transitions
+from plasticity_probes import target_statistics
+
+
+class Target(NamedTuple):
+    """What a gradient step regresses on."""
+
+    regressand: Tensor
+    """[batch] scalars or [batch, atoms] probabilities."""
+    values: Tensor
+    """[batch] the target as a value, in units of the return."""
+    clipped_share: Tensor | None
+    """Share of the target that the support clips; None for a regression head."""
+
+
+class Objective(Protocol):
+    """Head, target and loss of a value agent. Outputs are [..., actions] or [..., actions, atoms]."""
+
+    atoms: int
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """The expected return that `outputs` stand for: the last axis of a categorical head is summed out."""
+
+    def target(self, rewards: Tensor, discounts: Tensor, next_outputs: Tensor) -> Target:
+        """Target from rewards [batch], discounts [batch] and the bootstrap action's outputs [batch(, atoms)]."""
+
+    def loss(self, outputs: Tensor, regressand: Tensor) -> Tensor:
+        """Loss per example [batch] of the taken action's outputs [batch(, atoms)]."""
+
+
+def take(outputs: Tensor, actions: Tensor) -> Tensor:
+    """Outputs of one action an example: [batch, actions(, atoms)], int64 [batch] -> [batch(, atoms)]."""
+    return outputs[torch.arange(len(actions), device=outputs.device), actions]
+
+
+class ValueAgent:
+    """Epsilon-greedy Q-learning from replay with a target network (Mnih et al. 2015)."""
+
+    def __init__(
+        self,
+        config: ValueAgentConfig,
+        objective: Objective,
+        spaces: Spaces,
+        num_envs: int,
+        generators: Generators,
+        device: torch.device = torch.device("cpu"),
+        precision: str = "fp32",
+    ) -> None:
+        check_value_agent(config, spaces, num_envs)
+        self.config, self.objective, self.spaces, self.num_envs = config, objective, spaces, num_envs
+        self.device, self.precision = device, precision
+        init = generators.torch("init")
+        torso = build_torso(spaces, config.network, init)
+        self.network = QNetwork(torso, spaces.action_size, objective.atoms, config.network.initializer, init)
+        self.network.to(device)
+        self.target_network = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimization = Optimization(self.network, config.learning_rate, config.adam, config.max_grad_norm)
+        storage = device if config.replay_device == "device" else torch.device("cpu")
+        self.replay = Replay(
+            spaces, num_envs, config.buffer_size, config.n_step, config.gamma, generators.numpy("replay"), device, storage
+        )
+        self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
+        self.exploration = generators.numpy("exploration")
+        self.steps = 0
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a uniformly random action now."""
+        config, since = self.config, self.steps - self.config.learning_starts
+        return 1.0 if since < 0 else linear_schedule(config.start_e, config.end_e, config.exploration_steps, since)
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Epsilon-greedy actions, int64 [E], for observations [E, ...]."""
+        return self._play(observations, self.epsilon, self.exploration)
+
+    def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from observations [E, ...] to actions: greedy, or epsilon-greedy with the final epsilon and a
+        generator of its own. Playing changes nothing in the agent."""
+        generator = generators.numpy("exploration")
+        return lambda observations: self._play(observations, 0.0 if greedy else self.config.end_e, generator)
+
+    def _play(self, observations: np.ndarray, epsilon: float, generator: np.random.Generator) -> np.ndarray:
+        rows = len(observations)
+        explore = generator.random(rows) < epsilon
+        actions = generator.integers(self.spaces.action_size, size=rows)
+        if not explore.all():
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                outputs = self.network(torch.from_numpy(observations).to(self.device))
+                greedy = self.objective.values(outputs).argmax(1).cpu().numpy()
+            actions = np.where(explore, actions, greedy)
+        return actions
+
+    def observe(self, transitions: Transitions) -> None:
+        """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""
+        ended = transitions.terminated | transitions.truncated
+        require_finite(self.steps, observation=transitions.observations, reward=transitions.rewards)
+        if ended.any():
+            require_finite(self.steps, final_observation=transitions.final_observations[ended])
+        self.replay.add(transitions, self.transform(transitions.rewards, ended), self.config.life_loss_discount)
+        self.steps += self.num_envs
+
+    def update_due(self) -> bool:
+        """Whether the replay ratio asks for another gradient step now."""
+        owed = int((self.steps - self.config.learning_starts) * self.config.replay_ratio)
+        return self.optimization.gradient_steps < owed and len(self.replay) > self.config.batch_size
+
+    def update(self) -> dict[str, Tensor]:
+        """One gradient step; metrics as 0-d tensors on the device."""
+        config, objective = self.config, self.objective
+        batch = self.replay.sample(config.batch_size)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            next_outputs = self.target_network(batch.next_observations)
+            selector = self.network(batch.next_observations) if config.double else next_outputs
+            next_actions = objective.values(selector).argmax(1)
+            target = objective.target(batch.rewards, batch.discounts, take(next_outputs, next_actions))
+        with autocast(self.device, self.precision):
+            outputs = take(self.network(batch.observations), batch.actions)
+        loss = objective.loss(outputs, target.regressand).mean()
+        gradient_norm = self.optimization.step(loss)
+        if self.optimization.gradient_steps % config.target_period == 0:
+            self.sync_target()
+        return self._metrics(loss, gradient_norm, objective.values(outputs.detach()), target)
+
+    @torch.no_grad()
+    def sync_target(self) -> None:
+        """Move the target network's parameters and buffers by `tau` towards the online network's."""
+        online, target = self.network.state_dict(), self.target_network.state_dict()
+        for name, tensor in target.items():
+            if self.config.tau == 1.0 or not tensor.is_floating_point():
+                tensor.copy_(online[name])
+            else:
+                tensor.lerp_(online[name], self.config.tau)
+
+    def _metrics(self, loss: Tensor, gradient_norm: Tensor, q: Tensor, target: Target) -> dict[str, Tensor]:
+        mean, std = target_statistics(target.values)
+        metrics = {
+            "losses/td_loss": loss.detach(),
+            "losses/q_values": q.mean(),
+            "losses/td_error": (q - target.values).abs().mean(),
+            "losses/gradient_norm": gradient_norm,
+            "targets/mean": mean,
+            "targets/std": std,
+        }
+        return metrics if target.clipped_share is None else {**metrics, "targets/clipped_share": target.clipped_share}
+
+    def scalars(self) -> dict[str, float]:
+        """Settings that change with the steps, for the log."""
+        return {"charts/epsilon": self.epsilon, "charts/learning_rate": self.config.learning_rate}
+
+    def on_task_change(self) -> None:
+        """Told when the world has changed; nothing of the agent depends on it by itself."""
+
+    def state_dict(self) -> dict:
+        """Weights, optimizer and counters (not the replay)."""
+        return {
+            "network": self.network.state_dict(),
+            "target_network": self.target_network.state_dict(),
+            "optimization": self.optimization.state_dict(),
+            "transform": self.transform.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.target_network.load_state_dict(state["target_network"])
+        self.optimization.load_state_dict(state["optimization"])
+        self.transform.load_state_dict(state["transform"])
+        self.steps = state["steps"]

@@ -1,0 +1,169 @@
+"""What a backend is: E environments that are stepped and reset. Gymnasium's own and envpool's; ALE's is in atari.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from gymnasium.spaces import Space
+from gymnasium.vector import AutoresetMode
+
+NO_LIMIT = 2**30
+"""A time limit in steps that no episode reaches; the backends' own limits are set to it, `World` counts instead."""
+
+REPORTED = frozenset({"reward_forward", "reward_ctrl", "reward_contact", "reward_survive", "x_velocity"})
+"""Columns of the backends' infos that are passed on, where a world has them. Positions are not: the two MuJoCo backends
+define them differently (envpool's lags by one physics step)."""
+
+
+class Outcome(NamedTuple):
+    """What one step of a pool gave: rows of E environments, none of them reset yet."""
+
+    observations: np.ndarray  # [E, ...], the last one of its game where a game ended
+    rewards: np.ndarray  # [E], unclipped
+    terminated: np.ndarray  # bool [E]
+    truncated: np.ndarray | None  # bool [E], None where only `World` limits time
+    lives: np.ndarray | None  # int [E], None for worlds without lives
+    infos: dict[str, np.ndarray]  # further columns of the transition, each [E] and fresh
+
+
+class Pool(Protocol):
+    """A backend: E environments that are stepped and reset, with nothing said about episodes, limits or statistics.
+
+    Every array it returns is fresh: the pool does not write to it again.
+    """
+
+    num_envs: int
+    single_observation_space: Space
+    single_action_space: Space
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Reset all; a seed makes what follows deterministic. Returns observations [E, ...] and lives [E] or None."""
+
+    def advance(self, actions: np.ndarray) -> Outcome:
+        """Step all E environments once. Games that ended are NOT reset: `restart` follows for these."""
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Begin a new game in the environments `ids` (int [n], ascending): observations [n, ...], lives [n] or None."""
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """E RGB images [height, width, 3], for backends built with a render mode."""
+
+    def close(self) -> None:
+        """Release the backend."""
+
+
+class GymnasiumPool:
+    """E Python environments in a `SyncVectorEnv`; they can be rendered and their state saved.
+
+    Autoreset is off inside, because `World` begins the next game within the same step itself.
+    """
+
+    def __init__(self, make_one: Callable[[], Any], num_envs: int) -> None:
+        from gymnasium.vector import SyncVectorEnv
+
+        self._sync = SyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+        self.num_envs = num_envs
+        self.envs = self._sync.envs
+        self.single_observation_space = self._sync.single_observation_space
+        self.single_action_space = self._sync.single_action_space
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.start`."""
+        observations, infos = self._sync.reset(seed=seed)
+        return observations, infos.get("lives")
+
+    def advance(self, actions: np.ndarray) -> Outcome:
+        """See `Pool.advance`."""
+        observations, rewards, terminated, truncated, infos = self._sync.step(actions)
+        columns = {key: infos[key] for key in infos if key in REPORTED}
+        return Outcome(observations, rewards, terminated, truncated, infos.get("lives"), columns)
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.restart`."""
+        mask = np.zeros(self.num_envs, dtype=bool)
+        mask[ids] = True
+        observations, infos = self._sync.reset(options={"reset_mask": mask})
+        return observations[ids], infos["lives"][ids] if "lives" in infos else None
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """See `Pool.render`."""
+        return self._sync.render()
+
+    def close(self) -> None:
+        """See `Pool.close`."""
+        self._sync.close()
+
+
+class EnvPool:
+    """An envpool pool. Its own autoreset (a made-up row on the next step) is never reached: `restart` comes first.
+
+    The C++ side is called directly, because envpool's Python layer rebuilds a tree of arrays on every step. The arrays
+    it hands over own their memory (a buffer is used again only after the arrays over it are gone), so none is copied.
+    A pool takes its seed at birth alone: a new seed rebuilds it.
+
+    Args:
+        task: envpool's name of the world.
+        num_envs: E.
+        threads: C++ threads, 0 for one a core.
+        settings: envpool's own options.
+        terminated: state column that says a game ended by itself.
+    """
+
+    def __init__(
+        self, task: str, num_envs: int, seed: int, threads: int, settings: dict[str, Any], terminated: str = "done"
+    ) -> None:
+        self.num_envs = num_envs
+        self._task = task
+        self._settings = {**settings, "num_threads": threads, "max_episode_steps": NO_LIMIT}
+        self._terminated = terminated
+        self._ids = np.arange(num_envs, dtype=np.int32)
+        self._build(seed)
+        self.single_observation_space = self._native.single_observation_space
+        self.single_action_space = self._native.single_action_space
+        self._action_dtype = self.single_action_space.dtype if self.single_action_space.shape else np.int32
+
+    def _build(self, seed: int) -> None:
+        import envpool
+
+        self._native = envpool.make_gymnasium(self._task, num_envs=self.num_envs, seed=seed, **self._settings)
+        self._born_with: int | None = seed
+        keys = self._native._state_keys
+        self._column = {key: index for index, key in enumerate(keys)}
+        self._reported = [(key[5:], self._column[key]) for key in keys if key[5:] in REPORTED]
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.start`."""
+        if seed is not None and seed != self._born_with:
+            self._build(seed)
+        self._born_with = None  # used up: the same seed again needs a new pool
+        return self.restart(self._ids)
+
+    def advance(self, actions: np.ndarray) -> Outcome:
+        """See `Pool.advance`."""
+        actions = np.ascontiguousarray(actions, dtype=self._action_dtype)
+        self._native._send([self._ids, self._ids, actions])
+        state, column = self._native._recv(), self._column
+        return Outcome(
+            state[column["obs"]],
+            state[column["reward"]],
+            state[column[self._terminated]].astype(bool),
+            None,
+            state[column["info:lives"]] if "info:lives" in column else None,
+            {key: state[index] for key, index in self._reported},
+        )
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.restart`."""
+        self._native._reset(ids.astype(np.int32))
+        state, column = self._native._recv(), self._column
+        return state[column["obs"]], state[column["info:lives"]] if "info:lives" in column else None
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """Not offered: `make_vec` refuses a render mode on this backend."""
+        raise RuntimeError("backend = 'envpool': rendering needs backend = 'gymnasium'")
+
+    def close(self) -> None:
+        """See `Pool.close`."""
+        self._native.close()

@@ -1,0 +1,172 @@
+"""One vector environment for every backend: SAME_STEP autoreset, time limits, lives and whole-game statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box, Space
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from envs.pools import NO_LIMIT, Pool
+
+SEED_LIMIT = 2**31
+"""Seeds lie in [0, SEED_LIMIT - E): environment i of a world uses seed + i, and ALE's seeds are 32-bit integers."""
+
+
+class World(VectorEnv):
+    """A `gymnasium.vector.VectorEnv` over a pool, in SAME_STEP autoreset: no made-up row ever exists.
+
+    Where a game ends, ``step`` returns the first observation of the next game in its row, the ended game's last
+    observation in ``infos["final_obs"][i]``, and everything else about the transition that ended it. In ``infos``:
+
+    - ``final_obs`` [E, ...] with mask ``_final_obs`` bool [E], only on steps where some game ended; rows outside the
+      mask repeat the observation.
+    - ``episode`` {"r": float64 [E], "l": int64 [E]} with mask ``_episode``, likewise: the unclipped return and the
+      length in steps of the whole game, across lives; 0 outside the mask.
+    - Atari: ``lives`` int [E], those of the returned observation, and ``life_lost`` bool [E], True where a life was
+      lost and the game went on.
+    - MuJoCo: the terms of the reward (``reward_forward`` and so on), float64 [E], of the transition.
+
+    A time limit gives truncated; where a game ends by itself on the very step of the limit it is terminated only.
+
+    Args:
+        pool: the backend.
+        seed: makes the first ``reset()`` deterministic; ``reset(seed=n)`` restarts from n.
+        encode: maps raw observations [n, ...] of the pool to those that are returned.
+        observation_space: one environment's, after `encode`.
+        limit: time limit in steps.
+        frame_stack: number of stacked frames of an observation (oldest first), None for worlds without a stack.
+        render_mode: what ``render`` gives.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        seed: int,
+        encode: Callable[[np.ndarray], np.ndarray],
+        observation_space: Space,
+        limit: int = NO_LIMIT,
+        frame_stack: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.pool = pool
+        self.num_envs = pool.num_envs
+        self.frame_stack = frame_stack
+        self.render_mode = render_mode
+        self.metadata = {
+            "autoreset_mode": AutoresetMode.SAME_STEP,
+            "render_modes": [render_mode] if render_mode else [],
+        }
+        self.single_observation_space = observation_space
+        self.single_action_space = _in_float32(pool.single_action_space)
+        self.observation_space = batch_space(observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._encode = encode
+        self._limit = limit
+        self._pending_seed: int | None = check_seed(seed, self.num_envs)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._returns = np.zeros(self.num_envs, dtype=np.float64)
+        self._lives: np.ndarray | None = None
+
+    @property
+    def envs(self) -> list[Any]:
+        """The single environments of the gymnasium backend (Atari: ``.unwrapped.ale``); other backends have none.
+
+        Raises:
+            AttributeError: the backend holds no Python environments.
+        """
+        if not hasattr(self.pool, "envs"):
+            raise AttributeError("envs: only backend = 'gymnasium' holds single environments")
+        return self.pool.envs
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin a new game everywhere. `seed` restarts deterministically; without one the random state goes on.
+
+        Raises:
+            ValueError: `seed` is out of range, or `options` are given (there are none).
+        """
+        if options:
+            raise ValueError(f"options = {options!r}: this world has none")
+        chosen = self._pending_seed if seed is None else check_seed(seed, self.num_envs)
+        self._pending_seed = None
+        observations, lives = self.pool.start(chosen)
+        self._lengths[:] = 0
+        self._returns[:] = 0.0
+        self._lives = lives
+        infos = {} if lives is None else {"lives": lives.copy(), "life_lost": np.zeros(self.num_envs, dtype=bool)}
+        return self._encode(observations), infos
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advance every environment by one step: actions int [E] or float [E, action_dim]; see the class for infos.
+
+        Raises:
+            gymnasium.error.ResetNeeded: ``reset`` has not been called yet.
+        """
+        if self._pending_seed is not None:
+            raise ResetNeeded("step() came before the first reset()")
+        raw, rewards, terminated, truncated, lives, infos = self.pool.advance(actions)
+        self._lengths += 1
+        self._returns += rewards
+        timed_out = self._lengths >= self._limit
+        truncated = (timed_out if truncated is None else timed_out | truncated) & ~terminated
+        done = terminated | truncated
+        observations = self._encode(raw)
+        if lives is not None:
+            infos["life_lost"] = (lives < self._lives) & ~done
+        if np.count_nonzero(done):  # ndarray.any() takes ten times as long on few elements
+            observations, lives = self._begin_next_games(done, observations, lives, infos)
+        if lives is not None:
+            self._lives = lives
+            infos["lives"] = lives.copy()
+        return observations, rewards, terminated, truncated, infos
+
+    def _begin_next_games(
+        self, done: np.ndarray, final: np.ndarray, lives: np.ndarray | None, infos: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        ids = np.flatnonzero(done)
+        statistics = {"r": np.where(done, self._returns, 0.0), "l": np.where(done, self._lengths, 0)}
+        infos.update(final_obs=final, _final_obs=done.copy(), episode=statistics, _episode=done.copy())
+        self._returns[ids] = 0.0
+        self._lengths[ids] = 0
+        first, first_lives = self.pool.restart(ids)
+        observations = final.copy()
+        observations[ids] = self._encode(first)
+        if lives is not None:
+            lives = lives.copy()
+            lives[ids] = first_lives
+        return observations, lives
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """One RGB image [height, width, 3] an environment (Atari: the raw screen).
+
+        Raises:
+            RuntimeError: the world was built without a render mode.
+        """
+        if self.render_mode is None:
+            raise RuntimeError("render_mode = None: build the world with render_mode='rgb_array' to render it")
+        return self.pool.render()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Release the backend; called once by ``close()``."""
+        self.pool.close()
+
+
+def _in_float32(space: Space) -> Space:
+    """The same bounds in one type on every backend; pools take actions of any type."""
+    return (
+        Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+        if isinstance(space, Box)
+        else space
+    )
+
+
+def check_seed(seed: int, num_envs: int) -> int:
+    """`seed` as an int. Raises ValueError outside [0, 2**31 - num_envs)."""
+    value = int(seed)
+    if not 0 <= value < SEED_LIMIT - num_envs:
+        raise ValueError(f"seed = {seed!r}: must be in [0, {SEED_LIMIT - num_envs}) for num_envs = {num_envs}")
+    return value

@@ -1,0 +1,34 @@
+"""Play with saved weights: `python evaluate.py runs/NAME --episodes 10 --video game.mp4`."""
+
+import json
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from experiments.cli import fail, parse_evaluate
+
+
+def main() -> int:
+    """Parse, play, print."""
+    settings = parse_evaluate(sys.argv[1:])
+    from experiments.evaluate import evaluate
+
+    try:
+        result = evaluate(settings)
+    except ValueError as error:
+        fail(str(error))
+    if settings.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{result['env']}  {result['checkpoint']} (step {result['step']:,}), {result['policy']} actions")
+    for number, (value, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), start=1):
+        print(f"  game {number:3d}: return {value:10.2f}  {length:6d} steps")
+    print(f"mean {result['mean']:.2f}  iqm {result['iqm']:.2f}  std {result['std']:.2f}  over {result['episodes']} games")
+    if settings.video:
+        print(f"video: {settings.video}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

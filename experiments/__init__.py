@@ -1,0 +1,1 @@
+"""Runs: settings, seeds, loop, run directory, checkpoints, logging, evaluation."""

@@ -1,0 +1,88 @@
+"""From the command line to settings. Answers a bad flag without importing torch."""
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import NoReturn
+
+import tyro
+
+from envs.config import family_of
+from experiments.config import AGENTS, TrainConfig, load_config
+from experiments.evaluate_config import EvaluateConfig
+from experiments.presets import PRESETS, preset_config
+
+PRESET_HELP = "Defaults of a published protocol: {names}; auto: the one usual for the world."
+USAGE = """usage: train.py {dqn,c51,ppo} --env ID [--preset NAME] [OPTIONS]
+       train.py --config runs/NAME/config.json [OPTIONS]
+
+Worlds: ALE/<Game>-v5 (Atari), Ant-v5 and the other MuJoCo ids, any other gymnasium id.
+Presets: %s
+
+train.py dqn --help lists every option with its default for the world and preset beside it."""
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong and leave with exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse_train(arguments: list[str]) -> TrainConfig:
+    """Settings of `train.py arguments`. Leaves with code 2 and a sentence where they are wrong.
+
+    --config and --preset decide the defaults, so they are looked for first; every other flag then overrides them.
+    """
+    known = "\n         ".join(f"{agent}: {', '.join(names)}" for agent, names in PRESETS.items())
+    if not arguments or (arguments[0] in ("-h", "--help")):
+        print(USAGE % known)
+        raise SystemExit(0 if arguments else 2)
+    algorithm = None
+    if not arguments[0].startswith("-"):
+        algorithm, *arguments = arguments
+        if algorithm not in AGENTS:
+            fail(f"algorithm = {algorithm!r}: must be one of {', '.join(AGENTS)}")
+    try:
+        default, rest = _defaults(algorithm, arguments)
+        return tyro.cli(
+            TrainConfig[type(default.agent)],
+            default=default,
+            args=rest,
+            prog=f"train.py {default.agent_name}",
+            description=f"Train {default.agent_name} and write a run directory. "
+            + PRESET_HELP.format(names=", ".join(PRESETS[default.agent_name]))
+            + " --config FILE replays the settings of an earlier run.",
+        )
+    except ValueError as error:
+        fail(str(error))
+
+
+def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
+    """(the settings that the other flags override, the other flags)."""
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--config", "--preset"):
+        first.add_argument(flag)
+    chosen, rest = first.parse_known_args(arguments)
+    if chosen.config is not None:
+        default = load_config(Path(chosen.config))
+        if chosen.preset is not None:
+            raise ValueError(f"preset = {chosen.preset!r}: must be left out beside --config, which says everything")
+        if algorithm not in (None, default.agent_name):
+            raise ValueError(f"algorithm = {algorithm!r}: must be {default.agent_name}, as in {chosen.config}")
+        return default, rest
+    if algorithm is None:
+        raise ValueError(f"algorithm: name one of {', '.join(AGENTS)} first, or give --config FILE")
+    peek = ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--env", default="")
+    peek.add_argument("--steps", default="1000000")
+    seen, _ = peek.parse_known_args(rest)
+    if not seen.env and not {"-h", "--help"} & set(rest):
+        raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
+    env = seen.env or "ALE/Breakout-v5"
+    steps = int(seen.steps) if seen.steps.isdigit() else 1_000_000  # a bad number is refused by the full parse below
+    return preset_config(algorithm, chosen.preset or "auto", family_of(env), env, steps), rest
+
+
+def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
+    """Settings of `evaluate.py arguments`; leaves with code 2 and a sentence where they are wrong."""
+    return tyro.cli(EvaluateConfig, args=arguments, prog="evaluate.py")

@@ -1,0 +1,148 @@
+"""All settings of one run, and their way to and from JSON. Imports no torch."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
+
+from agents.config import C51Config, DQNConfig, Flat, PPOConfig, require
+from envs.config import WorldConfig
+
+AgentT = TypeVar("AgentT", DQNConfig, C51Config, PPOConfig)
+AGENTS: dict[str, type] = {"dqn": DQNConfig, "c51": C51Config, "ppo": PPOConfig}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how, where."""
+
+    steps: int = 1_000_000
+    """Steps to train for, over all environments (an Atari step is 4 frames)."""
+    seed: int = 1
+    """Seed of everything random in the run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks live; auto: cuda where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16, weights and losses in float32. Changes numerics."""
+    threads: int = 0
+    """Threads for torch and, each, for the world; 0: torch's own choice."""
+    runs_dir: Path = Path("runs")
+    """Where run directories go."""
+    name: str = ""
+    """Name of the run directory; empty: agent, world, seed and a hash of the settings."""
+    log_every: int = 0
+    """Steps between lines of the log; 0: a 500th of the run, at least 100 steps."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints (the last two and the final one are kept); 0: a tenth of the run."""
+    wandb: bool = False
+    """Also send the TensorBoard scalars to Weights & Biases (`pip install wandb` first)."""
+    wandb_project: str = "plasticity"
+    """Project there."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", self.steps, ">= 1")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
+        require(self.threads >= 0, "threads", self.threads, ">= 0")
+        require(self.log_every >= 0, "log_every", self.log_every, ">= 0")
+        require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, ">= 0")
+        require(Path(self.name).name == self.name and self.name not in (".", ".."), "name", self.name, "a plain name")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Generic[AgentT]):
+    """One run: world, agent, and how it is run."""
+
+    agent: Annotated[AgentT, Flat]
+    world: Annotated[WorldConfig, Flat] = WorldConfig()
+    run: Annotated[RunConfig, Flat] = RunConfig()
+
+    @property
+    def agent_name(self) -> str:
+        """dqn, c51 or ppo."""
+        return next(name for name, kind in AGENTS.items() if type(self.agent) is kind)
+
+    @property
+    def log_every(self) -> int:
+        """Steps between lines of the log."""
+        return self.run.log_every or max(100, self.run.steps // 500)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.run.checkpoint_every or max(1, self.run.steps // 10)
+
+    @property
+    def run_name(self) -> str:
+        """The given name, or one made of agent, world, seed and a hash of every setting that shapes the result."""
+        if self.run.name:
+            return self.run.name
+        settings = to_dict(self)
+        for key in ("seed", "runs_dir", "name", "wandb", "wandb_project"):
+            del settings["run"][key]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
+        world = "".join(c if c.isalnum() or c in "-._" else "_" for c in self.world.env.removeprefix("ALE/"))
+        return f"{self.agent_name}_{world}_s{self.run.seed}_{digest}"
+
+
+def to_dict(config: TrainConfig) -> dict:
+    """`config` as plain JSON types, the agent's name first."""
+    return {"algorithm": config.agent_name, **_plain(config)}
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def from_dict(settings: dict) -> TrainConfig:
+    """The inverse of `to_dict`. Unknown or missing parts raise ValueError naming the field."""
+    settings = dict(settings)
+    algorithm = settings.pop("algorithm", None)
+    require(algorithm in AGENTS, "algorithm", algorithm, "one of " + ", ".join(AGENTS))
+    return _build(TrainConfig, settings, "", {"agent": AGENTS[algorithm]})
+
+
+def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = types.MappingProxyType({})) -> object:
+    """An object of the dataclass `kind`; absent fields keep their defaults, so that older files still load."""
+    require(isinstance(settings, dict), path or "settings", settings, "a JSON object")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in settings.items():
+        require(name in hints, f"{path}{name}", value, "a known setting; known: " + ", ".join(hints))
+        hint = kinds.get(name, hints[name])
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value, f"{path}{name}.")
+        elif hint is Path:
+            value = Path(value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        _check_type(hint, value, f"{path}{name}")
+        values[name] = value
+    return kind(**values)
+
+
+def _check_type(hint: object, value: object, field: str) -> None:
+    """A JSON file can hold anything; refuse a value whose type the command line would have refused."""
+    if typing.get_origin(hint) is Literal:
+        require(value in typing.get_args(hint), field, value, f"one of {', '.join(map(str, typing.get_args(hint)))}")
+    elif hint in (int, float, bool, str):
+        number = hint is float and isinstance(value, (int, float)) and not isinstance(value, bool)
+        require(number or type(value) is hint, field, value, f"of type {hint.__name__}")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a config.json. A missing or malformed file raises ValueError saying which."""
+    try:
+        settings = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"config = {str(path)!r}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config = {str(path)!r}: is not JSON ({error})") from None
+    return from_dict(settings)

@@ -1,0 +1,139 @@
+"""Playing with saved weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from scipy.stats import trim_mean
+
+from agents.config import PPOConfig
+from experiments.config import TrainConfig
+from experiments.evaluate_config import EvaluateConfig
+from experiments.loop import finished_episodes
+from experiments.run_directory import find_checkpoint, load_checkpoint
+
+
+def quotas(episodes: int, num_envs: int) -> np.ndarray:
+    """How many games each of `num_envs` environments plays, so that short games are not counted more often."""
+    return episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)
+
+
+def play(
+    player, world: VectorEnv, episodes: int, frames: "VideoFrames | None" = None
+) -> tuple[list[float], list[int]]:
+    """(returns, lengths in steps) of `episodes` whole games, environment by environment."""
+    observations, _ = world.reset()
+    left = quotas(episodes, world.num_envs)
+    games: list[list] = [[] for _ in left]
+    if frames:
+        frames.add(world)
+    while left.any():
+        observations, _, _, _, infos = world.step(player(observations))
+        if frames and not games[0]:
+            frames.add(world)
+        for episode in finished_episodes(infos):
+            if left[episode.environment]:
+                left[episode.environment] -= 1
+                games[episode.environment].append(episode)
+    flat = [episode for column in games for episode in column]
+    return [episode.episodic_return for episode in flat], [episode.length for episode in flat]
+
+
+class VideoFrames:
+    """Writes what the world's first environment shows, one frame a step, small screens doubled."""
+
+    def __init__(self, writer, scale: int) -> None:
+        self.writer, self.scale = writer, scale
+
+    def add(self, world: VectorEnv) -> None:
+        """Append the present picture."""
+        frame = np.asarray(world.render()[0])
+        frame = frame.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # the codec halves the colour planes
+        self.writer.append_data(np.ascontiguousarray(even))
+
+
+@contextmanager
+def video_frames(path: Path | None, family: str) -> Iterator[VideoFrames | None]:
+    """Frames that end up in an MP4 at `path`, at the speed of the game; None without a path."""
+    if path is None:
+        yield None
+        return
+    import imageio.v2 as imageio
+
+    fps = {"atari": 15, "mujoco": 20}.get(family, 30)  # steps a second: 60 frames / 4, Ant's 0.05 s
+    writer = imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2, quality=8)
+    try:
+        yield VideoFrames(writer, scale=2 if family == "atari" else 1)
+    finally:
+        writer.close()
+
+
+def evaluate(settings: EvaluateConfig) -> dict:
+    """Play and summarise: {"checkpoint", "step", "policy", "returns", "lengths", "mean", "iqm", "std", ...}.
+
+    iqm is the mean of the middle half of the returns. Raises ValueError where the checkpoint cannot be played.
+    """
+    import torch
+
+    from agents import build_agent
+    from agents.randomness import Generators
+    from envs import make_vec_from_config
+    from experiments.setup import spaces_of
+
+    path = find_checkpoint(settings.checkpoint)
+    config, step, state = load_checkpoint(path)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    generators = Generators(settings.seed)
+    world_config, render_mode = playing_world(config, settings)
+    world = make_vec_from_config(world_config, generators.integer("world") // 2, settings.threads, render_mode)
+    agent = build_agent(
+        small_memory(config, world.num_envs),
+        spaces_of(world),
+        world.num_envs,
+        generators,
+        torch.device("cuda" if cuda else "cpu"),
+        config.run.precision,
+    )
+    agent.network.load_state_dict(state["network"])
+    greedy = settings.policy == "greedy"
+    try:
+        with video_frames(settings.video, world_config.family) as frames:
+            returns, lengths = play(agent.player(greedy, generators), world, settings.episodes, frames)
+    finally:
+        world.close()
+    return {
+        "checkpoint": str(path),
+        "step": step,
+        "env": config.world.env,
+        "policy": "greedy" if greedy else "sampled",
+        "seed": settings.seed,
+        "episodes": len(returns),
+        "mean": float(np.mean(returns)),
+        "iqm": float(trim_mean(returns, 0.25)),
+        "std": float(np.std(returns, ddof=1)) if len(returns) > 1 else 0.0,
+        "returns": returns,
+        "lengths": lengths,
+    }
+
+
+def playing_world(config: TrainConfig, settings: EvaluateConfig):
+    """(the world's settings for playing, render mode): the one trained in, with as many environments as needed."""
+    world = replace(config.world, num_envs=min(settings.num_envs, settings.episodes))
+    if settings.video is not None:
+        return replace(world, num_envs=1, backend="gymnasium"), "rgb_array"
+    return world if settings.backend == "same" else replace(world, backend=settings.backend), None
+
+
+def small_memory(config: TrainConfig, num_envs: int):
+    """The agent's settings with the least memory that they allow: nothing is remembered while playing."""
+    agent = config.agent
+    if isinstance(agent, PPOConfig):
+        return replace(agent, rollout_steps=agent.num_minibatches * 2)
+    least = max(agent.batch_size + agent.n_step + 4, num_envs * (agent.n_step + 8))
+    return replace(agent, buffer_size=least, replay_device="host")

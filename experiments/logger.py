@@ -1,0 +1,89 @@
+"""TensorBoard and metrics.jsonl, with the same tags; nothing is read back from the device between two flushes."""
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.guard import Guard
+from experiments.loop import Tick, Update
+
+
+class Logger:
+    """Averages the metrics of the gradient steps since the last flush and writes them every `every` steps.
+
+    Episodes are written one by one at the step at which they end (charts/episodic_return, charts/episodic_length).
+    """
+
+    def __init__(self, directory: Path, every: int, guard: Guard, scalars: object) -> None:
+        self.writer = SummaryWriter(str(directory), flush_secs=20)
+        self.file = (directory / "metrics.jsonl").open("a", buffering=1)
+        self.every, self.guard, self.scalars = every, guard, scalars
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.last_flush = (0, time.perf_counter())
+        self.steps_per_second = 0.0
+
+    def tick(self, event: Tick) -> None:
+        """Note finished episodes; flush when due."""
+        for episode in event.episodes:
+            self.recent_returns.append(episode.episodic_return)
+            returned = {"charts/episodic_return": episode.episodic_return, "charts/episodic_length": episode.length}
+            self.write(event.step, returned)
+        if event.step - self.last_flush[0] >= self.every:
+            self.flush(event.step)
+
+    def update(self, event: Update) -> None:
+        """Add the metrics of one update, still on the device."""
+        for name, value in event.metrics.items():
+            if name in self.sums:
+                self.sums[name] = self.sums[name] + value
+                self.counts[name] += 1
+            else:
+                self.sums[name], self.counts[name] = value, 1
+
+    def flush(self, step: int) -> None:
+        """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where a device
+        that is not the CPU met something not finite since the last flush."""
+        steps, since = self.last_flush
+        now = time.perf_counter()
+        if step > steps:
+            self.steps_per_second = (step - steps) / max(now - since, 1e-9)
+            self.last_flush = (step, now)
+        values = {"charts/SPS": self.steps_per_second, **self.scalars()}
+        if self.sums:
+            sums = torch.stack([value.float() for value in self.sums.values()]).tolist()
+            values |= {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
+        self.sums, self.counts = {}, {}
+        self.write(step, values)
+        self.guard.flush()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write scalars at `step` to both places."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self.writer.close()
+        self.file.close()
+
+
+def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """(steps, values) of each tag in a metrics.jsonl."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    with Path(path).open() as lines:
+        for line in lines:
+            record = json.loads(line)
+            step = record.pop("step")
+            for name, value in record.items():
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+    return series

@@ -1,0 +1,127 @@
+"""A run's directory: settings, manifest, checkpoints."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from experiments.config import TrainConfig, from_dict, to_dict
+
+PACKAGES = ("torch", "gymnasium", "ale-py", "mujoco", "envpool", "numpy", "tensorboard")
+FORMAT = 1
+KEPT = 2  # a crash while writing the newest must leave one that loads
+
+
+class RunDirectory:
+    """Creates `runs_dir/run_name` and writes everything in it that is not a log.
+
+    A made-up name that is taken gets -2, -3, ... appended; nothing is ever overwritten.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        base = config.run.runs_dir / config.run_name
+        self.path, number = base, 1
+        while True:
+            try:
+                self.path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+                self.path = base.with_name(f"{base.name}-{number}")
+        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints.mkdir()
+        write_json(self.path / "config.json", to_dict(config))
+
+    def write_manifest(self, device: torch.device) -> None:
+        """Record what the settings do not say: command, versions, machine, threads, git commit."""
+        manifest = {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "git_commit": git_commit(),
+            "python": platform.python_version(),
+            "versions": {name: _version(name) for name in PACKAGES},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            "torch_threads": torch.get_num_threads(),
+            "cpus": os.cpu_count(),
+            "platform": platform.platform(),
+        }
+        write_json(self.path / "manifest.json", manifest)
+
+    def save(self, agent_state: dict, step: int, final: bool = False) -> Path:
+        """Write a checkpoint of tensors and primitives; all but the last two periodic ones are removed."""
+        path = self.checkpoints / ("final.pt" if final else f"step_{step:012d}.pt")
+        content = {"format": FORMAT, "config": to_dict(self.config), "step": step, "agent": agent_state}
+        partial = path.with_suffix(".partial")
+        try:
+            torch.save(content, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        for old in sorted(self.checkpoints.glob("step_*.pt"))[:-KEPT]:
+            old.unlink()
+        return path
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content`, readable by people."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def git_commit() -> str:
+    """The commit of this code, with "+changes" where the tree differs from it; "unknown" outside git."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if dirty.strip() else "")
+
+
+def find_checkpoint(place: Path) -> Path:
+    """The checkpoint that `place` names: itself, or a run directory's final or else newest one.
+
+    Raises ValueError, naming what was looked for, where there is none.
+    """
+    place = Path(place)
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise ValueError(f"checkpoint = {str(place)!r}: no such run directory or file")
+    final = place / "checkpoints" / "final.pt"
+    periodic = sorted(p for p in (place / "checkpoints").glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))
+    if final.exists():
+        return final
+    if not periodic:
+        raise ValueError(f"checkpoint = {str(place)!r}: holds no checkpoints/*.pt (yet)")
+    return periodic[-1]
+
+
+def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
+    """(settings, step, the agent's state on the CPU) of a checkpoint, by torch's safe loader alone.
+
+    Raises ValueError where the file is not such a checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, not {FORMAT}")
+        return from_dict(content["config"]), content["step"], content["agent"]
+    except Exception as error:  # torch raises many types for a damaged file; all of them mean the same to the user
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint = {str(path)!r}: is no checkpoint of this suite ({reason})") from error

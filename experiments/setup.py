@@ -1,0 +1,123 @@
+"""From settings to a world and an agent, with everything that can be refused early refused early."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agents.checks import check_ppo, check_value_agent
+from agents.config import PPOConfig, ValueAgentConfig, require
+from agents.transitions import Spaces
+from envs import describe
+from experiments.config import TrainConfig
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from agents.ppo import PPO
+    from agents.value_agent import ValueAgent
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ValueError, with a sentence naming the field, where the settings cannot make a run. Imports no torch unless
+    a device has to be asked for, and builds nothing."""
+    info = describe(config.world)
+    spaces = Spaces(
+        tuple(info.observation_shape),
+        np.dtype(info.observation_dtype),
+        info.actions,
+        info.num_actions if info.actions == "discrete" else info.action_dim,
+        frame_stack=info.frame_stack,
+    )
+    if isinstance(config.agent, PPOConfig):
+        check_ppo(config.agent, spaces, config.world.num_envs)
+    else:
+        check_value_agent(config.agent, spaces, config.world.num_envs)
+        check_memory(config.agent, spaces)
+    if config.run.wandb:
+        found = importlib.util.find_spec("wandb") is not None
+        require(found, "wandb", True, "off unless wandb is installed (pip install wandb)")
+    if config.run.device == "cuda":
+        import torch
+
+        require(torch.cuda.is_available(), "device", "cuda", "cpu or auto: torch sees no CUDA device here")
+    if config.run.name:
+        directory = config.run.runs_dir / config.run.name
+        require(not directory.exists(), "name", config.run.name, f"new: {directory} exists already")
+    parent = next(path for path in (config.run.runs_dir, *config.run.runs_dir.absolute().parents) if path.exists())
+    require(parent.is_dir(), "runs_dir", str(config.run.runs_dir), f"a directory: {parent} is a file")
+
+
+def available_memory() -> int:
+    """Bytes of main memory that a new process may still take, the control group's limit included."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(available, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return available
+
+
+def check_memory(config: ValueAgentConfig, spaces: Spaces) -> None:
+    """Raise ValueError where a full replay would not fit into memory."""
+    if config.replay_device == "device":
+        return  # asked of the device when it is known, see require_device_memory
+    _require_fits(config, spaces, available_memory(), "of main memory are available")
+
+
+def _require_fits(config: ValueAgentConfig, spaces: Spaces, available: int, where: str) -> None:
+    needed = spaces.replay_bytes(config.buffer_size)
+    largest = int(config.buffer_size * 0.9 * available / needed)
+    sentence = (
+        f"at most {largest:,}: {config.buffer_size:,} observations take {needed / 1e9:.1f} GB when full and only "
+        f"{available / 1e9:.1f} GB {where}"
+    )
+    require(config.buffer_size <= largest, "buffer_size", config.buffer_size, sentence)
+
+
+def require_device_memory(config: ValueAgentConfig, spaces: Spaces, device: object) -> None:
+    """Raise ValueError where a replay on the training device would not fit there."""
+    import torch
+
+    if config.replay_device == "device" and device.type == "cuda":
+        _require_fits(config, spaces, torch.cuda.mem_get_info(device)[0], "of the GPU's memory are free")
+    elif config.replay_device == "device":
+        _require_fits(config, spaces, available_memory(), "of main memory are available")
+
+
+def spaces_of(world: "VectorEnv") -> Spaces:
+    """The shapes of a built world."""
+    observation, action = world.single_observation_space, world.single_action_space
+    discrete = hasattr(action, "n")
+    return Spaces(
+        observation.shape,
+        observation.dtype,
+        "discrete" if discrete else "continuous",
+        int(action.n) if discrete else int(np.prod(action.shape)),
+        None if discrete else action.low,
+        None if discrete else action.high,
+        world.frame_stack,
+    )
+
+
+def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
+    """The world and the agent of `config`, every random stream derived from its seed."""
+    import torch
+
+    from agents import build_agent
+    from agents.randomness import Generators
+    from envs import make_vec_from_config
+
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    cuda = config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if cuda else "cpu")
+    generators = Generators(config.run.seed)
+    world = make_vec_from_config(config.world, generators.integer("world") // 2, threads=config.run.threads)
+    spaces = spaces_of(world)
+    if isinstance(config.agent, ValueAgentConfig):
+        require_device_memory(config.agent, spaces, device)
+    return world, build_agent(config.agent, spaces, world.num_envs, generators, device, config.run.precision)

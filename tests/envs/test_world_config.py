@@ -1,0 +1,128 @@
+"""Bad configurations are refused with a sentence; known worlds are described without being built."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from envs import WorldConfig, describe, make_vec
+from envs.config import MUJOCO_WORLDS
+
+ROOT = Path(__file__).parents[2]
+
+REFUSED = [
+    ({"sticky_actions": 1.5}, "sticky_actions = 1.5: must be a probability"),
+    ({"sticky_actions": float("nan")}, "sticky_actions = nan"),
+    ({"num_envs": 0}, "num_envs = 0: must be at least 1"),
+    ({"noop_max": -1}, "noop_max = -1"),
+    ({"max_episode_steps": -5}, "max_episode_steps = -5"),
+    ({"backend": "gym"}, "backend = 'gym': must be one of auto, envpool, ale, gymnasium"),
+    ({"env": ""}, "env = ''"),
+    ({"env": "Ant-v5", "backend": "ale"}, "backend = 'ale': .*Ant-v5"),
+    ({"env": "CartPole-v1", "backend": "envpool"}, "backend = 'envpool': .*CartPole"),
+    ({"env": "Ant-v5", "contact_cost_weight": -1.0}, "contact_cost_weight = -1.0"),
+    ({"env": "Ant-v5", "ant_observation": "29"}, "ant_observation = '29': must be one of default-105"),
+    ({"env": "ALE/Pong-v5", "ant_observation": "plain-27"}, "ant_observation = 'plain-27': applies to Ant-v5 alone"),
+    ({"env": "Hopper-v5", "contact_cost_weight": 0.0}, "contact_cost_weight = 0.0: applies to Ant-v5 alone"),
+    ({"env": "ALE/Pong-v5", "healthy_reward_on_termination": True}, "healthy_reward_on_termination = True: applies"),
+    ({"env": "CartPole-v1", "sticky_actions": 0.25}, "sticky_actions = 0.25: applies to Atari"),
+    ({"env": "Ant-v5", "noop_max": 0}, "noop_max = 0: applies to Atari"),
+    ({"env": "Ant-v5", "full_action_space": True}, "full_action_space = True: applies to Atari"),
+    ({"env": "Ant-v5", "fire_reset": False}, "fire_reset = False: applies to Atari"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_bad_fields_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        WorldConfig(**fields)
+
+
+UNKNOWN = [
+    ("ALE/Brekout-v5", "env = 'ALE/Brekout-v5': unknown world; did you mean 'ALE/Breakout-v5'"),
+    ("BreakoutNoFrameskip-v4", "did you mean 'ALE/Breakout-v5'"),
+    ("ALE/Warlords-v5", "unknown world"),
+    ("Ant-v6", "did you mean 'Ant-v5'"),
+    ("CartPoll-v1", "did you mean 'CartPole-v1'"),
+    ("qqqqqqqq", "env = 'qqqqqqqq': unknown world$"),
+]
+
+
+@pytest.mark.parametrize(("env", "message"), UNKNOWN)
+def test_unknown_worlds_are_refused_with_the_closest_ids(env, message):
+    with pytest.raises(ValueError, match=message):
+        describe(WorldConfig(env=env))
+    with pytest.raises(ValueError, match=message):
+        make_vec(env, 1, 0)
+
+
+@pytest.mark.parametrize("env", ["Blackjack-v1", "FrozenLake-v1"])
+def test_observations_that_are_not_arrays_are_refused(env):
+    with pytest.raises(ValueError, match=f"env = '{env}': observations must be one array"):
+        describe(WorldConfig(env=env))
+    with pytest.raises(ValueError, match=f"env = '{env}': observations must be one array"):
+        make_vec(env, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        WorldConfig(env="ALE/Pong-v5"),
+        WorldConfig(env="ALE/Freeway-v5", full_action_space=True),
+        WorldConfig(env="Ant-v5", ant_observation="padded-111"),
+        WorldConfig(env="CartPole-v1"),
+        WorldConfig(env="Pendulum-v1"),
+    ],
+)
+def test_the_description_is_what_is_built(config):
+    info = describe(config)
+    world = make_vec(config.env, 1, 0, **_options(config))
+    assert (info.family, info.backend) == (config.family, config.resolved_backend)
+    assert info.observation_shape == world.single_observation_space.shape == world.reset()[0].shape[1:]
+    assert np.dtype(info.observation_dtype) == world.single_observation_space.dtype
+    assert info.frame_stack == world.frame_stack
+    if info.actions == "discrete":
+        assert info.num_actions == world.single_action_space.n and info.action_dim is None
+    else:
+        assert (info.action_dim,) == world.single_action_space.shape and info.num_actions is None
+    world.close()
+
+
+def _options(config):
+    names = ("full_action_space", "ant_observation")
+    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(WorldConfig, name)}
+
+
+@pytest.mark.parametrize("env", MUJOCO_WORLDS)
+def test_the_table_of_robots_is_gymnasiums(env):
+    with gymnasium.make(env, disable_env_checker=True) as plain:
+        limit = plain.spec.max_episode_steps
+        assert (*plain.observation_space.shape, *plain.action_space.shape, limit) == MUJOCO_WORLDS[env]
+
+
+def test_every_atari_game_is_known_to_envpool_by_its_rom():
+    import envpool
+
+    from envs.registry import _atari_ids
+
+    tasks = set(envpool.list_all_envs())
+    missing = [
+        env for env, rom in _atari_ids().items() if "".join(map(str.capitalize, rom.split("_"))) + "-v5" not in tasks
+    ]
+    assert missing == []
+    assert "ALE/SpaceInvaders-v5" in _atari_ids() and len(_atari_ids()) > 90
+
+
+def test_imports_stay_light():
+    heavy = "{'torch', 'envpool', 'gymnasium', 'numpy', 'ale_py'}"
+    light = f"import sys, envs, envs.config; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", light], check=True, cwd=ROOT)
+    registry = (
+        "import sys; from envs import describe, WorldConfig\n"
+        "describe(WorldConfig()); describe(WorldConfig(env='Ant-v5')); describe(WorldConfig(env='CartPole-v1'))\n"
+        "assert not {'torch', 'envpool'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", registry], check=True, cwd=ROOT)

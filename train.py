@@ -1,0 +1,30 @@
+"""Train DQN, C51 or PPO: `python train.py dqn --env ALE/Pong-v5 --steps 1000000 --seed 1`."""
+
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down many times over
+
+from experiments.cli import fail, parse_train
+
+
+def main() -> int:
+    """Parse, check, train, say where to look."""
+    config = parse_train(sys.argv[1:])
+    from experiments.setup import check
+
+    try:
+        check(config)
+        from experiments.train import train
+
+        directory, code = train(config)
+    except ValueError as error:
+        fail(str(error))
+    print(f"curves:    tensorboard --logdir {directory.parent}")
+    print(f"evaluate:  python evaluate.py {directory}")
+    print(f"replay:    python train.py --config {directory / 'config.json'}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
