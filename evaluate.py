@@ -24,7 +24,9 @@ def main() -> int:
     print(f"{result['env']}  {result['checkpoint']} (step {result['step']:,}), {result['policy']} actions")
     for number, (value, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), start=1):
         print(f"  game {number:3d}: return {value:10.2f}  {length:6d} steps")
-    print(f"mean {result['mean']:.2f}  iqm {result['iqm']:.2f}  std {result['std']:.2f}  over {result['episodes']} games")
+    print(
+        f"mean {result['mean']:.2f}  iqm {result['iqm']:.2f}  std {result['std']:.2f}  over {result['episodes']} games"
+    )
     if settings.video:
         print(f"video: {settings.video}")
     return 0

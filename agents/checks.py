@@ -21,8 +21,9 @@ def check_value_agent(config: ValueAgentConfig, spaces: Spaces, num_envs: int) -
     allowed = "ppo for a world with continuous actions (dqn and c51 need discrete ones)"
     require(spaces.actions == "discrete", "algorithm", type(config).__name__.removesuffix("Config").lower(), allowed)
     check_network(config.network, spaces)
-    least = num_envs * (max(spaces.frame_stack or 1, 1) + config.n_step + 1)
-    require(config.buffer_size >= least, "buffer_size", config.buffer_size, f">= {least} for {num_envs} environments")
+    slots = max((spaces.frame_stack or 1) + config.n_step + 1, config.batch_size // num_envs + 1)
+    allowed = f">= {num_envs * slots} for {num_envs} environments"
+    require(config.buffer_size >= num_envs * slots, "buffer_size", config.buffer_size, allowed)
 
 
 def check_ppo(config: PPOConfig, spaces: Spaces, num_envs: int) -> None:
@@ -31,7 +32,7 @@ def check_ppo(config: PPOConfig, spaces: Spaces, num_envs: int) -> None:
     batch = config.rollout_steps * num_envs
     divides = f"a divisor of rollout_steps * num_envs = {batch}"
     require(batch % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, divides)
-    enough = batch // config.num_minibatches > 1 or config.norm_adv != "minibatch"
-    require(enough, "num_minibatches", config.num_minibatches, f"< {batch} with norm_adv = 'minibatch'")
+    smallest = {"minibatch": batch // config.num_minibatches, "rollout": batch, "off": 2}[config.norm_adv]
+    require(smallest > 1, "norm_adv", config.norm_adv, "off where there is one sample to standardise")
     vectors = not (config.normalize_observations and spaces.is_image)
     require(vectors, "normalize_observations", True, "off for images")

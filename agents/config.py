@@ -44,8 +44,8 @@ class NetworkConfig:
     activation: Activation = "relu"
     """Nonlinearity after every hidden layer."""
     initializer: Initializer = "torch"
-    """Law of the weights: torch's default, LeCun uniform (Dohare24), orthogonal (CleanRL's PPO: gain sqrt 2, .01 for the
-    policy, 1 for the value), Xavier uniform (Dopamine's DQN) or variance scaling by 1/sqrt 3 (Dopamine's C51)."""
+    """Law of the weights: torch's default, LeCun uniform (Dohare24), orthogonal (CleanRL's PPO: gain sqrt 2, .01 for
+    the policy, 1 for the value), Xavier uniform (Dopamine's DQN) or variance scaling by 1/sqrt 3 (Dopamine's C51)."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", self.width, ">= 1")
@@ -148,7 +148,7 @@ class DQNConfig(ValueAgentConfig):
     """DQN (Mnih et al. 2015) with a regression or a categorical loss on scalar targets."""
 
     loss: Literal["huber", "mse", "two_hot", "hl_gauss"] = "huber"
-    """huber, mse: regression; two_hot, hl_gauss: cross-entropy to the scalar target spread over atoms (Farebrother24)."""
+    """huber, mse: regression; two_hot, hl_gauss: cross-entropy to the target spread over atoms (Farebrother24)."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     """Clip the global gradient norm to this; 0: off."""
     clip_actions: bool = True
-    """Clip continuous actions to the action space before the world sees them (the policy's own draw is learned from)."""
+    """Clip continuous actions to the action space before the world sees them; the policy's own draw is learned from."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """A time limit bootstraps from final_obs, or counts as the end (Dohare24's code)."""
 

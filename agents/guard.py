@@ -14,7 +14,9 @@ def require_finite(step: int, **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise NonFiniteError(f"{name} is not finite in environment {row} at step {step}; no weight was changed by it")
+            raise NonFiniteError(
+                f"{name} is not finite in environment {row} at step {step}; no weight was changed by it"
+            )
 
 
 class Guard:

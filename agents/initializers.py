@@ -18,29 +18,30 @@ Law = Literal["uniform", "orthogonal"]
 class Initializer:
     """The law of one layer's weight and bias.
 
-    `law` "uniform" draws U(-bound, bound); "orthogonal" draws rows of `gain` times a random orthogonal matrix (Saxe et
-    al. 2014). The bias is U(-bias_bound, bias_bound), exactly 0 where `bias_bound` is 0.
+    `law` "uniform" draws U(-bound, bound); "orthogonal" draws rows of `gain` times a random (semi-)orthogonal matrix
+    (Saxe et al. 2014) of the layer's `rows`. The bias is U(-bias_bound, bias_bound), exactly 0 where `bias_bound` is 0.
     """
 
     law: Law
     bound: float = 0.0
     gain: float = 1.0
+    rows: int = 0
     bias_bound: float = 0.0
 
     def weight_rows(self, rows: int, row_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw `rows` new rows, shape [rows, *row_shape], on the generator's device.
 
-        Orthogonal rows are orthonormal (times gain) among themselves when they fit, and each alone is distributed as a
-        row of the full draw: uniform on the sphere when rows <= fan-in.
+        They are jointly distributed as that many rows of a draw of the whole layer.
         """
         device = generator.device
         if self.law == "uniform":
             return torch.empty(rows, *row_shape, device=device).uniform_(-self.bound, self.bound, generator=generator)
+        # A tall layer's orthonormal columns are part of a square orthogonal matrix: draw rows of that, keep the columns.
         columns = math.prod(row_shape)
-        tall = torch.randn(max(rows, columns), min(rows, columns), device=device, generator=generator)
+        tall = torch.randn(max(self.rows, columns), rows, device=device, generator=generator)
         q, r = torch.linalg.qr(tall)
         q = q * torch.diagonal(r).sign()  # makes the draw uniform over orthogonal matrices (Mezzadri 2007)
-        return self.gain * (q.T if rows < columns else q).reshape(rows, *row_shape)
+        return self.gain * q.T[:, :columns].reshape(rows, *row_shape)
 
     def bias_rows(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw `rows` new biases, shape [rows]."""
@@ -76,8 +77,10 @@ def initializer_for(name: str, layer: nn.Linear | nn.Conv2d, gain: float = math.
     if name == "dopamine_c51":
         return Initializer("uniform", bound=math.sqrt(math.sqrt(3) / fan_in))
     if name == "orthogonal":
-        return Initializer("orthogonal", gain=gain)
-    raise ValueError(f"initializer = {name!r}: must be torch, lecun_uniform, xavier_uniform, dopamine_c51 or orthogonal")
+        return Initializer("orthogonal", gain=gain, rows=rows)
+    raise ValueError(
+        f"initializer = {name!r}: must be torch, lecun_uniform, xavier_uniform, dopamine_c51 or orthogonal"
+    )
 
 
 def initialize(

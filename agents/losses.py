@@ -45,7 +45,7 @@ def categorical_projection(z_t: Tensor, p_t: Tensor, support: Tensor) -> Tensor:
         return ((1.0 - distance / spacing).clamp(0.0, 1.0) * p_t.unsqueeze(-2)).sum(-1)
     position = (clipped - support[0]) / spacing
     lower = position.floor().clamp(max=len(support) - 2)
-    above, index = position - lower, lower.long()
+    above, index = position - lower, lower.nan_to_num().long()  # a NaN goes on in `above`, for the guard to find
     mass = torch.zeros(*z_t.shape[:-1], len(support), dtype=p_t.dtype)
     return mass.scatter_add(-1, index, p_t * (1.0 - above)).scatter_add(-1, index + 1, p_t * above)
 

@@ -72,6 +72,10 @@ class Replay:
         """Slots in use over all environments."""
         return int(self.filled.sum())
 
+    def ready(self, batch_size: int) -> bool:
+        """Whether more than `batch_size` slots are in use and some n-step transition is complete."""
+        return len(self) > batch_size and bool(self.filled.max() > self.n_step)
+
     def _store(self, environments: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """Write the newest observation of `environments` at their heads; return the flat indices written."""
         where = self.offset[environments] + self.head[environments]

@@ -75,7 +75,14 @@ class ValueAgent:
         self.optimization = Optimization(self.network, config.learning_rate, config.adam, config.max_grad_norm)
         storage = device if config.replay_device == "device" else torch.device("cpu")
         self.replay = Replay(
-            spaces, num_envs, config.buffer_size, config.n_step, config.gamma, generators.numpy("replay"), device, storage
+            spaces,
+            num_envs,
+            config.buffer_size,
+            config.n_step,
+            config.gamma,
+            generators.numpy("replay"),
+            device,
+            storage,
         )
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
@@ -120,7 +127,7 @@ class ValueAgent:
     def update_due(self) -> bool:
         """Whether the replay ratio asks for another gradient step now."""
         owed = int((self.steps - self.config.learning_starts) * self.config.replay_ratio)
-        return self.optimization.gradient_steps < owed and len(self.replay) > self.config.batch_size
+        return self.optimization.gradient_steps < owed and self.replay.ready(self.config.batch_size)
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step; metrics as 0-d tensors on the device."""
@@ -141,13 +148,11 @@ class ValueAgent:
 
     @torch.no_grad()
     def sync_target(self) -> None:
-        """Move the target network's parameters and buffers by `tau` towards the online network's."""
-        online, target = self.network.state_dict(), self.target_network.state_dict()
-        for name, tensor in target.items():
-            if self.config.tau == 1.0 or not tensor.is_floating_point():
-                tensor.copy_(online[name])
-            else:
-                tensor.lerp_(online[name], self.config.tau)
+        """Move the target network's parameters by `tau` towards the online network's, unless the guard has latched."""
+        guard = self.optimization.guard
+        weight = self.config.tau if guard.immediate else self.config.tau * (1.0 - guard.found)
+        for target, online in zip(self.target_network.parameters(), self.network.parameters(), strict=True):
+            target.lerp_(online, weight)
 
     def _metrics(self, loss: Tensor, gradient_norm: Tensor, q: Tensor, target: Target) -> dict[str, Tensor]:
         mean, std = target_statistics(target.values)

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from envs.config import WorldConfig
-from envs.registry import atari_rom
 from envs.pools import NO_LIMIT, EnvPool, GymnasiumPool, Outcome, Pool
+from envs.registry import atari_rom
 
 FRAME_STACK = 4
 FRAMES_PER_STEP = 4

@@ -21,9 +21,7 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
     return episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)
 
 
-def play(
-    player, world: VectorEnv, episodes: int, frames: "VideoFrames | None" = None
-) -> tuple[list[float], list[int]]:
+def play(player, world: VectorEnv, episodes: int, frames: "VideoFrames | None" = None) -> tuple[list[float], list[int]]:
     """(returns, lengths in steps) of `episodes` whole games, environment by environment."""
     observations, _ = world.reset()
     left = quotas(episodes, world.num_envs)
@@ -82,13 +80,12 @@ def evaluate(settings: EvaluateConfig) -> dict:
     from agents import build_agent
     from agents.randomness import Generators
     from envs import make_vec_from_config
-    from experiments.setup import spaces_of
+    from experiments.setup import choose_device, spaces_of
 
     path = find_checkpoint(settings.checkpoint)
     config, step, state = load_checkpoint(path)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     generators = Generators(settings.seed)
     world_config, render_mode = playing_world(config, settings)
     world = make_vec_from_config(world_config, generators.integer("world") // 2, settings.threads, render_mode)
@@ -97,7 +94,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
         spaces_of(world),
         world.num_envs,
         generators,
-        torch.device("cuda" if cuda else "cpu"),
+        choose_device(settings.device),
         config.run.precision,
     )
     agent.network.load_state_dict(state["network"])

@@ -55,9 +55,7 @@ def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[
         next_observations, rewards, terminated, truncated, infos = world.step(actions)
         life_lost, reached = infos.get("life_lost", nobody), infos.get("final_obs")
         agent.observe(
-            Transitions(
-                observations, actions, rewards, terminated, truncated, life_lost, next_observations, reached
-            )
+            Transitions(observations, actions, rewards, terminated, truncated, life_lost, next_observations, reached)
         )
         observations = next_observations
         step += world.num_envs

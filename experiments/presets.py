@@ -88,38 +88,44 @@ def ppo_dohare24_ant(env: str, steps: int) -> TrainConfig:
 
 
 def ppo_classic(env: str, steps: int) -> TrainConfig:
-    """CleanRL's ppo on classic control: 4 environments x 128 steps, tanh 64-64 apart."""
+    """Small worlds such as CartPole-v1: 8 environments x 32 steps, 20 epochs of one minibatch, tanh 64-64 apart (the
+    settings that RL Baselines3 Zoo tuned for CartPole)."""
     agent = PPOConfig(
+        learning_rate=1e-3,
         anneal_steps=steps,
         network=NetworkConfig(width=64, depth=2, activation="tanh", initializer="orthogonal"),
         shared_torso=False,
+        rollout_steps=32,
+        num_minibatches=1,
+        update_epochs=20,
+        gamma=0.98,
+        gae_lambda=0.8,
         clip_coef=0.2,
-        clip_vloss=True,
-        vf_coef=0.25,
+        ent_coef=0.0,
     )
-    return TrainConfig(agent=agent, world=WorldConfig(env=env, num_envs=4))
+    return TrainConfig(agent=agent, world=WorldConfig(env=env, num_envs=8))
 
 
 CLASSIC_VALUE = {
     "network": NetworkConfig(width=128, depth=2, initializer="torch"),
-    "buffer_size": 20_000,
-    "batch_size": 128,
+    "buffer_size": 50_000,
+    "batch_size": 64,
     "learning_starts": 1_000,
     "replay_ratio": 0.5,
-    "target_period": 100,
+    "target_period": 50,
     "end_e": 0.05,
     "exploration_steps": 8_000,
 }
 
 
 def dqn_classic(env: str, steps: int) -> TrainConfig:
-    """Small worlds such as CartPole-v1: MLP 128-128, double Q-learning, batch 128."""
+    """Small worlds such as CartPole-v1: MLP 128-128, double Q-learning, batch 64."""
     return TrainConfig(agent=DQNConfig(learning_rate=1e-3, double=True, **CLASSIC_VALUE), world=WorldConfig(env=env))
 
 
 def c51_classic(env: str, steps: int) -> TrainConfig:
-    """Small worlds such as CartPole-v1: as dqn's, with 101 atoms on [0, 100] (returns of CartPole at gamma .99)."""
-    agent = C51Config(learning_rate=1e-3, support=SupportConfig(v_min=0.0, v_max=100.0, num_atoms=101), **CLASSIC_VALUE)
+    """Small worlds such as CartPole-v1: as dqn's, with 51 atoms on [0, 100] (CartPole's values at gamma .99)."""
+    agent = C51Config(learning_rate=1e-3, support=SupportConfig(v_min=0.0, v_max=100.0), **CLASSIC_VALUE)
     return TrainConfig(agent=agent, world=WorldConfig(env=env))
 
 

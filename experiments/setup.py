@@ -1,5 +1,6 @@
 """From settings to a world and an agent, with everything that can be refused early refused early."""
 
+import ctypes
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from envs import describe
 from experiments.config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
     from gymnasium.vector import VectorEnv
 
     from agents.ppo import PPO
@@ -38,15 +40,22 @@ def check(config: TrainConfig) -> None:
     if config.run.wandb:
         found = importlib.util.find_spec("wandb") is not None
         require(found, "wandb", True, "off unless wandb is installed (pip install wandb)")
-    if config.run.device == "cuda":
-        import torch
-
-        require(torch.cuda.is_available(), "device", "cuda", "cpu or auto: torch sees no CUDA device here")
+    require(config.run.device != "cuda" or has_gpu_driver(), "device", "cuda", "cpu or auto: no GPU driver is here")
     if config.run.name:
         directory = config.run.runs_dir / config.run.name
         require(not directory.exists(), "name", config.run.name, f"new: {directory} exists already")
     parent = next(path for path in (config.run.runs_dir, *config.run.runs_dir.absolute().parents) if path.exists())
     require(parent.is_dir(), "runs_dir", str(config.run.runs_dir), f"a directory: {parent} is a file")
+
+
+def has_gpu_driver() -> bool:
+    """Whether a driver for torch's "cuda" devices (NVIDIA's, or AMD's for ROCm builds) is installed. Torch itself is
+    asked later: importing it takes longer than an answer to a wrong flag should."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
 
 
 def available_memory() -> int:
@@ -88,6 +97,15 @@ def require_device_memory(config: ValueAgentConfig, spaces: Spaces, device: obje
         _require_fits(config, spaces, available_memory(), "of main memory are available")
 
 
+def choose_device(name: str) -> "torch.device":
+    """The torch device that auto, cpu or cuda means here. Raises ValueError where there is none."""
+    import torch
+
+    available = torch.cuda.is_available()
+    require(name != "cuda" or available, "device", name, "cpu or auto: torch sees no CUDA device here")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
 def spaces_of(world: "VectorEnv") -> Spaces:
     """The shapes of a built world."""
     observation, action = world.single_observation_space, world.single_action_space
@@ -113,8 +131,7 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
 
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    cuda = config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if cuda else "cpu")
+    device = choose_device(config.run.device)
     generators = Generators(config.run.seed)
     world = make_vec_from_config(config.world, generators.integer("world") // 2, threads=config.run.threads)
     spaces = spaces_of(world)

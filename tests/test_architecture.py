@@ -119,7 +119,7 @@ def test_no_global_seeds(path, room):
 
 
 def test_the_checks_see_what_they_should():
-    code = "def f():\n    from envs.make import x\n    import numpy as np\n    np.random.seed(1)\n    g().manual_seed(2)"
+    code = "def f():\n from envs.make import x\n import numpy as np\n np.random.seed(1)\n g().manual_seed(2)"
     assert set(top_level_imports(ast.parse(code), "agents")) == {"envs", "numpy"}
     assert GLOBAL_SEEDING & set(dotted_names(ast.parse(code))) == {"np.random.seed"}
     assert GLOBAL_SEEDING & set(dotted_names(ast.parse("from torch import manual_seed"))) == {"torch.manual_seed"}

@@ -15,7 +15,7 @@ E = 2
 
 def build(env, backend, seed=7, num_envs=E, **options):
     # Short games: many ends in few steps.
-    limit = {"ALE/Breakout-v5": 20, "Ant-v5": 30, "CartPole-v1": 15}[env]
+    limit = {"ALE/Breakout-v5": 20, "Ant-v5": 20, "CartPole-v1": 15}[env]
     return make_vec(env, num_envs, seed, backend, threads=1, **{"max_episode_steps": limit, **options})
 
 
@@ -47,7 +47,7 @@ def test_shapes_types_and_masks(env, backend):
     atari = env.startswith("ALE")
     assert world.frame_stack == (4 if atari else None)
     observations, infos = world.reset()
-    for action in actions_for(world, 60):
+    for action in actions_for(world, 45):
         assert observations in world.observation_space
         assert observations.dtype == (np.uint8 if atari else np.float32)
         observations, rewards, terminated, truncated, infos = world.step(action)
@@ -71,15 +71,14 @@ def test_shapes_types_and_masks(env, backend):
 
 @pytest.mark.parametrize(("env", "backend"), WORLDS)
 def test_the_seed_decides_the_trajectory(env, backend):
-    world, twin, other = build(env, backend), build(env, backend), build(env, backend, seed=8)
-    actions = actions_for(world, 33)
+    world, other = build(env, backend), build(env, backend, seed=8)
+    actions = actions_for(world, 25)
     record = play(world, actions)
-    assert same(record, play(twin, actions))
     assert not same(record, play(other, actions))
     assert same(record, play(other, actions, seed=7)), "reset(seed) restarts from that seed"
     assert same(record, play(world, actions, seed=7)), "reset(seed) with the constructor's own seed restarts as well"
     assert not same(record, play(world, actions)), "reset() goes on drawing"
-    for each in (world, twin, other):
+    for each in (world, other):
         each.close()
 
 
@@ -88,7 +87,7 @@ def test_returned_arrays_are_never_written_again(env, backend):
     world = build(env, backend)
     observations, _ = world.reset()
     kept = [(observations, observations.copy())]
-    for action in actions_for(world, 70):
+    for action in actions_for(world, 40):
         observations, rewards, *_, infos = world.step(action)
         arrays = [observations, rewards, *(infos[key] for key in ("final_obs", "lives", "reward_ctrl") if key in infos)]
         kept += [(array, array.copy()) for array in arrays]
@@ -101,10 +100,10 @@ def test_returned_arrays_are_never_written_again(env, backend):
 
 @pytest.mark.parametrize(("env", "backend"), WORLDS)
 def test_episode_statistics_are_the_naive_sums(env, backend):
-    world = build(env, backend, max_episode_steps=90 if env.startswith("ALE") else 0)
+    world = build(env, backend, max_episode_steps=0 if env == "CartPole-v1" else 40)
     world.reset()
     returns, lengths, ended = np.zeros(E), np.zeros(E, dtype=int), 0
-    for action in actions_for(world, 200):
+    for action in actions_for(world, 90):
         _, rewards, terminated, truncated, infos = world.step(action)
         returns += rewards
         lengths += 1
@@ -143,18 +142,18 @@ def test_a_game_that_ends_on_the_step_of_the_limit_is_terminated_only():
 
 @pytest.mark.parametrize(("env", "backend"), ATARI)
 def test_lives_and_lost_lives(env, backend):
-    world = build(env, backend, max_episode_steps=0)
+    world = build(env, backend, num_envs=1, max_episode_steps=0)
     lives = world.reset()[1]["lives"]
-    assert lives.tolist() == [5, 5]
-    lost, over = 0, 0
-    for action in actions_for(world, 250):
-        _, _, terminated, truncated, infos = world.step(action)
-        done = terminated | truncated
-        assert np.array_equal(infos["life_lost"], (infos["lives"] < lives) & ~done)
-        assert (infos["lives"][done] == 5).all(), "the row shows the next game"
+    assert lives.tolist() == [5]
+    lost, over = 0, False
+    while not over:
+        _, _, terminated, _, infos = world.step(world.action_space.sample())
+        over = terminated[0]
+        assert infos["life_lost"].tolist() == [bool(infos["lives"] < lives and not over)]
         lives = infos["lives"]
-        lost, over = lost + infos["life_lost"].sum(), over + done.sum()
-    assert over >= 1 and lost >= 4 * over, "Breakout: four lives lost on the way, the fifth ends the game"
+        lost += infos["life_lost"][0]
+    assert lives.tolist() == [5], "the row shows the next game"
+    assert lost == 4, "Breakout: four lives lost on the way, the fifth ends the game"
     world.close()
 
 

@@ -1,0 +1,109 @@
+"""Settings to JSON and back, run names, and the published numbers of the presets."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import parse_train
+from experiments.config import from_dict, load_config, to_dict
+from experiments.presets import PRESETS, preset_config
+
+ALL = [(algorithm, name) for algorithm, presets in PRESETS.items() for name in presets]
+
+
+def settings(algorithm: str, name: str):
+    worlds = {"dopamine": "ALE/Pong-v5", "cleanrl_atari": "ALE/Pong-v5", "classic": "CartPole-v1"}
+    return preset_config(algorithm, name, "", worlds.get(name, "Ant-v5"), 10_000_000)
+
+
+@pytest.mark.parametrize(("algorithm", "name"), ALL)
+def test_settings_survive_json(algorithm: str, name: str) -> None:
+    config = settings(algorithm, name)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"algorithm": "sac"}, "algorithm"),
+        ({"agent": {"gama": 0.9}}, "agent.gama"),
+        ({"agent": {"gamma": "high"}}, "agent.gamma"),
+        ({"agent": {"gamma": 1.5}}, "gamma = 1.5"),
+        ({"agent": {"adam": {"eps": 0}}}, "adam.eps"),
+        ({"world": []}, "world"),
+        ({"run": {"device": "tpu"}}, "run.device"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_field(change: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named.replace(".", r"\.")):
+        from_dict({"algorithm": "dqn", **change})
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_config(path)
+
+
+def test_config_flag_replays_a_file_and_other_flags_still_count(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    original = parse_train(["c51", "--env", "ALE/Pong-v5", "--gamma", "0.9", "--adam.betas", "0.5", "0.6"])
+    path.write_text(json.dumps(to_dict(original)))
+    assert parse_train(["--config", str(path)]) == original
+    changed = parse_train(["c51", "--config", str(path), "--seed", "7"])
+    assert changed == replace(original, run=replace(original.run, seed=7))
+
+
+def test_the_name_carries_every_setting_that_shapes_the_result() -> None:
+    base = ["dqn", "--env", "ALE/Pong-v5"]
+    names = {
+        parse_train([*base, *more]).run_name
+        for more in ([], ["--seed", "2"], ["--gamma", "0.9"], ["--adam.eps", "1e-3"], ["--sticky-actions", "0.1"])
+    }
+    assert len(names) == 5
+    assert all(name.startswith("dqn_Pong-v5_s") and len(name) < 30 for name in names)
+    one, two = (parse_train([*base, "--seed", seed]).run_name for seed in "12")
+    assert one.split("_")[-1] == two.split("_")[-1]  # seeds of one setting share the hash
+    assert parse_train([*base, "--runs-dir", "elsewhere"]).run_name == parse_train(base).run_name
+
+
+def test_dopamine_numbers() -> None:
+    dqn, c51 = settings("dqn", "dopamine"), settings("c51", "dopamine")
+    for config in (dqn, c51):
+        agent = config.agent
+        assert (agent.learning_starts, agent.replay_ratio, agent.buffer_size) == (20_000, 0.25, 1_000_000)
+        assert agent.target_period * 4 == 8_000  # gradient steps at one update in 4 steps
+        assert (agent.end_e, agent.exploration_steps, agent.batch_size) == (0.01, 250_000, 32)
+        assert config.world.sticky_actions == 0.25
+    assert (dqn.agent.learning_rate, dqn.agent.adam.eps) == (6.25e-5, 1.5e-4)
+    assert (c51.agent.learning_rate, c51.agent.adam.eps) == (2.5e-4, 3.125e-4)
+    support = c51.agent.support
+    assert (support.v_min, support.v_max, support.num_atoms) == (-10.0, 10.0, 51)
+
+
+def test_dohare24_numbers() -> None:
+    config = settings("ppo", "dohare24_ant")
+    agent, network = config.agent, config.agent.network
+    assert (config.world.num_envs, agent.rollout_steps, agent.update_epochs) == (1, 2048, 10)
+    assert agent.rollout_steps // agent.num_minibatches == 128
+    assert (agent.learning_rate, agent.anneal_steps, agent.adam.eps, agent.adam.betas) == (1e-4, 0, 1e-8, (0.9, 0.999))
+    assert (agent.gamma, agent.gae_lambda, agent.clip_coef, agent.vf_coef) == (0.99, 0.95, 0.2, 1.0)
+    assert (agent.ent_coef, agent.max_grad_norm, agent.clip_vloss, agent.norm_adv) == (0.0, 0.0, False, "rollout")
+    assert (agent.time_limit, agent.clip_actions, agent.normalize_observations) == ("terminal", False, False)
+    assert (network.width, network.depth, network.activation) == (256, 2, "relu")
+    assert (network.initializer, agent.shared_torso) == ("lecun_uniform", False)
+    world = config.world
+    assert (world.ant_observation, world.contact_cost_weight) == ("padded-111", 0.0)
+    assert world.healthy_reward_on_termination
+
+
+def test_cleanrl_atari_numbers() -> None:
+    config = settings("ppo", "cleanrl_atari")
+    agent = config.agent
+    assert (config.world.num_envs, agent.rollout_steps, agent.num_minibatches, agent.update_epochs) == (8, 128, 4, 4)
+    assert (agent.learning_rate, agent.anneal_steps, agent.adam.eps) == (2.5e-4, 10_000_000, 1e-5)
+    assert (agent.clip_coef, agent.ent_coef, agent.max_grad_norm) == (0.1, 0.01, 0.5)
+    assert agent.vf_coef == 0.25  # .5 on half a squared error there, here the square has no half
