@@ -36,7 +36,7 @@ class Initializer:
         device = generator.device
         if self.law == "uniform":
             return torch.empty(rows, *row_shape, device=device).uniform_(-self.bound, self.bound, generator=generator)
-        # A tall layer's orthonormal columns are part of a square orthogonal matrix: draw rows of that, keep the columns.
+        # A tall layer's orthonormal columns are part of a square orthogonal matrix: draw its rows, keep the columns.
         columns = math.prod(row_shape)
         tall = torch.randn(max(self.rows, columns), rows, device=device, generator=generator)
         q, r = torch.linalg.qr(tall)
