@@ -158,7 +158,7 @@ def check_batch(batch, valid):
     life_loss_ends=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_samples_exactly_the_oracles_transitions(
     frames, num_envs, n_step, spare, remainder, steps, ends, life_loss_ends, seed
 ):

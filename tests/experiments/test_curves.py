@@ -1,0 +1,41 @@
+"""Binned curves by hand, and picture and table from a run's log."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from experiments.curves import binned, read_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_bins_hold_the_steps_up_to_their_right_edge() -> None:
+    edges, means, counts = binned(np.array([1, 10, 11, 35]), np.array([2.0, 4.0, 7.0, 9.0]), 10)
+    assert edges.tolist() == [10, 20, 40]  # 21..30 has no value and no bin
+    assert means.tolist() == [3.0, 7.0, 9.0]
+    assert counts.tolist() == [2, 1, 1]
+
+
+def test_command_writes_a_picture_and_draws_it_again_from_the_table(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "charts/episodic_return": step / 2}) for step in range(10, 101, 10)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    picture = tmp_path / "curve.png"
+    command = [sys.executable, "-m", "experiments.curves", str(picture), f"one={tmp_path}", "--bins", "5"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    steps, means, _ = read_table(picture.with_suffix(".csv"))["one"]
+    assert steps.tolist() == [20, 40, 60, 80, 100]
+    assert means.tolist() == [7.5, 17.5, 27.5, 37.5, 47.5]  # (10/2 + 20/2) / 2 and so on
+    assert "one: 47.5 over the last tenth" in printed
+    picture.unlink()
+    subprocess.run(command[:4], cwd=ROOT, capture_output=True, check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_run_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.curves", str(tmp_path / "a.png"), "x=nowhere"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "nowhere" in result.stderr
