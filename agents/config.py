@@ -1,6 +1,7 @@
 """Typed, frozen settings of the agents. Imports no torch, so that a bad flag is answered at once."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Literal
 
 import tyro
@@ -66,7 +67,8 @@ class SupportConfig:
     """HL-Gauss: standard deviation of the target Gaussian in bin widths, > 0 (Farebrother24: .75)."""
 
     def __post_init__(self) -> None:
-        require(self.v_max > self.v_min, "v_max", self.v_max, f"> v_min = {self.v_min}")
+        require(self.v_min > -inf, "v_min", self.v_min, "finite")
+        require(self.v_min < self.v_max < inf, "v_max", self.v_max, f"> v_min = {self.v_min} and finite")
         require(self.num_atoms >= 2, "num_atoms", self.num_atoms, ">= 2")
         require(self.hl_gauss_sigma > 0.0, "hl_gauss_sigma", self.hl_gauss_sigma, "> 0")
 
@@ -127,7 +129,7 @@ class ValueAgentConfig:
     """Clip the global gradient norm to this; 0: off."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        require(0 < self.learning_rate < inf, "learning_rate", self.learning_rate, "> 0 and finite")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
         require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
         require(self.n_step >= 1, "n_step", self.n_step, ">= 1")
@@ -206,7 +208,7 @@ class PPOConfig:
     """A time limit bootstraps from final_obs, or counts as the end (Dohare24's code)."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        require(0 < self.learning_rate < inf, "learning_rate", self.learning_rate, "> 0 and finite")
         require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, ">= 0")
         require(self.rollout_steps >= 1, "rollout_steps", self.rollout_steps, ">= 1")
         require(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, ">= 1")

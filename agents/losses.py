@@ -15,6 +15,11 @@ def atoms(v_min: float, v_max: float, num_atoms: int, device: torch.device | str
     return torch.linspace(v_min, v_max, num_atoms, device=device)
 
 
+def atom_spacing(support: Tensor) -> Tensor:
+    """Distance between neighbouring atoms; 0-d. From the ends, since the difference of two atoms loses digits."""
+    return (support[-1] - support[0]) / (len(support) - 1)
+
+
 def td_target(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
     """r_t + discount_t * v_t; all [batch]."""
     return r_t + discount_t * v_t
@@ -38,7 +43,7 @@ def categorical_projection(z_t: Tensor, p_t: Tensor, support: Tensor) -> Tensor:
     Each place is clipped to the support and its mass split between the two neighbouring atoms (Bellemare et al. 2017,
     eq. 7). Deterministic on every device: adding in place is on a CPU only, elsewhere the dense form is taken.
     """
-    spacing = support[1] - support[0]
+    spacing = atom_spacing(support)
     clipped = z_t.clamp(support[0], support[-1])
     if z_t.device.type != "cpu":
         distance = (clipped.unsqueeze(-2) - support.unsqueeze(-1)).abs()  # [batch, m, n]
@@ -61,7 +66,7 @@ def hl_gauss(target: Tensor, support: Tensor, sigma_bins: float = 0.75) -> Tenso
     sigma = `sigma_bins` bin widths; bins reach half a spacing to each side of their atom; the Gaussian is cut off at
     the outer edges and renormalised. `target` [batch] is clipped to the support first.
     """
-    spacing = support[1] - support[0]
+    spacing = atom_spacing(support)
     edges = torch.cat([support - spacing / 2, support[-1:] + spacing / 2])
     clipped = target.clamp(support[0], support[-1]).unsqueeze(-1)
     cdf = torch.erf((edges - clipped) / (math.sqrt(2.0) * sigma_bins * spacing))
@@ -81,7 +86,7 @@ def expected_value(logits: Tensor, support: Tensor) -> Tensor:
 def clipped_share(z_t: Tensor, p_t: Tensor, support: Tensor) -> Tensor:
     """Share of the targets' mass that lies outside the support: mean over the batch of the mass `p_t` [batch, n] at
     places `z_t` [batch, n] beyond the outermost atoms. A scalar in [0, 1]."""
-    slack = 1e-4 * (support[1] - support[0])  # rounding of v_max itself is not clipping
+    slack = 1e-4 * atom_spacing(support)  # rounding of v_max itself is not clipping
     outside = (z_t < support[0] - slack) | (z_t > support[-1] + slack)
     return (outside * p_t).sum(-1).mean()
 

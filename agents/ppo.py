@@ -110,7 +110,7 @@ class PPO:
         """Add one step of every environment to the rollout. Raises `NonFiniteError` before storing anything not
         finite."""
         ended = transitions.terminated | transitions.truncated
-        require_finite(self.steps, observation=transitions.observations, reward=transitions.rewards)
+        require_finite(self.steps, observation=transitions.observations, reward=np.float32(transitions.rewards))
         bootstrap = transitions.truncated & ~transitions.terminated
         terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
         final_values = torch.zeros(self.num_envs, device=self.device)

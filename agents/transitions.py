@@ -47,7 +47,7 @@ class Transitions(NamedTuple):
     observations: np.ndarray
     """[E, ...] the states acted in."""
     actions: np.ndarray
-    """[E] integers, or [E, dimensions] floats as the policy drew them."""
+    """[E] integers, or [E, dimensions] floats as the world took them."""
     rewards: np.ndarray
     """[E] the game's own."""
     terminated: np.ndarray

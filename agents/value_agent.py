@@ -118,7 +118,7 @@ class ValueAgent:
     def observe(self, transitions: Transitions) -> None:
         """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""
         ended = transitions.terminated | transitions.truncated
-        require_finite(self.steps, observation=transitions.observations, reward=transitions.rewards)
+        require_finite(self.steps, observation=transitions.observations, reward=np.float32(transitions.rewards))
         if ended.any():
             require_finite(self.steps, final_observation=transitions.final_observations[ended])
         self.replay.add(transitions, self.transform(transitions.rewards, ended), self.config.life_loss_discount)

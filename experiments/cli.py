@@ -28,7 +28,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def parse_train(arguments: list[str]) -> TrainConfig:
+def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
     """Settings of `train.py arguments`. Leaves with code 2 and a sentence where they are wrong.
 
     --config and --preset decide the defaults, so they are looked for first; every other flag then overrides them.
@@ -48,7 +48,7 @@ def parse_train(arguments: list[str]) -> TrainConfig:
             TrainConfig[type(default.agent)],
             default=default,
             args=rest,
-            prog=f"train.py {default.agent_name}",
+            prog=f"{program} {default.agent_name}",
             description=f"Train {default.agent_name} and write a run directory. "
             + PRESET_HELP.format(names=", ".join(PRESETS[default.agent_name]))
             + " --config FILE replays the settings of an earlier run.",

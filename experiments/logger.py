@@ -1,6 +1,7 @@
 """TensorBoard and metrics.jsonl, with the same tags; nothing is read back from the device between two flushes."""
 
 import json
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -17,6 +18,7 @@ class Logger:
     """Averages the metrics of the gradient steps since the last flush and writes them every `every` steps.
 
     Episodes are written one by one at the step at which they end (charts/episodic_return, charts/episodic_length).
+    charts/SPS is steps per second since the start, learning included, as CleanRL counts it.
     """
 
     def __init__(self, directory: Path, every: int, guard: Guard, scalars: object) -> None:
@@ -26,8 +28,7 @@ class Logger:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.recent_returns: deque[float] = deque(maxlen=100)
-        self.last_flush = (0, time.perf_counter())
-        self.steps_per_second = 0.0
+        self.flushed, self.started = 0, time.perf_counter()
 
     def tick(self, event: Tick) -> None:
         """Note finished episodes; flush when due."""
@@ -35,7 +36,7 @@ class Logger:
             self.recent_returns.append(episode.episodic_return)
             returned = {"charts/episodic_return": episode.episodic_return, "charts/episodic_length": episode.length}
             self.write(event.step, returned)
-        if event.step - self.last_flush[0] >= self.every:
+        if event.step - self.flushed >= self.every:
             self.flush(event.step)
 
     def update(self, event: Update) -> None:
@@ -50,12 +51,10 @@ class Logger:
     def flush(self, step: int) -> None:
         """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where a device
         that is not the CPU met something not finite since the last flush."""
-        steps, since = self.last_flush
-        now = time.perf_counter()
-        if step > steps:
-            self.steps_per_second = (step - steps) / max(now - since, 1e-9)
-            self.last_flush = (step, now)
-        values = {"charts/SPS": self.steps_per_second, **self.scalars()}
+        if step == self.flushed and not self.sums:
+            return
+        self.flushed = step
+        values = {"charts/SPS": step / max(time.perf_counter() - self.started, 1e-9), **self.scalars()}
         if self.sums:
             sums = torch.stack([value.float() for value in self.sums.values()]).tolist()
             values |= {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
@@ -64,7 +63,9 @@ class Logger:
         self.guard.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write scalars at `step` to both places."""
+        """Write scalars at `step` to both places; what is undefined (an explained variance of constant returns, say) is
+        left out."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.file.write(json.dumps({"step": step, **values}) + "\n")

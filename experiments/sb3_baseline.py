@@ -159,7 +159,7 @@ def _learn(model: PPO | DQN, config: TrainConfig, directory: Path, console: Cons
 
 def main(arguments: list[str]) -> None:
     """Parse train.py's flags, train, keep the weights as checkpoints/sb3.zip of a run directory named sb3_..."""
-    config = parse_train(arguments)
+    config = parse_train(arguments, "python -m experiments.sb3_baseline")
     try:
         check(config)
         model = make_sb3(config)
