@@ -112,14 +112,15 @@ CLASSIC_VALUE = {
     "batch_size": 64,
     "learning_starts": 1_000,
     "replay_ratio": 0.5,
-    "target_period": 50,
+    "target_period": 100,
+    "n_step": 3,
     "end_e": 0.05,
     "exploration_steps": 8_000,
 }
 
 
 def dqn_classic(env: str, steps: int) -> TrainConfig:
-    """Small worlds such as CartPole-v1: MLP 128-128, double Q-learning, batch 64."""
+    """Small worlds such as CartPole-v1: MLP 128-128, double Q-learning, 3-step returns, batch 64."""
     return TrainConfig(agent=DQNConfig(learning_rate=1e-3, double=True, **CLASSIC_VALUE), world=WorldConfig(env=env))
 
 
