@@ -204,6 +204,8 @@ class PPOConfig:
     """Clip the global gradient norm to this; 0: off."""
     clip_actions: bool = True
     """Clip continuous actions to the action space before the world sees them; the policy's own draw is learned from."""
+    life_loss_discount: bool = False
+    """Treat a lost life as the end of the future for learning (zero discount). The game goes on."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """A time limit bootstraps from final_obs, or counts as the end (Dohare24's code)."""
 

@@ -118,6 +118,8 @@ class PPO:
             require_finite(self.steps, final_observation=transitions.final_observations[ended])
             if not terminated[ended].all():
                 final_values = self._forward(torch.from_numpy(transitions.final_observations).to(self.device))[1]
+        if self.config.life_loss_discount:
+            terminated = terminated | transitions.life_lost
         rewards = self.transform(transitions.rewards, ended)
         told = {"rewards": rewards, "terminated": terminated, "ended": ended}
         told = {name: torch.from_numpy(value).to(self.device) for name, value in told.items()}

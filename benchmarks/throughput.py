@@ -58,7 +58,7 @@ def ppo_row(env: str, family: str, warmup: int, window: int) -> Row:
     config = replace(preset_config("ppo", "auto", family, env, 1_000_000), run=RUN)
     agent = config.agent
     shape = f"{config.world.num_envs}x{agent.rollout_steps}, {agent.update_epochs}x{agent.num_minibatches}"
-    config = replace(config, agent=replace(agent, anneal_steps=0))  # the rate changes no speed
+    config = replace(config, agent=replace(agent, anneal_steps=0, life_loss_discount=False))  # no speed in these
     rollout = agent.rollout_steps * config.world.num_envs
     return Row(f"PPO {env.removeprefix('ALE/')} ({shape})", config, config, rollout, rollout, warmup, window)
 

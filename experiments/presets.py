@@ -39,8 +39,9 @@ def c51_dopamine(env: str, steps: int) -> TrainConfig:
 
 
 def ppo_cleanrl_atari(env: str, steps: int) -> TrainConfig:
-    """CleanRL's ppo_atari_envpool: 8 environments x 128 steps, 4 epochs x 4 minibatches, rate annealed over the run."""
-    agent = PPOConfig(anneal_steps=steps, reward=CLIP, clip_vloss=True, vf_coef=0.25)
+    """CleanRL's ppo_atari_envpool: 8 environments x 128 steps, 4 epochs x 4 minibatches, rate annealed over the run, a
+    lost life ends the future."""
+    agent = PPOConfig(anneal_steps=steps, reward=CLIP, clip_vloss=True, vf_coef=0.25, life_loss_discount=True)
     return TrainConfig(agent=agent, world=WorldConfig(env=env, num_envs=8))
 
 

@@ -73,6 +73,8 @@ def _refuse_ppo(config: TrainConfig, spaces: Spaces) -> None:
     agent = config.agent
     _refuse_common(config, spaces)
     require(agent.norm_adv != "rollout", "norm_adv", agent.norm_adv, "minibatch or off for Stable-Baselines3")
+    allowed = "off for Stable-Baselines3 in this world (it has no zero discount within an episode)"
+    require(not agent.life_loss_discount, "life_loss_discount", True, allowed)
     require(agent.value_loss == "mse", "value_loss", agent.value_loss, "mse for Stable-Baselines3")
     discrete = spaces.actions == "discrete"
     require(agent.clip_actions or discrete, "clip_actions", False, "on: Stable-Baselines3 always clips")

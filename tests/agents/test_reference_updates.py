@@ -231,8 +231,9 @@ def advantages_of(model, config, record, values):
                 final = model.values(model(torch.from_numpy(transitions.final_observations))[1])
         for e in range(values.shape[1]):
             over = transitions.terminated[e] or (transitions.truncated[e] and config.time_limit == "terminal")
-            cut = transitions.terminated[e] or transitions.truncated[e]
-            reached = 0.0 if over else final[e] if cut else following[e]
+            lost = config.life_loss_discount and transitions.life_lost[e]
+            cut = transitions.terminated[e] or transitions.truncated[e] or lost
+            reached = 0.0 if over or lost else final[e] if cut else following[e]
             delta = transitions.rewards[e] + config.gamma * reached - values[t, e]
             last[e] = delta + (0.0 if cut else config.gamma * config.gae_lambda * last[e])
         advantages[t] = last
@@ -321,6 +322,7 @@ PPO_CASES = {
         ),
         CONTINUOUS,
     ),
+    "discrete, a lost life ends the future": (PPOConfig(life_loss_discount=True, **ON_POLICY), VECTOR),
     "discrete, advantages as they are": (PPOConfig(norm_adv="off", **ON_POLICY), VECTOR),
 }
 

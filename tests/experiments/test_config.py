@@ -106,4 +106,5 @@ def test_cleanrl_atari_numbers() -> None:
     assert (config.world.num_envs, agent.rollout_steps, agent.num_minibatches, agent.update_epochs) == (8, 128, 4, 4)
     assert (agent.learning_rate, agent.anneal_steps, agent.adam.eps) == (2.5e-4, 10_000_000, 1e-5)
     assert (agent.clip_coef, agent.ent_coef, agent.max_grad_norm) == (0.1, 0.01, 0.5)
+    assert (agent.life_loss_discount, agent.clip_vloss) == (True, True)
     assert agent.vf_coef == 0.25  # .5 on half a squared error there, here the square has no half

@@ -232,22 +232,23 @@ def test_dqn_with_several_environments():
     model.env.close()
 
 
-REFUSED = {
-    "norm_adv": small_ppo(norm_adv="rollout"),
-    "value_loss": small_ppo(value_loss="hl_gauss"),
-    "reward_transform": small_ppo(reward=RewardConfig("center")),
-    "loss": small_dqn(loss="mse"),
-    "double": small_dqn(double=True),
-    "life_loss_discount": small_dqn(life_loss_discount=True),
-    "target_period": small_dqn(target_period=7, replay_ratio=0.4),
-    "algorithm": C51Config(),
-}
+REFUSED = [
+    ("norm_adv", small_ppo(norm_adv="rollout")),
+    ("value_loss", small_ppo(value_loss="hl_gauss")),
+    ("life_loss_discount", small_ppo(life_loss_discount=True)),
+    ("reward_transform", small_ppo(reward=RewardConfig("center"))),
+    ("loss", small_dqn(loss="mse")),
+    ("double", small_dqn(double=True)),
+    ("life_loss_discount", small_dqn(life_loss_discount=True)),
+    ("target_period", small_dqn(target_period=7, replay_ratio=0.4)),
+    ("algorithm", C51Config()),
+]
 
 
-@pytest.mark.parametrize("field", REFUSED)
-def test_what_they_cannot_do_is_refused(field):
+@pytest.mark.parametrize(("field", "agent"), REFUSED)
+def test_what_they_cannot_do_is_refused(field, agent):
     with pytest.raises(ValueError, match=f"^{field} = "):
-        make_sb3(config_of(REFUSED[field]))
+        make_sb3(config_of(agent))
 
 
 def test_unclipped_actions_and_deep_shared_cnns_are_refused():
