@@ -45,5 +45,5 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.throughput
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info MUJOCO_LOG.TXT
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,15 +11,16 @@ from experiments.cli import fail, parse_train
 def main() -> int:
     """Parse, check, train, say where to look."""
     config = parse_train(sys.argv[1:])
-    from experiments.setup import check
+    from experiments.setup import build, check
 
     try:
         check(config)
-        from experiments.train import train
-
-        directory, code = train(config)
+        world, agent = build(config)
     except ValueError as error:
         fail(str(error))
+    from experiments.train import train
+
+    directory, code = train(config, world, agent)
     print(f"curves:    tensorboard --logdir {directory.parent}")
     print(f"evaluate:  python evaluate.py {directory}")
     print(f"replay:    python train.py --config {directory / 'config.json'}")

@@ -10,6 +10,11 @@ def fits_nature_cnn(spaces: Spaces) -> bool:
     return spaces.is_image and len(shape) == 3 and min(shape[1:]) >= 36
 
 
+def uses_nature_cnn(config: NetworkConfig, spaces: Spaces) -> bool:
+    """Whether `config.torso` means NatureCNN in this world."""
+    return config.torso == "nature_cnn" or (config.torso == "auto" and fits_nature_cnn(spaces))
+
+
 def check_network(config: NetworkConfig, spaces: Spaces) -> None:
     """Raise ValueError where the torso cannot take the world's observations."""
     fits = config.torso != "nature_cnn" or fits_nature_cnn(spaces)
@@ -34,5 +39,5 @@ def check_ppo(config: PPOConfig, spaces: Spaces, num_envs: int) -> None:
     require(batch % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, divides)
     smallest = {"minibatch": batch // config.num_minibatches, "rollout": batch, "off": 2}[config.norm_adv]
     require(smallest > 1, "norm_adv", config.norm_adv, "off where there is one sample to standardise")
-    vectors = not (config.normalize_observations and spaces.is_image)
-    require(vectors, "normalize_observations", True, "off for images")
+    vectors = len(spaces.observation_shape) == 1 and not spaces.is_image
+    require(vectors or not config.normalize_observations, "normalize_observations", True, "off but for vectors")

@@ -29,7 +29,7 @@ class AdamConfig:
 
     def __post_init__(self) -> None:
         require(all(0.0 <= beta < 1.0 for beta in self.betas), "adam.betas", self.betas, "two numbers in [0, 1)")
-        require(self.eps > 0.0, "adam.eps", self.eps, "> 0")
+        require(0.0 < self.eps < inf, "adam.eps", self.eps, "> 0 and finite")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class NetworkConfig:
     """The torso: hidden layers between the observation and the heads."""
 
     torso: Literal["auto", "nature_cnn", "mlp"] = "auto"
-    """auto: NatureCNN for uint8 image stacks [channels, 84, 84], MLP otherwise (images are flattened)."""
+    """auto: NatureCNN for uint8 images [channels, >= 36, >= 36], MLP otherwise (images are flattened)."""
     width: int = 512
     """Units in each dense hidden layer."""
     depth: int = 1
@@ -70,7 +70,7 @@ class SupportConfig:
         require(self.v_min > -inf, "v_min", self.v_min, "finite")
         require(self.v_min < self.v_max < inf, "v_max", self.v_max, f"> v_min = {self.v_min} and finite")
         require(self.num_atoms >= 2, "num_atoms", self.num_atoms, ">= 2")
-        require(self.hl_gauss_sigma > 0.0, "hl_gauss_sigma", self.hl_gauss_sigma, "> 0")
+        require(0.0 < self.hl_gauss_sigma < inf, "hl_gauss_sigma", self.hl_gauss_sigma, "> 0 and finite")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RewardConfig:
 
     reward_transform: Literal["none", "clip", "scale", "center"] = "none"
     """clip: to [-1, 1]; scale: divide by the running standard deviation of the discounted return (as gymnasium's
-    NormalizeReward); center: subtract the running mean reward (Naik et al. 2024, arXiv 2405.09999)."""
+    NormalizeReward), then clip to [-10, 10]; center: subtract the running mean reward (arXiv 2405.09999)."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class ValueAgentConfig:
         require(self.learning_starts >= 0, "learning_starts", self.learning_starts, ">= 0")
         least = self.batch_size + self.n_step + 4
         require(self.buffer_size >= least, "buffer_size", self.buffer_size, f">= batch_size + n_step + 4 = {least}")
-        require(self.replay_ratio > 0, "replay_ratio", self.replay_ratio, "> 0")
+        require(0 < self.replay_ratio < inf, "replay_ratio", self.replay_ratio, "> 0 and finite")
         require(self.target_period >= 1, "target_period", self.target_period, ">= 1")
         require(0 < self.tau <= 1, "tau", self.tau, "in (0, 1]")
         require(0 <= self.start_e <= 1, "start_e", self.start_e, "in [0, 1]")
@@ -217,9 +217,9 @@ class PPOConfig:
         require(self.update_epochs >= 1, "update_epochs", self.update_epochs, ">= 1")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
         require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
-        require(self.clip_coef > 0, "clip_coef", self.clip_coef, "> 0")
-        require(self.vf_coef >= 0, "vf_coef", self.vf_coef, ">= 0")
-        require(self.ent_coef >= 0, "ent_coef", self.ent_coef, ">= 0")
+        require(0 < self.clip_coef < inf, "clip_coef", self.clip_coef, "> 0 and finite")
+        require(0 <= self.vf_coef < inf, "vf_coef", self.vf_coef, ">= 0 and finite")
+        require(0 <= self.ent_coef < inf, "ent_coef", self.ent_coef, ">= 0 and finite")
         require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, ">= 0")
         mse = self.value_loss == "mse"
         require(mse or not self.clip_vloss, "clip_vloss", self.clip_vloss, "off with value_loss = 'hl_gauss'")

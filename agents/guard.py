@@ -9,14 +9,17 @@ class NonFiniteError(RuntimeError):
     """A loss, gradient, observation or reward was NaN or infinite; the message names it and when."""
 
 
-def require_finite(step: int, **arrays: np.ndarray) -> None:
-    """Raise `NonFiniteError` naming the first of `arrays` with a NaN or infinity in it, the environment and `step`."""
+def require_finite(step: int, rows: np.ndarray | None = None, **arrays: np.ndarray) -> None:
+    """Raise `NonFiniteError` naming the first of `arrays` [E, ...] with a NaN or infinity in it, the environment and
+    `step`; only the environments in the mask `rows` [E] count, where one is given."""
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise NonFiniteError(
-                f"{name} is not finite in environment {row} at step {step}; no weight was changed by it"
-            )
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
+        bad &= True if rows is None else rows
+        if bad.any():
+            where = f"in environment {int(np.flatnonzero(bad)[0])} at step {step}"
+            raise NonFiniteError(f"{name} is not finite {where}; no weight was changed by it")
 
 
 class Guard:

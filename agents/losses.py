@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 
 
+def _same_shape(*tensors: Tensor) -> None:
+    """[batch] beside [batch, 1] would broadcast to a wrong loss without a word."""
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"shapes {shapes}: must be equal")
+
+
 def atoms(v_min: float, v_max: float, num_atoms: int, device: torch.device | str = "cpu") -> Tensor:
     """Evenly spaced support of a categorical value, shape [num_atoms], the ends included (Bellemare et al. 2017)."""
     return torch.linspace(v_min, v_max, num_atoms, device=device)
@@ -22,11 +29,13 @@ def atom_spacing(support: Tensor) -> Tensor:
 
 def td_target(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
     """r_t + discount_t * v_t; all [batch]."""
+    _same_shape(r_t, discount_t, v_t)
     return r_t + discount_t * v_t
 
 
 def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     """Huber loss per example [batch]: quadratic within `delta` (with factor 1/2), linear beyond."""
+    _same_shape(prediction, target)
     error = (prediction - target).abs()
     quadratic = error.clamp(max=delta)
     return 0.5 * quadratic.square() + delta * (error - quadratic)
@@ -34,6 +43,7 @@ def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared error per example [batch], without a factor 1/2."""
+    _same_shape(prediction, target)
     return (prediction - target).square()
 
 
@@ -75,6 +85,7 @@ def hl_gauss(target: Tensor, support: Tensor, sigma_bins: float = 0.75) -> Tenso
 
 def cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
     """-sum_i target_i * log softmax(logits)_i per example; both [batch, atoms] -> [batch]."""
+    _same_shape(logits, target_probabilities)
     return -(target_probabilities * torch.log_softmax(logits, dim=-1)).sum(-1)
 
 
@@ -118,6 +129,7 @@ def standardize(x: Tensor) -> Tensor:
 
 def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
     """Clipped surrogate per example, to be minimised (Schulman et al. 2017, eq. 7); all [batch]."""
+    _same_shape(log_ratio, advantages)
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
 

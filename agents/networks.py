@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from agents.checks import fits_nature_cnn
+from agents.checks import uses_nature_cnn
 from agents.config import NetworkConfig
 from agents.initializers import initialize
 from agents.transitions import Spaces
@@ -83,8 +83,8 @@ class NatureCNN(nn.Module):
 
 
 def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generator) -> MLP | NatureCNN:
-    """The torso that `config.torso` names; "auto" takes NatureCNN where `fits_nature_cnn`, else MLP."""
-    if config.torso == "nature_cnn" or (config.torso == "auto" and fits_nature_cnn(spaces)):
+    """The torso that `config.torso` names in a world with these spaces."""
+    if uses_nature_cnn(config, spaces):
         return NatureCNN(spaces.observation_shape, config, generator).to(memory_format=torch.channels_last)
     return MLP(spaces.observation_shape, config, generator)
 

@@ -46,6 +46,11 @@ class Optimization:
         self.adam.step()
         return norm
 
+    @property
+    def learning_rate(self) -> float:
+        """Adam's step size of the last step, or of the first one before it."""
+        return self.adam.param_groups[0]["lr"]
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use `learning_rate` from the next step on."""
         for group in self.adam.param_groups:

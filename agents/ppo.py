@@ -94,7 +94,7 @@ class PPO:
     def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
         """A function from observations [E, ...] to actions: the policy's mode, or draws of its own generator. Playing
         changes nothing in the agent."""
-        generator = generators.torch("exploration", self.device)
+        generator = generators.torch("playing", self.device)
 
         @torch.inference_mode()
         def play(observations: np.ndarray) -> np.ndarray:
@@ -111,11 +111,12 @@ class PPO:
         finite."""
         ended = transitions.terminated | transitions.truncated
         require_finite(self.steps, observation=transitions.observations, reward=np.float32(transitions.rewards))
+        require_finite(self.steps, observation=transitions.next_observations)
         bootstrap = transitions.truncated & ~transitions.terminated
         terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
         final_values = torch.zeros(self.num_envs, device=self.device)
         if ended.any():
-            require_finite(self.steps, final_observation=transitions.final_observations[ended])
+            require_finite(self.steps, ended, final_observation=transitions.final_observations)
             if not terminated[ended].all():
                 final_values = self._forward(torch.from_numpy(transitions.final_observations).to(self.device))[1]
         if self.config.life_loss_discount:
@@ -211,7 +212,7 @@ class PPO:
 
     def scalars(self) -> dict[str, float]:
         """Settings that change with the steps, for the log."""
-        return {"charts/learning_rate": self.learning_rate}
+        return {"charts/learning_rate": self.optimization.learning_rate}
 
     def on_task_change(self) -> None:
         """Told when the world has changed; nothing of the agent depends on it by itself."""

@@ -55,8 +55,12 @@ class Replay:
         self.generator, self.device = generator, device
         flat = num_envs * self.slots
         dtype = np.uint8 if spaces.is_image else np.float32
-        # NumPy's zeros are untouched pages until written, so a large empty replay costs nothing
-        self.observations = torch.from_numpy(np.zeros((flat, *spaces.stored_shape), dtype)).to(storage_device)
+        if storage_device.type == "cpu":
+            # NumPy's zeros are untouched pages until written, so a large empty replay costs nothing
+            self.observations = torch.from_numpy(np.zeros((flat, *spaces.stored_shape), dtype))
+        else:
+            kind = torch.uint8 if spaces.is_image else torch.float32
+            self.observations = torch.zeros(flat, *spaces.stored_shape, dtype=kind, device=storage_device)
         self.actions = np.zeros(flat, np.int64)
         self.rewards = np.zeros(flat, np.float32)
         self.ages = np.zeros(flat, np.int32)  # steps since the episode's start, so that a stack stops there
@@ -156,8 +160,8 @@ class Replay:
         return self._fetch(index.reshape(-1)).unflatten(0, (-1, self.stack))
 
     def _fetch(self, index: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(index).to(self.observations.device, non_blocking=True)
-        return self.observations.index_select(0, rows).to(self.device, non_blocking=True)
+        rows = torch.from_numpy(index).to(self.observations.device)
+        return self.observations.index_select(0, rows).to(self.device)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` valid transitions with replacement.
@@ -170,8 +174,8 @@ class Replay:
         actions = self.actions[self._positions(environment, start)]
         return Batch(
             observations=self._gather(environment, start),
-            actions=torch.from_numpy(actions).to(self.device, non_blocking=True),
-            rewards=torch.from_numpy(rewards).to(self.device, non_blocking=True),
-            discounts=torch.from_numpy(discounts).to(self.device, non_blocking=True),
+            actions=torch.from_numpy(actions).to(self.device),
+            rewards=torch.from_numpy(rewards).to(self.device),
+            discounts=torch.from_numpy(discounts).to(self.device),
             next_observations=self._gather(environment, start + steps),
         )

@@ -7,8 +7,9 @@ class RewardTransform:
     """Maps raw rewards [E] of one step to what is learned from; holds the running statistics of "scale" and "center".
 
     none: as they are. clip: to [-1, 1] (Mnih et al. 2015). scale: divided by the running standard deviation of the
-    discounted return, as gymnasium's NormalizeReward. center: minus the running mean (simple reward centring, Naik et
-    al. 2024, arXiv 2405.09999, with a step size 1/n that stops falling at 1e-4, so that a changed world is followed).
+    discounted return, as gymnasium's NormalizeReward, then clipped to [-10, 10] as CleanRL does. center: minus the
+    running mean (simple reward centring, Naik et al. 2024, arXiv 2405.09999, with a step size 1/n that stops falling at
+    1e-4, so that a changed world is followed).
     """
 
     def __init__(self, kind: str, num_envs: int, gamma: float) -> None:
@@ -25,7 +26,7 @@ class RewardTransform:
             self.returns = self.returns * self.gamma + rewards
             self._merge(self.returns)
             self.returns = np.where(ended, 0.0, self.returns)
-            rewards = rewards / np.sqrt(self.variance + 1e-8)
+            rewards = np.clip(rewards / np.sqrt(self.variance + 1e-8), -10.0, 10.0)
         elif self.kind == "center":
             self.count += len(rewards)
             self.mean += max(1e-4, 1.0 / self.count) * float((rewards - self.mean).sum())

@@ -101,7 +101,7 @@ class ValueAgent:
     def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
         """A function from observations [E, ...] to actions: greedy, or epsilon-greedy with the final epsilon and a
         generator of its own. Playing changes nothing in the agent."""
-        generator = generators.numpy("exploration")
+        generator = generators.numpy("playing")
         return lambda observations: self._play(observations, 0.0 if greedy else self.config.end_e, generator)
 
     def _play(self, observations: np.ndarray, epsilon: float, generator: np.random.Generator) -> np.ndarray:
@@ -119,8 +119,9 @@ class ValueAgent:
         """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""
         ended = transitions.terminated | transitions.truncated
         require_finite(self.steps, observation=transitions.observations, reward=np.float32(transitions.rewards))
+        require_finite(self.steps, observation=transitions.next_observations)
         if ended.any():
-            require_finite(self.steps, final_observation=transitions.final_observations[ended])
+            require_finite(self.steps, ended, final_observation=transitions.final_observations)
         self.replay.add(transitions, self.transform(transitions.rewards, ended), self.config.life_loss_discount)
         self.steps += self.num_envs
 
@@ -153,6 +154,8 @@ class ValueAgent:
         weight = self.config.tau if guard.immediate else self.config.tau * (1.0 - guard.found)
         for target, online in zip(self.target_network.parameters(), self.network.parameters(), strict=True):
             target.lerp_(online, weight)
+        for target, online in zip(self.target_network.buffers(), self.network.buffers(), strict=True):
+            target.copy_(online)
 
     def _metrics(self, loss: Tensor, gradient_norm: Tensor, q: Tensor, target: Target) -> dict[str, Tensor]:
         mean, std = target_statistics(target.values)
@@ -168,7 +171,7 @@ class ValueAgent:
 
     def scalars(self) -> dict[str, float]:
         """Settings that change with the steps, for the log."""
-        return {"charts/epsilon": self.epsilon, "charts/learning_rate": self.config.learning_rate}
+        return {"charts/epsilon": self.epsilon, "charts/learning_rate": self.optimization.learning_rate}
 
     def on_task_change(self) -> None:
         """Told when the world has changed; nothing of the agent depends on it by itself."""

@@ -129,7 +129,10 @@ def _describe_by_building(config: WorldConfig) -> WorldInfo:
     import gymnasium
 
     check_known(config.env)
-    env = gymnasium.make(config.env, disable_env_checker=True)
+    try:
+        env = gymnasium.make(config.env, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ValueError(f"env = {config.env!r}: cannot be built here ({error})") from error
     try:
         check_spaces(config.env, env.observation_space, env.action_space)
         discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)

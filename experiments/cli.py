@@ -2,6 +2,7 @@
 
 import sys
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,7 +70,8 @@ def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig,
             raise ValueError(f"preset = {chosen.preset!r}: must be left out beside --config, which says everything")
         if algorithm not in (None, default.agent_name):
             raise ValueError(f"algorithm = {algorithm!r}: must be {default.agent_name}, as in {chosen.config}")
-        return default, rest
+        # its name is taken by the run it came from; a name given beside it still counts
+        return replace(default, run=replace(default.run, name="")), rest
     if algorithm is None:
         raise ValueError(f"algorithm: name one of {', '.join(AGENTS)} first, or give --config FILE")
     peek = ArgumentParser(add_help=False, allow_abbrev=False)
@@ -79,7 +81,10 @@ def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig,
     if not seen.env and not {"-h", "--help"} & set(rest):
         raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
     env = seen.env or "ALE/Breakout-v5"
-    steps = int(seen.steps) if seen.steps.isdigit() else 1_000_000  # a bad number is refused by the full parse below
+    try:
+        steps = int(seen.steps)
+    except ValueError:
+        steps = 1_000_000  # refused by the full parse that follows
     return preset_config(algorithm, chosen.preset or "auto", family_of(env), env, steps), rest
 
 

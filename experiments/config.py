@@ -81,7 +81,7 @@ class TrainConfig(Generic[AgentT]):
         if self.run.name:
             return self.run.name
         settings = to_dict(self)
-        for key in ("seed", "runs_dir", "name", "wandb", "wandb_project"):
+        for key in ("seed", "runs_dir", "name", "log_every", "checkpoint_every", "wandb", "wandb_project"):
             del settings["run"][key]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         world = "".join(c if c.isalnum() or c in "-._" else "_" for c in self.world.env.removeprefix("ALE/"))
@@ -103,10 +103,11 @@ def _plain(value: object) -> object:
 
 def from_dict(settings: dict) -> TrainConfig:
     """The inverse of `to_dict`. Unknown or missing parts raise ValueError naming the field."""
-    settings = dict(settings)
-    algorithm = settings.pop("algorithm", None)
+    require(isinstance(settings, dict), "settings", settings, "a JSON object")
+    algorithm = settings.get("algorithm")
     require(algorithm in AGENTS, "algorithm", algorithm, "one of " + ", ".join(AGENTS))
-    return _build(TrainConfig, settings, "", {"agent": AGENTS[algorithm]})
+    parts = {"agent": {}} | {name: value for name, value in settings.items() if name != "algorithm"}
+    return _build(TrainConfig, parts, "", {"agent": AGENTS[algorithm]})
 
 
 def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = types.MappingProxyType({})) -> object:
@@ -119,22 +120,27 @@ def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = typ
         hint = kinds.get(name, hints[name])
         if dataclasses.is_dataclass(hint):
             value = _build(hint, value, f"{path}{name}.")
-        elif hint is Path:
-            value = Path(value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        _check_type(hint, value, f"{path}{name}")
+        else:
+            value = _checked(hint, value, f"{path}{name}")
         values[name] = value
     return kind(**values)
 
 
-def _check_type(hint: object, value: object, field: str) -> None:
-    """A JSON file can hold anything; refuse a value whose type the command line would have refused."""
+def _checked(hint: object, value: object, field: str) -> object:
+    """`value` as the field's type; a JSON file can hold anything, so what the command line would refuse is refused."""
     if typing.get_origin(hint) is Literal:
         require(value in typing.get_args(hint), field, value, f"one of {', '.join(map(str, typing.get_args(hint)))}")
-    elif hint in (int, float, bool, str):
-        number = hint is float and isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        require(isinstance(value, list) and len(value) == len(kinds), field, value, f"a list of {len(kinds)}")
+        return tuple(_checked(kind, item, field) for kind, item in zip(kinds, value, strict=True))
+    elif hint is Path:
+        require(isinstance(value, str), field, value, "a path")
+        return Path(value)
+    else:
+        number = hint is float and isinstance(value, int | float) and not isinstance(value, bool)
         require(number or type(value) is hint, field, value, f"of type {hint.__name__}")
+    return value
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -31,13 +31,16 @@ def from_runs(places: list[str], tag: str, bins: int) -> Curves:
     series = {}
     for place in places:
         label, _, directory = place.rpartition("=")
+        label = label or Path(directory).name
+        if label in series:
+            raise ValueError(f"run = {place!r}: needs a label of its own, {label!r} is taken")
         path = Path(directory) / "metrics.jsonl"
         if not path.is_file():
             raise ValueError(f"run = {directory!r}: holds no metrics.jsonl")
         metrics = read_metrics(path)
         if tag not in metrics:
             raise ValueError(f"tag = {tag!r}: not in {path}; there are {', '.join(sorted(metrics))}")
-        series[label or Path(directory).name] = metrics[tag]
+        series[label] = metrics[tag]
     width = max(1, -(-max(steps[-1] for steps, _ in series.values()) // bins))
     return {label: binned(np.array(steps), np.array(values), width) for label, (steps, values) in series.items()}
 

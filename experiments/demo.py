@@ -14,9 +14,10 @@ def main() -> int:
     config = parse_train(["ppo", "--env", "Ant-v5", "--steps", str(STEPS), *FLAGS.split()])
     print(f"PPO learns to walk: Ant-v5 in MuJoCo, {STEPS:,} steps (a random policy gets about -60)")
     from experiments.evaluate import evaluate
+    from experiments.setup import build
     from experiments.train import train
 
-    directory, code = train(config)
+    directory, code = train(config, *build(config))
     if code:
         return code
     result = evaluate(EvaluateConfig(directory, episodes=5))

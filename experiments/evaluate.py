@@ -1,5 +1,7 @@
 """Playing with saved weights."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,12 +32,12 @@ def play(player, world: VectorEnv, episodes: int, frames: "VideoFrames | None" =
         frames.add(world)
     while left.any():
         observations, _, _, _, infos = world.step(player(observations))
-        if frames and not games[0]:
-            frames.add(world)
         for episode in finished_episodes(infos):
             if left[episode.environment]:
                 left[episode.environment] -= 1
                 games[episode.environment].append(episode)
+        if frames and not games[0]:  # after a game's end the world already shows the next one
+            frames.add(world)
     flat = [episode for column in games for episode in column]
     return [episode.episodic_return for episode in flat], [episode.length for episode in flat]
 
@@ -54,15 +56,29 @@ class VideoFrames:
         self.writer.append_data(np.ascontiguousarray(even))
 
 
+def steps_per_second(world: VectorEnv, family: str) -> int:
+    """The speed at which the game is meant to be seen: Atari's 60 frames in fours, else what the world itself says."""
+    return 15 if family == "atari" else int(world.envs[0].metadata.get("render_fps", 30))
+
+
 @contextmanager
-def video_frames(path: Path | None, family: str) -> Iterator[VideoFrames | None]:
-    """Frames that end up in an MP4 at `path`, at the speed of the game; None without a path."""
+def video_frames(path: Path | None, world: VectorEnv, family: str) -> Iterator[VideoFrames | None]:
+    """Frames that end up in an MP4 at `path`, at the speed of the game; None without a path.
+
+    Raises ValueError where the world cannot be drawn on this machine.
+    """
     if path is None:
         yield None
         return
     import imageio.v2 as imageio
 
-    fps = {"atari": 15, "mujoco": 20}.get(family, 30)  # steps a second: 60 frames / 4, Ant's 0.05 s
+    try:
+        world.reset()
+        world.render()
+    except Exception as error:  # every renderer has failures of its own
+        hint = "; without a screen, try MUJOCO_GL=egl or osmesa" if family == "mujoco" else ""
+        raise ValueError(f"video = {str(path)!r}: this world cannot be drawn here ({error}){hint}") from error
+    fps = steps_per_second(world, family)
     writer = imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2, quality=8)
     try:
         yield VideoFrames(writer, scale=2 if family == "atari" else 1)
@@ -82,13 +98,17 @@ def evaluate(settings: EvaluateConfig) -> dict:
     from envs import make_vec_from_config
     from experiments.setup import choose_device, spaces_of
 
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
     path = find_checkpoint(settings.checkpoint)
     config, step, state = load_checkpoint(path)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     generators = Generators(settings.seed)
     world_config, render_mode = playing_world(config, settings)
-    world = make_vec_from_config(world_config, generators.integer("world") // 2, settings.threads, render_mode)
+    world = make_vec_from_config(
+        world_config, generators.integer("evaluation world") // 2, settings.threads, render_mode
+    )
     agent = build_agent(
         small_memory(config, world.num_envs),
         spaces_of(world),
@@ -100,7 +120,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
     agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
     try:
-        with video_frames(settings.video, world_config.family) as frames:
+        with video_frames(settings.video, world, world_config.family) as frames:
             returns, lengths = play(agent.player(greedy, generators), world, settings.episodes, frames)
     finally:
         world.close()
@@ -132,5 +152,5 @@ def small_memory(config: TrainConfig, num_envs: int):
     agent = config.agent
     if isinstance(agent, PPOConfig):
         return replace(agent, rollout_steps=agent.num_minibatches * 2)
-    least = max(agent.batch_size + agent.n_step + 4, num_envs * (agent.n_step + 8))
-    return replace(agent, buffer_size=least, replay_device="host")
+    slots = agent.batch_size + agent.n_step + 8
+    return replace(agent, buffer_size=num_envs * slots, replay_device="host")

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ class Logger:
     charts/SPS is steps per second since the start, learning included, as CleanRL counts it.
     """
 
-    def __init__(self, directory: Path, every: int, guard: Guard, scalars: object) -> None:
+    def __init__(
+        self, directory: Path, every: int, guard: Guard | None, scalars: Callable[[], dict[str, float]]
+    ) -> None:
         self.writer = SummaryWriter(str(directory), flush_secs=20)
         self.file = (directory / "metrics.jsonl").open("a", buffering=1)
         self.every, self.guard, self.scalars = every, guard, scalars
@@ -60,7 +63,8 @@ class Logger:
             values |= {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
         self.sums, self.counts = {}, {}
         self.write(step, values)
-        self.guard.flush()
+        if self.guard:
+            self.guard.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write scalars at `step` to both places; what is undefined (an explained variance of constant returns, say) is

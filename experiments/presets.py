@@ -3,9 +3,18 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from agents.config import AdamConfig, C51Config, DQNConfig, NetworkConfig, PPOConfig, RewardConfig, SupportConfig
+from agents.config import (
+    AdamConfig,
+    C51Config,
+    DQNConfig,
+    NetworkConfig,
+    PPOConfig,
+    RewardConfig,
+    SupportConfig,
+    require,
+)
 from envs.config import WorldConfig
-from experiments.config import TrainConfig, require
+from experiments.config import TrainConfig
 
 CLIP = RewardConfig("clip")
 
@@ -40,13 +49,15 @@ def c51_dopamine(env: str, steps: int) -> TrainConfig:
 
 def ppo_cleanrl_atari(env: str, steps: int) -> TrainConfig:
     """CleanRL's ppo_atari_envpool: 8 environments x 128 steps, 4 epochs x 4 minibatches, rate annealed over the run, a
-    lost life ends the future."""
+    lost life ends the future. (CleanRL also takes time limits as ends; here they bootstrap.)"""
     agent = PPOConfig(anneal_steps=steps, reward=CLIP, clip_vloss=True, vf_coef=0.25, life_loss_discount=True)
     return TrainConfig(agent=agent, world=WorldConfig(env=env, num_envs=8))
 
 
 def ppo_cleanrl_continuous(env: str, steps: int) -> TrainConfig:
-    """CleanRL's ppo_continuous_action: 1 environment x 2,048 steps, 10 epochs x 32 minibatches, tanh 64-64 apart."""
+    """CleanRL's ppo_continuous_action: 1 environment x 2,048 steps, 10 epochs x 32 minibatches, tanh 64-64 apart,
+    rewards scaled. (CleanRL also takes time limits as ends and moves its observation statistics at every step; here
+    time limits bootstrap and the statistics move once a rollout.)"""
     agent = PPOConfig(
         learning_rate=3e-4,
         anneal_steps=steps,
@@ -89,8 +100,8 @@ def ppo_dohare24_ant(env: str, steps: int) -> TrainConfig:
 
 
 def ppo_classic(env: str, steps: int) -> TrainConfig:
-    """Small worlds such as CartPole-v1: 8 environments x 32 steps, 20 epochs of one minibatch, tanh 64-64 apart (the
-    settings that RL Baselines3 Zoo tuned for CartPole)."""
+    """Small worlds such as CartPole-v1: 8 environments x 32 steps, 20 epochs of one minibatch, tanh 64-64 apart (close
+    to what RL Baselines3 Zoo tuned for CartPole)."""
     agent = PPOConfig(
         learning_rate=1e-3,
         anneal_steps=steps,
@@ -126,7 +137,7 @@ def dqn_classic(env: str, steps: int) -> TrainConfig:
 
 
 def c51_classic(env: str, steps: int) -> TrainConfig:
-    """Small worlds such as CartPole-v1: as dqn's, with 51 atoms on [0, 100] (CartPole's values at gamma .99)."""
+    """Small worlds such as CartPole-v1: as dqn's but not double, 51 atoms on [0, 100] (its values at gamma .99)."""
     agent = C51Config(learning_rate=1e-3, support=SupportConfig(v_min=0.0, v_max=100.0), **CLASSIC_VALUE)
     return TrainConfig(agent=agent, world=WorldConfig(env=env))
 
@@ -148,11 +159,14 @@ FOR_FAMILY = {
     "ppo": {"atari": "cleanrl_atari", "mujoco": "cleanrl_continuous"},
 }
 
+NEEDS = {"dopamine": "atari", "cleanrl_atari": "atari", "dohare24_ant": "Ant-v5"}  # a family of worlds, or one world
+
 
 def preset_config(algorithm: str, name: str, family: str, env: str, steps: int) -> TrainConfig:
     """The settings of preset `name`; "auto" takes the protocol usual for the world's family (atari, mujoco, other)."""
-    known = PRESETS[algorithm]
-    require(name == "auto" or name in known, "preset", name, f"auto or one of {', '.join(known)} for {algorithm}")
+    known = [preset for preset in PRESETS[algorithm] if NEEDS.get(preset, family) in (family, env)]
+    allowed = f"auto or one of {', '.join(known)} for {algorithm} in {env}"
+    require(name == "auto" or name in known, "preset", name, allowed)
     chosen = FOR_FAMILY[algorithm].get(family, "classic") if name == "auto" else name
-    config = known[chosen](env, steps)
+    config = PRESETS[algorithm][chosen](env, steps)
     return replace(config, run=replace(config.run, steps=steps))

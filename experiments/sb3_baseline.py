@@ -27,7 +27,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from agents.config import DQNConfig, PPOConfig
-from agents.guard import Guard
 from agents.initializers import initialize
 from agents.optimization import linear_schedule
 from agents.randomness import Generators
@@ -145,7 +144,7 @@ def _learn(model: PPO | DQN, config: TrainConfig, directory: Path, console: Cons
     log = Logger(
         directory,
         config.log_every,
-        Guard(optimizer, torch.device("cpu")),  # watches nothing here
+        None,
         lambda: {name: value() for name, value in scalars.items()},
     )
     try:

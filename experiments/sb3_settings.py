@@ -8,8 +8,8 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import nn
 
-from agents.checks import fits_nature_cnn
-from agents.config import C51Config, NetworkConfig, PPOConfig, require
+from agents.checks import uses_nature_cnn
+from agents.config import C51Config, PPOConfig, require
 from agents.networks import ACTIVATIONS
 from agents.optimization import linear_schedule
 from agents.transitions import Spaces
@@ -31,16 +31,12 @@ class DenseTorso(BaseFeaturesExtractor):
         return self.layers(observations)
 
 
-def _is_cnn(network: NetworkConfig, spaces: Spaces) -> bool:
-    return network.torso == "nature_cnn" or (network.torso == "auto" and fits_nature_cnn(spaces))
-
-
 def _refuse_common(config: TrainConfig, spaces: Spaces) -> None:
     network = config.agent.network
     require(not isinstance(config.agent, C51Config), "algorithm", "c51", "ppo or dqn: Stable-Baselines3 has no C51")
     require(config.run.precision == "fp32", "precision", config.run.precision, "fp32 for Stable-Baselines3")
     require(not config.run.wandb, "wandb", True, "off for Stable-Baselines3")
-    if _is_cnn(network, spaces):
+    if uses_nature_cnn(network, spaces):
         require(network.activation == "relu", "activation", network.activation, "relu in Stable-Baselines3's NatureCNN")
         require(network.depth >= 1, "depth", network.depth, ">= 1 in Stable-Baselines3's NatureCNN")
     elif spaces.is_image:
@@ -51,7 +47,7 @@ def _refuse_common(config: TrainConfig, spaces: Spaces) -> None:
 def _policy_settings(config: TrainConfig, spaces: Spaces) -> tuple[str, dict[str, Any]]:
     """(policy's name, policy_kwargs) for a torso as ours; Adam's constants included."""
     agent, network = config.agent, config.agent.network
-    ppo, cnn = isinstance(agent, PPOConfig), _is_cnn(network, spaces)
+    ppo, cnn = isinstance(agent, PPOConfig), uses_nature_cnn(network, spaces)
     own_layers = [network.width] * (network.depth - 1 if cnn else network.depth)
     settings = {
         "activation_fn": ACTIVATIONS[network.activation],
@@ -80,7 +76,7 @@ def _refuse_ppo(config: TrainConfig, spaces: Spaces) -> None:
     require(agent.clip_actions or discrete, "clip_actions", False, "on: Stable-Baselines3 always clips")
     transform = agent.reward.reward_transform
     require(transform != "center", "reward_transform", transform, "none, clip or scale for Stable-Baselines3")
-    split = not (_is_cnn(agent.network, spaces) and agent.shared_torso)
+    split = not (uses_nature_cnn(agent.network, spaces) and agent.shared_torso)
     allowed = "1 with a shared torso: Stable-Baselines3 splits policy and value after NatureCNN's one dense layer"
     require(split or agent.network.depth == 1, "depth", agent.network.depth, allowed)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def check(config: TrainConfig) -> None:
     """Raise ValueError, with a sentence naming the field, where the settings cannot make a run. Imports no torch unless
-    a device has to be asked for, and builds nothing."""
+    a device has to be asked for; builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
     info = describe(config.world)
     spaces = Spaces(
         tuple(info.observation_shape),
@@ -36,7 +37,7 @@ def check(config: TrainConfig) -> None:
         check_ppo(config.agent, spaces, config.world.num_envs)
     else:
         check_value_agent(config.agent, spaces, config.world.num_envs)
-        check_memory(config.agent, spaces)
+        check_memory(config.agent, spaces, config.run.device)
     if config.run.wandb:
         found = importlib.util.find_spec("wandb") is not None
         require(found, "wandb", True, "off unless wandb is installed (pip install wandb)")
@@ -46,6 +47,7 @@ def check(config: TrainConfig) -> None:
         require(not directory.exists(), "name", config.run.name, f"new: {directory} exists already")
     parent = next(path for path in (config.run.runs_dir, *config.run.runs_dir.absolute().parents) if path.exists())
     require(parent.is_dir(), "runs_dir", str(config.run.runs_dir), f"a directory: {parent} is a file")
+    require(os.access(parent, os.W_OK), "runs_dir", str(config.run.runs_dir), f"writable: {parent} is not")
 
 
 def has_gpu_driver() -> bool:
@@ -59,20 +61,23 @@ def has_gpu_driver() -> bool:
 
 
 def available_memory() -> int:
-    """Bytes of main memory that a new process may still take, the control group's limit included."""
+    """Bytes of main memory that a new process may still take, the control group's limit (v2) included. Cached file
+    pages that the kernel would give back count as available."""
     import psutil
 
     available = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    group = Path("/sys/fs/cgroup")
     try:
-        return min(available, int(limit.read_text()) - int(used.read_text()))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        return min(available, int((group / "memory.max").read_text()) - used)
     except (OSError, ValueError):  # no control group, or no limit ("max")
         return available
 
 
-def check_memory(config: ValueAgentConfig, spaces: Spaces) -> None:
+def check_memory(config: ValueAgentConfig, spaces: Spaces, device: str) -> None:
     """Raise ValueError where a full replay would not fit into memory."""
-    if config.replay_device == "device":
+    if config.replay_device == "device" and device != "cpu":
         return  # asked of the device when it is known, see require_device_memory
     _require_fits(config, spaces, available_memory(), "of main memory are available")
 

@@ -2,26 +2,28 @@
 
 from pathlib import Path
 
+from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 from agents.guard import NonFiniteError
+from agents.ppo import PPO
+from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
 from experiments.loop import Tick, training
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
-from experiments.setup import build
 
 
-def train(config: TrainConfig, console: Console | None = None) -> tuple[Path, int]:
-    """Run `config` to its end and return (run directory, exit code).
+def train(
+    config: TrainConfig, world: VectorEnv, agent: ValueAgent | PPO, console: Console | None = None
+) -> tuple[Path, int]:
+    """Train the `agent` that `setup.build` made of `config` in its `world` and return (run directory, exit code).
 
     Exit code 0: finished; 1: stopped because something was not finite; 130: interrupted. What was logged and a last
-    checkpoint of the weights are kept in every case. Raises ValueError, before anything is written, where the settings
-    turn out not to fit the machine.
+    checkpoint of the weights are kept in every case. The world is closed at the end.
     """
     console = console or Console()
-    world, agent = build(config)
     directory = RunDirectory(config)
     directory.write_manifest(agent.device)
     if config.run.wandb:

@@ -21,6 +21,8 @@ WRONG = {
     "not a number": (["dqn", "--env", "CartPole-v1", "--steps", "many"], "--steps"),
     "an unknown algorithm": (["a2c", "--env", "CartPole-v1"], "dqn, c51, ppo"),
     "an unknown preset": (["dqn", "--env", "CartPole-v1", "--preset", "dohare24_ant"], "preset"),
+    "a preset for another world": (["dqn", "--env", "CartPole-v1", "--preset", "dopamine"], "preset = 'dopamine'"),
+    "a world that cannot be built": (["ppo", "--env", "Ant-v3"], "env = 'Ant-v3'"),
     "no world": (["dqn"], "env"),
     "a replay that cannot fit": (["dqn", "--env", "ALE/Pong-v5", "--buffer-size", "90000000"], "buffer_size"),
     "minibatches that do not divide": (["ppo", "--env", "Ant-v5", "--num-minibatches", "7"], "num_minibatches"),
@@ -87,6 +89,7 @@ def test_flags_override_the_preset_and_the_preset_follows_the_world() -> None:
     assert (pong.agent.adam.eps, pong.world.sticky_actions) == (1.5e-4, 0.25)  # Dopamine's
     assert parse_train(["ppo", "--env", "Ant-v5"]).agent.rollout_steps == 2048
     assert parse_train(["ppo", "--env", "ALE/Pong-v5", "--steps", "5000"]).agent.anneal_steps == 5000
+    assert parse_train(["ppo", "--env", "ALE/Pong-v5", "--steps", "5_000_000"]).agent.anneal_steps == 5_000_000
     assert parse_train(["ppo", "--env", "Ant-v5", "--preset", "dohare24_ant"]).world.ant_observation == "padded-111"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.config import family_of
 from experiments.cli import parse_train
 from experiments.config import from_dict, load_config, to_dict
 from experiments.presets import PRESETS, preset_config
@@ -15,7 +16,8 @@ ALL = [(algorithm, name) for algorithm, presets in PRESETS.items() for name in p
 
 def settings(algorithm: str, name: str):
     worlds = {"dopamine": "ALE/Pong-v5", "cleanrl_atari": "ALE/Pong-v5", "classic": "CartPole-v1"}
-    return preset_config(algorithm, name, "", worlds.get(name, "Ant-v5"), 10_000_000)
+    env = worlds.get(name, "Ant-v5")
+    return preset_config(algorithm, name, family_of(env), env, 10_000_000)
 
 
 @pytest.mark.parametrize(("algorithm", "name"), ALL)
@@ -33,12 +35,20 @@ def test_settings_survive_json(algorithm: str, name: str) -> None:
         ({"agent": {"gamma": 1.5}}, "gamma = 1.5"),
         ({"agent": {"adam": {"eps": 0}}}, "adam.eps"),
         ({"world": []}, "world"),
+        ({"agent": {"adam": {"betas": [0.9]}}}, "agent.adam.betas"),
+        ({"agent": {"adam": {"betas": ["a", 1]}}}, "agent.adam.betas"),
+        ({"run": {"runs_dir": 3}}, "run.runs_dir"),
         ({"run": {"device": "tpu"}}, "run.device"),
     ],
 )
 def test_a_wrong_file_is_refused_by_field(change: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named.replace(".", r"\.")):
         from_dict({"algorithm": "dqn", **change})
+
+
+def test_a_json_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="settings"):
+        from_dict([])
 
 
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
@@ -53,6 +63,9 @@ def test_config_flag_replays_a_file_and_other_flags_still_count(tmp_path: Path) 
     original = parse_train(["c51", "--env", "ALE/Pong-v5", "--gamma", "0.9", "--adam.betas", "0.5", "0.6"])
     path.write_text(json.dumps(to_dict(original)))
     assert parse_train(["--config", str(path)]) == original
+    named = replace(original, run=replace(original.run, name="mine"))
+    path.write_text(json.dumps(to_dict(named)))
+    assert parse_train(["--config", str(path)]) == original  # the name belongs to the run it came from
     changed = parse_train(["c51", "--config", str(path), "--seed", "7"])
     assert changed == replace(original, run=replace(original.run, seed=7))
 

@@ -14,7 +14,7 @@ from experiments.cli import parse_train
 from experiments.config import to_dict
 from experiments.logger import read_metrics
 from experiments.run_directory import load_checkpoint
-from experiments.setup import check
+from experiments.setup import build, check
 from experiments.train import train
 from tests.experiments import worlds  # noqa: F401  (registers them)
 
@@ -39,7 +39,7 @@ def run(tmp_path: Path, algorithm: str, env: str, steps: int, *flags: str) -> tu
     config = parse_train([*arguments, *flags])
     check(config)
     printed = io.StringIO()
-    path, code = train(config, Console(file=printed, width=120))
+    path, code = train(config, *build(config), Console(file=printed, width=120))
     return path, code, printed.getvalue()
 
 
@@ -106,7 +106,7 @@ def test_the_same_seed_repeats_to_the_bit(algorithm: str, env: str, flags: list[
 def test_config_json_replays_the_run(tmp_path: Path) -> None:
     first, _, _ = run(tmp_path / "a", "dqn", "CartPole-v1", 300, *SMALL["dqn"])
     config = parse_train(["--config", str(first / "config.json"), "--runs-dir", str(tmp_path / "b")])
-    again, _ = train(config, Console(file=io.StringIO()))
+    again, _ = train(config, *build(config), Console(file=io.StringIO()))
     for name, tensor in weights(first).items():
         assert torch.equal(tensor, weights(again)[name]), name
 
@@ -181,6 +181,6 @@ def test_an_interrupted_run_keeps_its_weights(tmp_path: Path, monkeypatch: pytes
 def test_the_bar_is_shown_in_a_terminal(tmp_path: Path) -> None:
     config = parse_train(["ppo", "--env", "CartPole-v1", "--steps", "300", "--runs-dir", str(tmp_path)])
     printed = io.StringIO()
-    train(config, Console(file=printed, force_terminal=True, width=140))
+    train(config, *build(config), Console(file=printed, force_terminal=True, width=140))
     assert "steps/s" in printed.getvalue()
     assert "return" in printed.getvalue()
