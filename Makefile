@@ -31,7 +31,7 @@ demo: $(READY)
 	@$(BIN)/python -m experiments.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
