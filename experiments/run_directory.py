@@ -21,12 +21,12 @@ KEPT = 2  # a crash while writing the newest must leave one that loads
 class RunDirectory:
     """Creates `runs_dir/run_name` and writes everything in it that is not a log.
 
-    A made-up name that is taken gets -2, -3, ... appended; nothing is ever overwritten.
+    `prefix` goes before the name. A made-up name that is taken gets -2, -3, ... appended; nothing is ever overwritten.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, prefix: str = "") -> None:
         self.config = config
-        base = config.run.runs_dir / config.run_name
+        base = config.run.runs_dir / (prefix + config.run_name)
         self.path, number = base, 1
         while True:
             try:

@@ -159,12 +159,13 @@ def _learn(model: PPO | DQN, config: TrainConfig, directory: Path, console: Cons
 def main(arguments: list[str]) -> None:
     """Parse train.py's flags, train, keep the weights as checkpoints/sb3.zip of a run directory named sb3_..."""
     config = parse_train(arguments, "python -m experiments.sb3_baseline")
+    config = replace(config, run=replace(config.run, name=config.run.name and f"sb3_{config.run.name}"))
     try:
         check(config)
         model = make_sb3(config)
     except ValueError as error:
         fail(str(error))
-    directory = RunDirectory(replace(config, run=replace(config.run, name=f"sb3_{config.run_name}")))
+    directory = RunDirectory(config, prefix="" if config.run.name else "sb3_")
     directory.write_manifest(model.device)
     _learn(model, config, directory.path)
     model.save(directory.checkpoints / "sb3.zip")
