@@ -42,6 +42,7 @@ def steps_to_solve(algorithm: str, seed: int) -> tuple[int | None, float]:
     return None, returned
 
 
+@pytest.mark.timeout(1200)  # of wall clock: a busy machine may take its time
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("algorithm", ["dqn", "c51", "ppo"])
 def test_cartpole_is_solved_within_the_budget(algorithm: str, seed: int) -> None:
