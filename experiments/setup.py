@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def check(config: TrainConfig) -> None:
-    """Raise ValueError, with a sentence naming the field, where the settings cannot make a run. Imports no torch unless
-    a device has to be asked for; builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
+    """Raise ValueError, with a sentence naming the field, where the settings cannot make a run. Imports no torch and
+    builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
     info = describe(config.world)
     spaces = Spaces(
         tuple(info.observation_shape),
