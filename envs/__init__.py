@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from envs.config import WorldConfig
+from envs.config import FrictionConfig, ImageConfig, TaskConfig, WorldConfig
 
-__all__ = ["WorldConfig", "WorldInfo", "describe", "make_vec", "make_vec_from_config"]
+__all__ = [
+    "FrictionConfig",
+    "ImageConfig",
+    "TaskConfig",
+    "TaskSchedule",
+    "WorldConfig",
+    "WorldInfo",
+    "describe",
+    "make_vec",
+    "make_vec_from_config",
+]
 
 _HOMES = {
+    "TaskSchedule": "envs.tasks",
     "WorldInfo": "envs.registry",
     "describe": "envs.registry",
     "make_vec": "envs.make",

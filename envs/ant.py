@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.config import WorldConfig, ant_observation_size
+from envs.config import ANTS, WorldConfig, ant_observation_size
 from envs.pools import EnvPool, GymnasiumPool, Pool
 
 STATE_SIZE = 27
@@ -26,20 +26,13 @@ STATE_SIZE = 27
 def make_pool(config: WorldConfig, seed: int, threads: int, render_mode: str | None) -> Pool:
     """The MuJoCo pool of `config`'s backend."""
     if config.resolved_backend == "envpool":
-        settings: dict[str, Any] = {}
-        if config.env == "Ant-v5":
-            # use_contact_force=False would take the forces out of the observation AND out of the reward.
-            settings = {
-                "contact_cost_weight": config.contact_cost_weight,
-                "legacy_healthy_reward": config.healthy_reward_on_termination,
-            }
-        return EnvPool(config.env, config.num_envs, seed, threads, settings)
-    return GymnasiumPool(lambda: _single_robot(config, render_mode), config.num_envs)
+        return EnvPool(_robot(config), config.num_envs, seed, threads, native_settings(config))
+    return GymnasiumPool(lambda: single_robot(config, render_mode), config.num_envs)
 
 
 def encoder(config: WorldConfig, raw_size: int) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     """The map from raw observations [n, raw_size] to fresh float32 [n, size], and that size."""
-    if config.env != "Ant-v5" or config.ant_observation == "default-105":
+    if config.env not in ANTS or config.ant_observation == "default-105":
         return lambda raw: raw.astype(np.float32), raw_size
     size = ant_observation_size(config.ant_observation)
     if size == STATE_SIZE:
@@ -53,7 +46,19 @@ def encoder(config: WorldConfig, raw_size: int) -> tuple[Callable[[np.ndarray], 
     return pad, size
 
 
-def _single_robot(config: WorldConfig, render_mode: str | None) -> Any:
+def native_settings(config: WorldConfig) -> dict[str, Any]:
+    """envpool's options for `config`'s variant of the reward."""
+    if config.env not in ANTS:
+        return {}
+    # use_contact_force=False would take the forces out of the observation AND out of the reward.
+    return {
+        "contact_cost_weight": config.contact_cost_weight,
+        "legacy_healthy_reward": config.healthy_reward_on_termination,
+    }
+
+
+def single_robot(config: WorldConfig, render_mode: str | None) -> Any:
+    """One gymnasium environment of `config`, without a time limit."""
     import gymnasium
 
     class HealthyToTheEnd(gymnasium.Wrapper):
@@ -66,7 +71,13 @@ def _single_robot(config: WorldConfig, render_mode: str | None) -> Any:
                 reward, info = reward + missing, {**info, "reward_survive": info["reward_survive"] + missing}
             return observation, reward, terminated, truncated, info
 
-    options = {"contact_cost_weight": config.contact_cost_weight} if config.env == "Ant-v5" else {}
+    options = {"contact_cost_weight": config.contact_cost_weight} if config.env in ANTS else {}
     # -1: no TimeLimit wrapper, the world counts the steps itself.
-    env = gymnasium.make(config.env, render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True, **options)
+    limit = {"max_episode_steps": -1, "disable_env_checker": True}
+    env = gymnasium.make(_robot(config), render_mode=render_mode, **limit, **options)
     return HealthyToTheEnd(env) if config.healthy_reward_on_termination else env
+
+
+def _robot(config: WorldConfig) -> str:
+    """Its name in both backends: an Ant is an Ant, whatever it walks on."""
+    return "Ant-v5" if config.env in ANTS else config.env

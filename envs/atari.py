@@ -32,17 +32,20 @@ FRAME_STACK = 4
 FRAMES_PER_STEP = 4
 
 
-def make_pool(config: WorldConfig, seed: int, threads: int, render_mode: str | None) -> Pool:
-    """The Atari pool of `config`'s backend. Raises ValueError on an unknown game."""
+def make_pool(
+    config: WorldConfig, seed: int, threads: int, render_mode: str | None, mode: tuple[int, int] | None = None
+) -> Pool:
+    """The Atari pool of `config`'s backend. `mode` is the game's (mode, difficulty), None for its own; ALE's vector
+    environment has no such choice. Raises ValueError on an unknown game."""
     rom = atari_rom(config.env)
     if config.resolved_backend == "envpool":
-        return _envpool(config, rom, seed, threads)
+        return _envpool(config, rom, seed, threads, mode)
     if config.resolved_backend == "ale":
         return AlePool(config, rom, threads)
-    return GymnasiumPool(lambda: _single_game(config, rom, render_mode), config.num_envs)
+    return GymnasiumPool(lambda: _single_game(config, rom, render_mode, mode), config.num_envs)
 
 
-def _envpool(config: WorldConfig, rom: str, seed: int, threads: int) -> EnvPool:
+def _envpool(config: WorldConfig, rom: str, seed: int, threads: int, mode: tuple[int, int] | None) -> EnvPool:
     settings = {
         # envpool idles U{1..noop_max} frames, FIRE included, so 1 is its least; 0 there is undefined behaviour.
         "noop_max": max(config.noop_max, 1),
@@ -50,6 +53,8 @@ def _envpool(config: WorldConfig, rom: str, seed: int, threads: int) -> EnvPool:
         "full_action_space": config.full_action_space,
         "repeat_action_probability": config.sticky_actions,
     }
+    if mode is not None:
+        settings["mode"], settings["difficulty"] = mode
     task = "".join(word.capitalize() for word in rom.split("_")) + "-v5"
     # "done" would be true at envpool's time limit as well; this column is the emulator's own word.
     return EnvPool(task, config.num_envs, seed, threads, settings, terminated="info:terminated")
@@ -88,8 +93,12 @@ class AlePool:
         self._ages[:] = 0
         return self._repeat_first_frame(observations, np.arange(self.num_envs)), infos["lives"]
 
-    def advance(self, actions: np.ndarray) -> Outcome:
-        """See `Pool.advance`."""
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
+        """See `Pool.advance`. ALE steps all its games together: those not in `ids` idle, unreported."""
+        if ids is not None:
+            idle = np.zeros(self.num_envs, dtype=np.int64)
+            idle[ids] = actions
+            return _rows(self.advance(idle), ids)
         observations, rewards, over, _, infos = self._native.step(np.asarray(actions, dtype=np.int64))
         self._ages += 1
         self._renewed = over
@@ -103,10 +112,11 @@ class AlePool:
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Pool.restart`. Games that were over are under way already; those at the time limit are reset here."""
-        observations, lives = self._first
         late = np.zeros(self.num_envs, dtype=bool)
         late[ids] = ~self._renewed[ids]
-        if late.any():
+        if not late.any():
+            observations, lives = self._first
+        else:
             # The rows of the other environments are their current ones, unchanged.
             observations, infos = self._native.reset(options={"reset_mask": late})
             lives = infos["lives"]
@@ -130,7 +140,13 @@ class AlePool:
         self._native.close()
 
 
-def _single_game(config: WorldConfig, rom: str, render_mode: str | None) -> Any:
+def _rows(outcome: Outcome, ids: np.ndarray) -> Outcome:
+    """The rows `ids` of an outcome of all environments (ALE's has no infos and no truncation)."""
+    observations, rewards, terminated, _, lives, infos = outcome
+    return Outcome(observations[ids], rewards[ids], terminated[ids], None, lives[ids], infos)
+
+
+def _single_game(config: WorldConfig, rom: str, render_mode: str | None, mode: tuple[int, int] | None) -> Any:
     import ale_py
     import gymnasium
     from ale_py.env import AtariEnv
@@ -161,6 +177,8 @@ def _single_game(config: WorldConfig, rom: str, render_mode: str | None) -> Any:
         frameskip=1,
         repeat_action_probability=config.sticky_actions,
         full_action_space=config.full_action_space,
+        mode=None if mode is None else mode[0],
+        difficulty=None if mode is None else mode[1],
         max_num_frames_per_episode=None,
         render_mode=render_mode,
     )

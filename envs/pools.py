@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium.spaces import Space
-from gymnasium.vector import AutoresetMode
+
+from envs.tasks import Task
 
 NO_LIMIT = 2**30
 """A time limit in steps that no episode reaches; the backends' own limits are set to it, `World` counts instead."""
@@ -41,8 +42,9 @@ class Pool(Protocol):
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Reset all; a seed makes what follows deterministic. Returns observations [E, ...] and lives [E] or None."""
 
-    def advance(self, actions: np.ndarray) -> Outcome:
-        """Step all E environments once. Games that ended are NOT reset: `restart` follows for these."""
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
+        """Step all E environments once, or only those in `ids` (int [n], ascending; actions and rows are then theirs).
+        Games that ended are NOT reset: `restart` follows for these."""
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Begin a new game in the environments `ids` (int [n], ascending): observations [n, ...], lives [n] or None."""
@@ -54,46 +56,74 @@ class Pool(Protocol):
         """Release the backend."""
 
 
-class GymnasiumPool:
-    """E Python environments in a `SyncVectorEnv`; they can be rendered and their state saved.
+class TaskPool(Pool, Protocol):
+    """A pool whose environments can enter another task (see tasks.py)."""
 
-    Autoreset is off inside, because `World` begins the next game within the same step itself.
+    carries_over: bool
+    """Whether a task can change under a running episode, observation and all. Else the episode must be cut first."""
+
+    def enter(self, ids: np.ndarray, task: Task) -> None:
+        """Environments `ids` (int [n], ascending) are in `task`: from their next restart on, which follows at once, or
+        from now on where the pool carries over and no restart follows. Called for all before the first `start`."""
+
+
+class GymnasiumPool:
+    """E Python environments, stepped one after the other; they can be rendered and their state saved.
+
+    Args:
+        make_one: builds one environment.
+        num_envs: E.
     """
 
     def __init__(self, make_one: Callable[[], Any], num_envs: int) -> None:
-        from gymnasium.vector import SyncVectorEnv
-
-        self._sync = SyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
         self.num_envs = num_envs
-        self.envs = self._sync.envs
-        self.single_observation_space = self._sync.single_observation_space
-        self.single_action_space = self._sync.single_action_space
+        self.envs = [make_one() for _ in range(num_envs)]
+        self.single_observation_space = self.envs[0].observation_space
+        self.single_action_space = self.envs[0].action_space
+        self._all = np.arange(num_envs)
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Pool.start`."""
-        observations, infos = self._sync.reset(seed=seed)
-        return observations, infos.get("lives")
+        return self._reset(self._all, seed)
 
-    def advance(self, actions: np.ndarray) -> Outcome:
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
         """See `Pool.advance`."""
-        observations, rewards, terminated, truncated, infos = self._sync.step(actions)
-        columns = {key: infos[key] for key in infos if key in REPORTED}
-        return Outcome(observations, rewards, terminated, truncated, infos.get("lives"), columns)
+        ids = self._all if ids is None else ids
+        actions = np.asarray(actions)
+        actions = actions if self.single_action_space.shape else actions.tolist()  # discrete: Python integers
+        rows = [self.envs[i].step(action) for i, action in zip(ids, actions, strict=True)]
+        observations, rewards, terminated, truncated, infos = zip(*rows, strict=True)
+        columns = {key: np.array([info[key] for info in infos], np.float64) for key in infos[0] if key in REPORTED}
+        return Outcome(
+            np.stack(observations),
+            np.array(rewards, dtype=np.float64),
+            np.array(terminated, dtype=bool),
+            np.array(truncated, dtype=bool),
+            _lives(infos),
+            columns,
+        )
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Pool.restart`."""
-        mask = np.zeros(self.num_envs, dtype=bool)
-        mask[ids] = True
-        observations, infos = self._sync.reset(options={"reset_mask": mask})
-        return observations[ids], infos["lives"][ids] if "lives" in infos else None
+        return self._reset(ids, None)
+
+    def _reset(self, ids: np.ndarray, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = [self.envs[i].reset(seed=None if seed is None else seed + int(i)) for i in ids]
+        observations, infos = zip(*rows, strict=True)
+        return np.stack(observations), _lives(infos)
 
     def render(self) -> tuple[np.ndarray, ...]:
         """See `Pool.render`."""
-        return self._sync.render()
+        return tuple(env.render() for env in self.envs)
 
     def close(self) -> None:
         """See `Pool.close`."""
-        self._sync.close()
+        for env in self.envs:
+            env.close()
+
+
+def _lives(infos: tuple[dict[str, Any], ...]) -> np.ndarray | None:
+    return np.array([info["lives"] for info in infos], dtype=np.int64) if "lives" in infos[0] else None
 
 
 class EnvPool:
@@ -140,10 +170,11 @@ class EnvPool:
         self._born_with = None  # used up: the same seed again needs a new pool
         return self.restart(self._ids)
 
-    def advance(self, actions: np.ndarray) -> Outcome:
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
         """See `Pool.advance`."""
         actions = np.ascontiguousarray(actions, dtype=self._action_dtype)
-        self._native._send([self._ids, self._ids, actions])
+        rows = self._ids if ids is None else ids.astype(np.int32)
+        self._native._send([rows, rows, actions])
         state, column = self._native._recv(), self._column
         return Outcome(
             state[column["obs"]],

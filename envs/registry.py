@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from envs.config import ATARI_PREFIX, MUJOCO_WORLDS, Family, WorldConfig, ant_observation_size
+from envs.config import ANTS, ATARI_PREFIX, IMAGE_MDP, MUJOCO_WORLDS, Family, WorldConfig
+from envs.config import ant_observation_size as ant_size
 
 ATARI_OBSERVATION_SHAPE = (4, 84, 84)
 FULL_ACTION_COUNT = 18
@@ -24,7 +25,7 @@ class WorldInfo:
 
     family: Family
     actions: Literal["discrete", "continuous"]
-    backend: Literal["envpool", "ale", "gymnasium"]
+    backend: Literal["envpool", "ale", "gymnasium", "native"]
     frame_stack: int | None
     observation_shape: tuple[int, ...]
     observation_dtype: str
@@ -40,14 +41,20 @@ def describe(config: WorldConfig) -> WorldInfo:
     """
     backend = config.resolved_backend
     if config.family == "atari":
-        rom = atari_rom(config.env)
-        count = FULL_ACTION_COUNT if config.full_action_space else _minimal_action_count(rom)
+        roms = [atari_rom(game) for game in config.games]
+        everything = config.full_action_space or len(roms) > 1
+        count = FULL_ACTION_COUNT if everything else len(_emulator(roms[0]).getMinimalActionSet())
         return WorldInfo("atari", "discrete", backend, 4, ATARI_OBSERVATION_SHAPE, "uint8", num_actions=count)
     if config.family == "mujoco":
         size, action_dim, _ = MUJOCO_WORLDS[config.env]
-        if config.env == "Ant-v5":
-            size = ant_observation_size(config.ant_observation)
+        if config.env in ANTS:
+            size = ant_size(config.ant_observation)
         return WorldInfo("mujoco", "continuous", backend, None, (size,), "float32", action_dim=action_dim)
+    if config.family == "image":
+        from envs.datasets import dataset_shape
+
+        shape, classes = dataset_shape(config.dataset)
+        return WorldInfo("image", "discrete", backend, None, shape, "uint8", num_actions=classes)
     return _describe_by_building(config)
 
 
@@ -95,13 +102,25 @@ def _atari_ids() -> dict[str, str]:
     return {f"{ATARI_PREFIX}{rom.title().replace('_', '')}-v5": rom for rom in names}
 
 
-def _minimal_action_count(rom: str) -> int:
+def atari_modes(env: str) -> tuple[tuple[int, int], ...]:
+    """All (mode, difficulty) pairs of a game: its modes at the lowest difficulty first, then at the next.
+
+    Raises:
+        ValueError: no such game.
+    """
+    ale = _emulator(atari_rom(env))
+    return tuple(
+        (mode, level) for level in sorted(ale.getAvailableDifficulties()) for mode in sorted(ale.getAvailableModes())
+    )
+
+
+def _emulator(rom: str) -> Any:
     import ale_py
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     ale.loadROM(ale_py.roms.get_rom_path(rom))
-    return len(ale.getMinimalActionSet())
+    return ale
 
 
 def _is_old_atari(env: str) -> bool:
@@ -116,7 +135,7 @@ def _unknown(env: str) -> str:
 
     atari = _atari_ids()
     others = [name for name in gymnasium.registry if "/" not in name and not _is_old_atari(name)]
-    known = [*atari, *MUJOCO_WORLDS, *others]
+    known = [*atari, *MUJOCO_WORLDS, IMAGE_MDP, *others]
     # "BreakoutNoFrameskip-v4" means ALE/Breakout-v5; the plain name alone is too far away for difflib.
     game = env.removeprefix(ATARI_PREFIX).split("-v")[0].removesuffix("NoFrameskip").removesuffix("Deterministic")
     exact = [name for name in (f"{ATARI_PREFIX}{game}-v5", f"{game}-v5") if name in known]

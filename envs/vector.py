@@ -11,7 +11,8 @@ from gymnasium.spaces import Box, Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.pools import NO_LIMIT, Pool
+from envs.pools import NO_LIMIT, Pool, TaskPool
+from envs.tasks import TaskSchedule
 
 SEED_LIMIT = 2**31
 """Seeds lie in [0, SEED_LIMIT - E): environment i of a world uses seed + i, and ALE's seeds are 32-bit integers."""
@@ -30,6 +31,9 @@ class World(VectorEnv):
     - Atari: ``lives`` int [E], those of the returned observation, and ``life_lost`` bool [E], True where a life was
       lost and the game went on.
     - MuJoCo: the terms of the reward (``reward_forward`` and so on), float64 [E], of the transition.
+    - Worlds with a schedule: ``task_index`` int64 [E] and ``task`` {parameter: [E]}, the task of the returned
+      observation; ``episode`` also has ``task_index``, that of the game that ended. ``reset(seed=n)`` begins the
+      schedule anew, ``reset()`` does not.
 
     A time limit gives truncated; where a game ends by itself on the very step of the limit it is terminated only.
 
@@ -41,19 +45,22 @@ class World(VectorEnv):
         limit: time limit in steps.
         frame_stack: number of stacked frames of an observation (oldest first), None for worlds without a stack.
         render_mode: what ``render`` gives.
+        schedule: when the world changes; the pool is then a `TaskPool`.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Pool | TaskPool,
         seed: int,
         encode: Callable[[np.ndarray], np.ndarray],
         observation_space: Space,
         limit: int = NO_LIMIT,
         frame_stack: int | None = None,
         render_mode: str | None = None,
+        schedule: TaskSchedule | None = None,
     ) -> None:
         self.pool = pool
+        self.schedule = schedule
         self.num_envs = pool.num_envs
         self.frame_stack = frame_stack
         self.render_mode = render_mode
@@ -93,12 +100,30 @@ class World(VectorEnv):
             raise ValueError(f"options = {options!r}: this world has none")
         chosen = self._pending_seed if seed is None else check_seed(seed, self.num_envs)
         self._pending_seed = None
+        if self.schedule is not None:
+            self._prepare_tasks(from_the_start=chosen is not None)
         observations, lives = self.pool.start(chosen)
         self._lengths[:] = 0
         self._returns[:] = 0.0
         self._lives = lives
         infos = {} if lives is None else {"lives": lives.copy(), "life_lost": np.zeros(self.num_envs, dtype=bool)}
+        if self.schedule is not None:
+            infos.update(self.schedule.infos())
         return self._encode(observations), infos
+
+    def _prepare_tasks(self, from_the_start: bool) -> None:
+        """Before a reset of all environments: the first task, or whatever change has become due."""
+        everyone = np.arange(self.num_envs)
+        if from_the_start:
+            self.schedule.restart()
+            self.pool.enter(everyone, self.schedule.current)
+        else:
+            self._switch(self.schedule.pending(everyone))
+
+    def _switch(self, ids: np.ndarray) -> None:
+        if ids.size:
+            self.pool.enter(ids, self.schedule.current)
+            self.schedule.enter(ids)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance every environment by one step: actions int [E] or float [E, action_dim]; see the class for infos.
@@ -112,7 +137,10 @@ class World(VectorEnv):
         self._lengths += 1
         self._returns += rewards
         timed_out = self._lengths >= self._limit
-        truncated = (timed_out if truncated is None else timed_out | truncated) & ~terminated
+        truncated = timed_out if truncated is None else timed_out | truncated
+        if self.schedule is not None and self.schedule.advance() and self.schedule.at == "now":
+            truncated = self._change_now(truncated)
+        truncated = truncated & ~terminated
         done = terminated | truncated
         observations = self._encode(raw)
         if lives is not None:
@@ -122,7 +150,16 @@ class World(VectorEnv):
         if lives is not None:
             self._lives = lives
             infos["lives"] = lives.copy()
+        if self.schedule is not None:
+            infos.update(self.schedule.infos())
         return observations, rewards, terminated, truncated, infos
+
+    def _change_now(self, truncated: np.ndarray) -> np.ndarray:
+        """The due task in all environments at once; which episodes are cut, bool [E]."""
+        if self.pool.carries_over:
+            self._switch(np.arange(self.num_envs))
+            return truncated
+        return np.ones_like(truncated)
 
     def _begin_next_games(
         self, done: np.ndarray, final: np.ndarray, lives: np.ndarray | None, infos: dict[str, Any]
@@ -132,6 +169,9 @@ class World(VectorEnv):
         infos.update(final_obs=final, _final_obs=done.copy(), episode=statistics, _episode=done.copy())
         self._returns[ids] = 0.0
         self._lengths[ids] = 0
+        if self.schedule is not None:
+            statistics["task_index"] = self.schedule.task_index
+            self._switch(self.schedule.pending(ids))
         first, first_lives = self.pool.restart(ids)
         observations = final.copy()
         observations[ids] = self._encode(first)

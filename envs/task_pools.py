@@ -1,0 +1,310 @@
+"""Pools that can enter another task: by changing between pools, or by changing what passes through one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete, Space
+
+from envs.pools import Outcome, Pool
+from envs.tasks import Task
+
+
+class SwitchingPool:
+    """One pool for every task in force, each stepping the environments that are in its task.
+
+    Between two changes there is one pool, stepped as if it stood alone. During a change, while some environments still
+    play their last game, the old pool and the new one step their own rows. Episodes cannot be carried over.
+
+    Args:
+        make: builds the pool of a task from a seed; all must have the same spaces.
+        num_envs: E; every pool has that many environments, so that environment i is row i of all of them.
+    """
+
+    carries_over = False
+
+    def __init__(self, make: Callable[[Task, int], Pool], num_envs: int, first: Task, seed: int) -> None:
+        self.num_envs = num_envs
+        self._make = make
+        self._all = np.arange(num_envs)
+        self._seed = seed
+        self._pools: dict[tuple[int, int], Pool] = {(first.index, first.stage): make(first, seed)}
+        self._homes = np.zeros(num_envs, dtype=np.int64)  # which pool an environment is in, by its place in _order
+        self._order = list(self._pools)
+        pool = self._pools[self._order[0]]
+        self.single_observation_space = pool.single_observation_space
+        self.single_action_space = pool.single_action_space
+        self._started = False
+
+    def enter(self, ids: np.ndarray, task: Task) -> None:
+        """See `TaskPool.enter`."""
+        key = (task.index, task.stage)
+        if key not in self._pools:
+            seed = _derived(self._seed, *key) % (2**31 - self.num_envs)
+            pool = self._make(task, seed)
+            _check_spaces(self, pool, task)
+            self._pools[key] = pool
+            self._order.append(key)
+            if self._started:
+                pool.start(seed)
+        self._homes[ids] = self._order.index(key)
+        self._close_deserted()
+
+    def _close_deserted(self) -> None:
+        for place in reversed(range(len(self._order))):
+            if not (self._homes == place).any():
+                self._pools.pop(self._order.pop(place)).close()
+                self._homes[self._homes > place] -= 1
+
+    def _inhabited(self) -> list[tuple[Pool, np.ndarray]]:
+        return [(self._pools[key], np.flatnonzero(self._homes == place)) for place, key in enumerate(self._order)]
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.start`."""
+        self._seed = self._seed if seed is None else seed
+        self._started = True
+        parts = [(ids, *_rows_of(pool.start(seed), ids)) for pool, ids in self._inhabited()]
+        return _merge_states(parts, self.num_envs)
+
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
+        """See `Pool.advance`."""
+        if len(self._order) == 1:
+            return self._pools[self._order[0]].advance(actions, ids)
+        places = self._all if ids is None else ids
+        parts = []
+        for pool, inhabitants in self._inhabited():
+            mine = np.isin(places, inhabitants)
+            if mine.any():
+                parts.append((np.flatnonzero(mine), pool.advance(np.asarray(actions)[mine], places[mine])))
+        return _merge_outcomes(parts, len(places))
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.restart`."""
+        if len(self._order) == 1:
+            return self._pools[self._order[0]].restart(ids)
+        parts = []
+        for pool, inhabitants in self._inhabited():
+            mine = np.isin(ids, inhabitants)
+            if mine.any():
+                parts.append((np.flatnonzero(mine), *pool.restart(ids[mine])))
+        return _merge_states(parts, len(ids))
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """See `Pool.render`."""
+        images: dict[int, np.ndarray] = {}
+        for pool, ids in self._inhabited():
+            shown = pool.render()
+            images |= {int(i): shown[i] for i in ids}
+        return tuple(images[i] for i in range(self.num_envs))
+
+    @property
+    def envs(self) -> list[Any]:
+        """The single environments, for backends that have them."""
+        found = {int(i): pool.envs[i] for pool, ids in self._inhabited() for i in ids}
+        return [found[i] for i in range(self.num_envs)]
+
+    def close(self) -> None:
+        """See `Pool.close`."""
+        for pool in self._pools.values():
+            pool.close()
+
+
+def _derived(seed: int, *key: int) -> int:
+    return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
+
+
+def _check_spaces(pool: SwitchingPool, new: Pool, task: Task) -> None:
+    for name in ("single_observation_space", "single_action_space"):
+        ours, theirs = getattr(pool, name), getattr(new, name)
+        if ours != theirs:
+            raise ValueError(f"task {task.index} ({task.parameters}): its {name} is {theirs}, the first task's {ours}")
+
+
+def _rows_of(state: tuple[np.ndarray, np.ndarray | None], ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    observations, lives = state
+    return observations[ids], None if lives is None else lives[ids]
+
+
+def _scatter(parts: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:
+    """Rows [rows, ...] put together from (their places, their values)."""
+    first = parts[0][1]
+    whole = np.empty((rows, *first.shape[1:]), dtype=first.dtype)
+    for places, values in parts:
+        whole[places] = values
+    return whole
+
+
+def _merge_states(
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], rows: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    lives = None if parts[0][2] is None else _scatter([(ids, lives) for ids, _, lives in parts], rows)
+    return _scatter([(ids, observations) for ids, observations, _ in parts], rows), lives
+
+
+def _merge_outcomes(parts: list[tuple[np.ndarray, Outcome]], rows: int) -> Outcome:
+    def merged(column: Callable[[Outcome], np.ndarray | None]) -> np.ndarray | None:
+        columns = [(places, column(outcome)) for places, outcome in parts]
+        return None if columns[0][1] is None else _scatter(columns, rows)
+
+    infos = {key: merged(lambda outcome, key=key: outcome.infos[key]) for key in parts[0][1].infos}
+    *fields, _ = (merged(lambda outcome, i=i: outcome[i]) if i < 5 else None for i in range(6))
+    return Outcome(*fields, infos)
+
+
+class _Through:
+    """A pool around another that changes what passes through."""
+
+    carries_over = True
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.num_envs = pool.num_envs
+        self.single_observation_space: Space = pool.single_observation_space
+        self.single_action_space: Space = pool.single_action_space
+
+    @property
+    def envs(self) -> list[Any]:
+        """The single environments, for backends that have them."""
+        return self.pool.envs
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.start`."""
+        return self.pool.start(seed)
+
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
+        """See `Pool.advance`."""
+        return self.pool.advance(actions, ids)
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.restart`."""
+        return self.pool.restart(ids)
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """See `Pool.render`."""
+        return self.pool.render()
+
+    def close(self) -> None:
+        """See `Pool.close`."""
+        self.pool.close()
+
+
+class PermutedActions(_Through):
+    """Action i does what action permutation[i] did (continuous: dimension i drives what dimension permutation[i] did).
+
+    Raises:
+        ValueError: the dimensions of a continuous action differ in their bounds.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        space = pool.single_action_space
+        self.discrete = isinstance(space, Discrete)
+        alike = self.discrete or (np.ptp(space.low) == 0 and np.ptp(space.high) == 0)
+        if not alike:
+            raise ValueError(f"task.change = 'actions': needs dimensions of equal bounds, not {space}")
+        self.size = int(space.n) if self.discrete else space.shape[0]
+        self._permutations = np.tile(np.arange(self.size), (self.num_envs, 1))
+
+    def enter(self, ids: np.ndarray, task: Task) -> None:
+        """See `TaskPool.enter`."""
+        self._permutations[ids] = task.content
+
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
+        """See `Pool.advance`."""
+        actions = np.asarray(actions)
+        permutations = self._permutations if ids is None else self._permutations[ids]
+        if self.discrete:
+            return self.pool.advance(permutations[np.arange(len(actions)), actions], ids)
+        moved = np.empty_like(actions)
+        np.put_along_axis(moved, permutations, actions, axis=1)
+        return self.pool.advance(moved, ids)
+
+
+class PermutedObservations(_Through):
+    """Number i of a vector, or pixel i of every frame or channel, shows what number or pixel permutation[i] held.
+
+    An episode sees one order only: a frame stack of two orders is no observation of any world. `encode` and `space` are
+    those of the plain world: what is permuted is what an agent would see.
+    """
+
+    carries_over = False
+
+    def __init__(self, pool: Pool, encode: Callable[[np.ndarray], np.ndarray], space: Box) -> None:
+        super().__init__(pool)
+        self._encode = encode
+        image = space.dtype == np.uint8 and len(space.shape) == 3
+        self.size = int(np.prod(space.shape[1:] if image else space.shape))
+        low, high = space.low.min(), space.high.max()  # positions trade places, so their bounds must be common
+        self.single_observation_space = Box(low, high, space.shape, space.dtype)
+        self._permutations = np.tile(np.arange(self.size), (self.num_envs, 1))
+
+    def enter(self, ids: np.ndarray, task: Task) -> None:
+        """See `TaskPool.enter`."""
+        self._permutations[ids] = task.content
+
+    def _permute(self, observations: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
+        permutations = self._permutations if ids is None else self._permutations[ids]
+        plain = self._encode(observations)
+        rows = plain.reshape(len(plain), -1, self.size)
+        mixed = [row.take(order, axis=1) for row, order in zip(rows, permutations, strict=True)]
+        return np.stack(mixed).reshape(plain.shape)
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.start`."""
+        observations, lives = self.pool.start(seed)
+        return self._permute(observations, None), lives
+
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
+        """See `Pool.advance`."""
+        outcome = self.pool.advance(actions, ids)
+        return outcome._replace(observations=self._permute(outcome.observations, ids))
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.restart`."""
+        observations, lives = self.pool.restart(ids)
+        return self._permute(observations, ids), lives
+
+
+class ShiftedRewards(_Through):
+    """Every reward has the task's offset added (float64)."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self._offsets = np.zeros(self.num_envs)
+
+    def enter(self, ids: np.ndarray, task: Task) -> None:
+        """See `TaskPool.enter`."""
+        self._offsets[ids] = task.content
+
+    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
+        """See `Pool.advance`."""
+        outcome = self.pool.advance(actions, ids)
+        return outcome._replace(rewards=outcome.rewards + (self._offsets if ids is None else self._offsets[ids]))
+
+
+class FreshlySeeded(_Through):
+    """The whole world begins anew from the task's seed."""
+
+    carries_over = False
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self._next_seed: int | None = None
+
+    def enter(self, ids: np.ndarray, task: Task) -> None:
+        """See `TaskPool.enter`. All environments enter together."""
+        self._next_seed = task.content
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.start`."""
+        chosen, self._next_seed = self._next_seed if seed is None else seed, None
+        return self.pool.start(chosen)
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Pool.restart`."""
+        if self._next_seed is None:
+            return self.pool.restart(ids)
+        observations, lives = self.start(None)
+        return observations[ids], None if lives is None else lives[ids]
