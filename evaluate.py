@@ -22,6 +22,9 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     print(f"{result['env']}  {result['checkpoint']} (step {result['step']:,}), {result['policy']} actions")
+    if result["task"] is not None:
+        words = ", ".join(f"{name} {value}" for name, value in result["task_parameters"].items())
+        print(f"task {result['task']}: {words}")
     for number, (value, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), start=1):
         print(f"  game {number:3d}: return {value:10.2f}  {length:6d} steps")
     print(

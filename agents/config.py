@@ -36,8 +36,9 @@ class AdamConfig:
 class NetworkConfig:
     """The torso: hidden layers between the observation and the heads."""
 
-    torso: Literal["auto", "nature_cnn", "mlp"] = "auto"
-    """auto: NatureCNN for uint8 images [channels, >= 36, >= 36], MLP otherwise (images are flattened)."""
+    torso: Literal["auto", "nature_cnn", "small_cnn", "mlp"] = "auto"
+    """auto: NatureCNN for uint8 images [channels, >= 36, >= 36], MLP otherwise (images are flattened); small_cnn:
+    Lyle23's for small images, 5x5-64 and 3x3-64 (with --width 256 --depth 2)."""
     width: int = 512
     """Units in each dense hidden layer."""
     depth: int = 1
@@ -83,6 +84,15 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """What becomes of the replay when the world changes."""
+
+    on_task_change: Literal["keep", "clear"] = "keep"
+    """keep: old transitions stay until they are overwritten, and may contradict the new task (watch
+    replay/current_task_share); clear: those of earlier tasks are forgotten when every environment has switched."""
+
+
+@dataclass(frozen=True)
 class ValueAgentConfig:
     """What DQN and C51 share."""
 
@@ -96,6 +106,8 @@ class ValueAgentConfig:
     """Atoms of a categorical head."""
     reward: Annotated[RewardConfig, Flat] = RewardConfig()
     """Reward transform."""
+    replay: ReplayConfig = ReplayConfig()
+    """The replay where the world changes."""
     gamma: float = 0.99
     """Discount in [0, 1]."""
     batch_size: int = 32
@@ -123,6 +135,8 @@ class ValueAgentConfig:
     """Epsilon from learning_starts + exploration_steps on."""
     exploration_steps: int = 250_000
     """Steps over which epsilon falls linearly; 0: constant at end_e."""
+    anneal_per_task: bool = False
+    """Let epsilon fall anew from start_e in every task of a changing world."""
     life_loss_discount: bool = False
     """Treat a lost life as the end of the future for learning (zero discount). The game goes on."""
     max_grad_norm: float = 0.0
@@ -166,6 +180,8 @@ class PPOConfig:
     """Adam's step size at the start; > 0."""
     anneal_steps: int = 0
     """Steps over which the learning rate falls linearly to 0; 0: constant."""
+    anneal_per_task: bool = False
+    """Let the learning rate fall anew in every task of a changing world."""
     adam: AdamConfig = AdamConfig(eps=1e-5)
     """Adam's other constants."""
     network: Annotated[NetworkConfig, Flat] = NetworkConfig(initializer="orthogonal")

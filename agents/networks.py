@@ -56,18 +56,19 @@ class MLP(nn.Module):
         return self.layers(observations.flatten(1).float() / scale)
 
 
-class NatureCNN(nn.Module):
-    """Three valid convolutions 8x8/4-32, 4x4/2-64, 3x3/1-64 (Mnih et al. 2015), then `config.depth` dense layers.
+class ConvolutionalTorso(nn.Module):
+    """Valid convolutions (filters, kernel, stride), then `config.depth` dense layers.
 
-    Input uint8 [batch, channels, 84, 84]; output [batch, features]. Dopamine pads its convolutions ('SAME'), so its
-    first dense layer has 7,744 inputs instead of 3,136.
+    Input uint8 [batch, channels, height, width]; output [batch, features].
     """
+
+    shapes: tuple[tuple[int, int, int], ...]
 
     def __init__(self, observation_shape: tuple[int, ...], config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.convolutions = nn.Sequential()
         channels, height, width = observation_shape
-        for index, (filters, kernel, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1)), start=1):
+        for index, (filters, kernel, stride) in enumerate(self.shapes, start=1):
             layer = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel, stride)
             self.convolutions.add_module(f"conv{index}", initialize(layer, config.initializer, generator))
             self.convolutions.add_module(f"activation{index}", ACTIVATIONS[config.activation]())
@@ -82,10 +83,29 @@ class NatureCNN(nn.Module):
         return self.dense(self.convolutions(images).flatten(1))
 
 
-def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generator) -> MLP | NatureCNN:
+class NatureCNN(ConvolutionalTorso):
+    """8x8/4-32, 4x4/2-64, 3x3/1-64 (Mnih et al. 2015) on images of 84x84.
+
+    Dopamine pads its convolutions ('SAME'), so its first dense layer has 7,744 inputs instead of 3,136.
+    """
+
+    shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+class SmallCNN(ConvolutionalTorso):
+    """5x5-64 and 3x3-64 for images of about 28x28 (Lyle23, section 3.2; with two dense layers of 256).
+
+    The paper states no strides; 2 in both layers is ours and gives 1,600 features of a 28x28 image.
+    """
+
+    shapes = ((64, 5, 2), (64, 3, 2))
+
+
+def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generator) -> MLP | ConvolutionalTorso:
     """The torso that `config.torso` names in a world with these spaces."""
-    if uses_nature_cnn(config, spaces):
-        return NatureCNN(spaces.observation_shape, config, generator).to(memory_format=torch.channels_last)
+    if uses_nature_cnn(config, spaces) or config.torso == "small_cnn":
+        torso = SmallCNN if config.torso == "small_cnn" else NatureCNN
+        return torso(spaces.observation_shape, config, generator).to(memory_format=torch.channels_last)
     return MLP(spaces.observation_shape, config, generator)
 
 

@@ -54,6 +54,7 @@ class PPO:
         self.exploration = generators.torch("exploration", device)
         self.shuffle = generators.torch("minibatches", device)
         self.steps = 0
+        self.task_began = 0
         self._acted: dict[str, Tensor] = {}  # what act knew, kept until observe tells what came of it
         self._next_observations: np.ndarray | None = None
 
@@ -208,6 +209,7 @@ class PPO:
         """Adam's step size now."""
         rate, duration = self.config.learning_rate, self.config.anneal_steps
         started = self.steps - self.batch_size  # the rollout being learned from began here
+        started -= self.task_began if self.config.anneal_per_task else 0
         return linear_schedule(rate, 0.0, duration, max(started, 0)) if duration else rate
 
     def scalars(self) -> dict[str, float]:
@@ -215,7 +217,8 @@ class PPO:
         return {"charts/learning_rate": self.optimization.learning_rate}
 
     def on_task_change(self) -> None:
-        """Told when the world has changed; nothing of the agent depends on it by itself."""
+        """Told when every environment has entered the new task; only a rate annealed per task depends on it."""
+        self.task_began = self.steps
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the rollout)."""
@@ -224,6 +227,7 @@ class PPO:
             "optimization": self.optimization.state_dict(),
             "transform": self.transform.state_dict(),
             "steps": self.steps,
+            "task_began": self.task_began,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -232,3 +236,4 @@ class PPO:
         self.optimization.load_state_dict(state["optimization"])
         self.transform.load_state_dict(state["transform"])
         self.steps = state["steps"]
+        self.task_began = state.get("task_began", 0)

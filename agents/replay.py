@@ -67,6 +67,7 @@ class Replay:
         self.terminal = np.zeros(flat, bool)  # no future after this step (terminated, or a lost life where so told)
         self.ended = np.zeros(flat, bool)  # the next slot is the episode's last state
         self.final = np.zeros(flat, bool)  # this slot is an episode's last state: not a start
+        self.tasks = np.full(flat, -1, np.int32)  # the task a slot was filled in, -1 for slots not in use
         self.head = np.zeros(num_envs, np.int64)  # next slot to write, within the ring
         self.filled = np.zeros(num_envs, np.int64)
         self.age = np.zeros(num_envs, np.int32)
@@ -80,13 +81,14 @@ class Replay:
         """Whether more than `batch_size` slots are in use and some n-step transition is complete."""
         return len(self) > batch_size and bool(self.filled.max() > self.n_step)
 
-    def _store(self, environments: np.ndarray, observations: np.ndarray) -> np.ndarray:
+    def _store(self, environments: np.ndarray, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """Write the newest observation of `environments` at their heads; return the flat indices written."""
         where = self.offset[environments] + self.head[environments]
         newest = observations[environments, -1] if self.stacked else observations[environments]
         source = torch.from_numpy(np.ascontiguousarray(newest)).to(self.observations)
         self.observations[torch.from_numpy(where).to(self.observations.device)] = source
         self.ages[where] = self.age[environments]
+        self.tasks[where] = tasks[environments]
         self.head[environments] = (self.head[environments] + 1) % self.slots
         self.filled[environments] = np.minimum(self.filled[environments] + 1, self.slots)
         self.age[environments] += 1
@@ -95,15 +97,33 @@ class Replay:
     def add(self, transitions: Transitions, rewards: np.ndarray, life_loss_ends: bool) -> None:
         """Append one step of every environment, with `rewards` [E] as the learner sees them."""
         ended = transitions.terminated | transitions.truncated
-        where = self._store(np.arange(self.num_envs), transitions.observations)
+        everywhere = np.arange(self.num_envs)
+        tasks = np.zeros(self.num_envs, np.int32) if transitions.tasks is None else transitions.tasks
+        where = self._store(everywhere, transitions.observations, tasks)
         self.actions[where] = transitions.actions
         self.rewards[where] = rewards
         self.terminal[where] = transitions.terminated | (transitions.life_lost if life_loss_ends else False)
         self.ended[where], self.final[where] = ended, False
         if ended.any():
             finished = np.flatnonzero(ended)
-            self.final[self._store(finished, transitions.final_observations)] = True
+            self.final[self._store(finished, transitions.final_observations, tasks)] = True
             self.age[finished] = 0
+
+    def task_share(self, task: int) -> float:
+        """Share of the stored transitions that were made in `task`; 0 where nothing is stored."""
+        transitions = (self.tasks >= 0) & ~self.final
+        stored = np.count_nonzero(transitions)
+        return np.count_nonzero(transitions & (self.tasks == task)) / stored if stored else 0.0
+
+    def keep_task(self, task: int) -> None:
+        """Forget what was stored before the environments entered `task` (each its newest stretch)."""
+        for environment in range(self.num_envs):
+            ring = self.tasks[self.offset[environment] :][: self.slots]
+            newest_first = (self.head[environment] - 1 - np.arange(self.filled[environment])) % self.slots
+            others = np.flatnonzero(ring[newest_first] != task)
+            kept = others[0] if others.size else self.filled[environment]
+            ring[newest_first[kept:]] = -1
+            self.filled[environment] = kept
 
     def _positions(self, environment: np.ndarray, steps_from_oldest: np.ndarray) -> np.ndarray:
         oldest = self.head[environment] - self.filled[environment]

@@ -32,9 +32,9 @@ class Spaces(NamedTuple):
         return self.observation_shape[1:] if self.frame_stack else self.observation_shape
 
     def replay_bytes(self, capacity: int) -> int:
-        """Bytes that a replay of `capacity` slots takes when full: observations and 19 bytes of the rest a slot."""
+        """Bytes that a replay of `capacity` slots takes when full: observations and 23 bytes of the rest a slot."""
         itemsize = 1 if self.is_image else 4
-        return capacity * (math.prod(self.stored_shape) * itemsize + 19)
+        return capacity * (math.prod(self.stored_shape) * itemsize + 23)
 
 
 class Transitions(NamedTuple):
@@ -60,3 +60,7 @@ class Transitions(NamedTuple):
     """[E, ...] what the agent acts in next: the state reached, or the fresh one where an episode ended."""
     final_observations: np.ndarray | None
     """[E, ...] the states reached, valid where terminated | truncated; None where no episode ended."""
+    tasks: np.ndarray | None = None
+    """int [E]: the task that each step was made in; None for a world that never changes."""
+    next_tasks: np.ndarray | None = None
+    """int [E]: the task of `next_observations`."""

@@ -87,11 +87,14 @@ class ValueAgent:
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
         self.steps = 0
+        self.task: int | None = None  # the newest task that an environment is in
+        self.task_began = 0
 
     @property
     def epsilon(self) -> float:
         """Probability of a uniformly random action now."""
-        config, since = self.config, self.steps - self.config.learning_starts
+        config = self.config
+        since = self.steps - max(config.learning_starts, self.task_began if config.anneal_per_task else 0)
         return 1.0 if since < 0 else linear_schedule(config.start_e, config.end_e, config.exploration_steps, since)
 
     def act(self, observations: np.ndarray) -> np.ndarray:
@@ -124,6 +127,8 @@ class ValueAgent:
             require_finite(self.steps, ended, final_observation=transitions.final_observations)
         self.replay.add(transitions, self.transform(transitions.rewards, ended), self.config.life_loss_discount)
         self.steps += self.num_envs
+        if transitions.tasks is not None:
+            self.task = int(transitions.next_tasks.max())
 
     def update_due(self) -> bool:
         """Whether the replay ratio asks for another gradient step now."""
@@ -171,10 +176,16 @@ class ValueAgent:
 
     def scalars(self) -> dict[str, float]:
         """Settings that change with the steps, for the log."""
-        return {"charts/epsilon": self.epsilon, "charts/learning_rate": self.optimization.learning_rate}
+        scalars = {"charts/epsilon": self.epsilon, "charts/learning_rate": self.optimization.learning_rate}
+        if self.task is not None:
+            scalars["replay/current_task_share"] = self.replay.task_share(self.task)
+        return scalars
 
     def on_task_change(self) -> None:
-        """Told when the world has changed; nothing of the agent depends on it by itself."""
+        """Told when every environment has entered the new task."""
+        self.task_began = self.steps
+        if self.config.replay.on_task_change == "clear":
+            self.replay.keep_task(self.task)
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the replay)."""
@@ -184,6 +195,7 @@ class ValueAgent:
             "optimization": self.optimization.state_dict(),
             "transform": self.transform.state_dict(),
             "steps": self.steps,
+            "task_began": self.task_began,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -193,3 +205,4 @@ class ValueAgent:
         self.optimization.load_state_dict(state["optimization"])
         self.transform.load_state_dict(state["transform"])
         self.steps = state["steps"]
+        self.task_began = state.get("task_began", 0)

@@ -26,7 +26,14 @@ STATE_SIZE = 27
 def make_pool(config: WorldConfig, seed: int, threads: int, render_mode: str | None) -> Pool:
     """The MuJoCo pool of `config`'s backend."""
     if config.resolved_backend == "envpool":
-        return EnvPool(_robot(config), config.num_envs, seed, threads, native_settings(config))
+        settings: dict[str, Any] = {}
+        if config.env == "Ant-v5":
+            # use_contact_force=False would take the forces out of the observation AND out of the reward.
+            settings = {
+                "contact_cost_weight": config.contact_cost_weight,
+                "legacy_healthy_reward": config.healthy_reward_on_termination,
+            }
+        return EnvPool(config.env, config.num_envs, seed, threads, settings)
     return GymnasiumPool(lambda: single_robot(config, render_mode), config.num_envs)
 
 
@@ -46,19 +53,8 @@ def encoder(config: WorldConfig, raw_size: int) -> tuple[Callable[[np.ndarray], 
     return pad, size
 
 
-def native_settings(config: WorldConfig) -> dict[str, Any]:
-    """envpool's options for `config`'s variant of the reward."""
-    if config.env not in ANTS:
-        return {}
-    # use_contact_force=False would take the forces out of the observation AND out of the reward.
-    return {
-        "contact_cost_weight": config.contact_cost_weight,
-        "legacy_healthy_reward": config.healthy_reward_on_termination,
-    }
-
-
 def single_robot(config: WorldConfig, render_mode: str | None) -> Any:
-    """One gymnasium environment of `config`, without a time limit."""
+    """One gymnasium environment of `config`, without a time limit; FrictionAnt-v0 begins as an Ant-v5."""
     import gymnasium
 
     class HealthyToTheEnd(gymnasium.Wrapper):
@@ -71,13 +67,9 @@ def single_robot(config: WorldConfig, render_mode: str | None) -> Any:
                 reward, info = reward + missing, {**info, "reward_survive": info["reward_survive"] + missing}
             return observation, reward, terminated, truncated, info
 
-    options = {"contact_cost_weight": config.contact_cost_weight} if config.env in ANTS else {}
+    ant = config.env in ANTS
+    options = {"contact_cost_weight": config.contact_cost_weight} if ant else {}
+    name = "Ant-v5" if ant else config.env
     # -1: no TimeLimit wrapper, the world counts the steps itself.
-    limit = {"max_episode_steps": -1, "disable_env_checker": True}
-    env = gymnasium.make(_robot(config), render_mode=render_mode, **limit, **options)
+    env = gymnasium.make(name, render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True, **options)
     return HealthyToTheEnd(env) if config.healthy_reward_on_termination else env
-
-
-def _robot(config: WorldConfig) -> str:
-    """Its name in both backends: an Ant is an Ant, whatever it walks on."""
-    return "Ant-v5" if config.env in ANTS else config.env

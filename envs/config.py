@@ -31,13 +31,15 @@ ATARI_STEP_LIMIT = 27_000
 """108,000 emulator frames, 30 minutes of play (Machado et al. 2018, arXiv 1709.06009)."""
 
 IMAGE_MDP_STEP_LIMIT = 100
-"""The image MDP never ends by itself; cut here (and bootstrapped), a return is the percentage of right actions."""
+"""The image MDP never ends by itself; cut here (and bootstrapped), a return is the percentage of right actions (but in
+the sparse variant, where only the last class pays)."""
 
 ATARI_PREFIX = "ALE/"
 _BACKENDS = {
     "atari": ("auto", "envpool", "ale", "gymnasium"),
     "mujoco": ("auto", "envpool", "gymnasium"),
     "image": ("auto", "native"),
+    FRICTION_ANT: ("auto", "native", "gymnasium"),
     "gymnasium": ("auto", "gymnasium"),
 }
 _ATARI_ONLY = ("sticky_actions", "full_action_space", "noop_max", "fire_reset")
@@ -135,12 +137,15 @@ class ImageConfig:
     variant: Literal["true_label", "random_label", "sparse", "bandit"] = "true_label"
     """true_label: reward 1 for the right class, next state random; random_label: the same with random labels; sparse:
     reward in the last class alone, a right action leads to the next class; bandit: images drawn independently."""
+    num_images: int = 0
+    """Use only so many images, as many of each class as there can be; 0: all."""
     redraw: float = 1.0
     """Change 'labels': share of the images whose labels are drawn anew at a task change, in (0, 1]."""
 
     def __post_init__(self) -> None:
         variants = ("true_label", "random_label", "sparse", "bandit")
         _require(self.variant in variants, "image.variant", self.variant, _one_of(variants))
+        _require(self.num_images >= 0, "image.num_images", self.num_images, "must be at least 0 (0: all)")
         _require(0.0 < self.redraw <= 1.0, "image.redraw", self.redraw, "must be in (0, 1]")
 
 
@@ -158,8 +163,8 @@ class WorldConfig:
     num_envs: int = 1
     """Number of environments E that step together."""
     backend: Literal["auto", "envpool", "ale", "gymnasium", "native"] = "auto"
-    """Which implementation steps the world; auto is envpool for Atari and MuJoCo, native (our own array operations) for
-    ImageMDP-v0, gymnasium for everything else."""
+    """Which implementation steps the world; auto is envpool for Atari and MuJoCo, native (our own) for FrictionAnt-v0
+    and ImageMDP-v0, gymnasium for everything else."""
     sticky_actions: float = 0.0
     """Atari: probability that a frame repeats the last action instead of the new one; Machado et al. 2018 use 0.25."""
     full_action_space: bool = False
@@ -199,7 +204,7 @@ class WorldConfig:
         _require(self.ant_observation in _ANT_OBSERVATIONS, "ant_observation", self.ant_observation, _ANT_CHOICE)
         known = ("auto", "envpool", "ale", "gymnasium", "native")
         _require(self.backend in known, "backend", self.backend, _one_of(known))
-        allowed = _BACKENDS[family]
+        allowed = _BACKENDS.get(self.env, _BACKENDS[family])
         _require(
             self.backend in allowed,
             "backend",
@@ -260,7 +265,7 @@ class WorldConfig:
         """The backend with ``"auto"`` decided."""
         if self.backend != "auto":
             return self.backend
-        return {"image": "native", "gymnasium": "gymnasium"}.get(self.family, "envpool")
+        return _BACKENDS.get(self.env, _BACKENDS[self.family])[1]
 
 
 def ant_observation_size(variant: str) -> int:

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box
 
 from envs import ant, atari
 from envs.config import ATARI_STEP_LIMIT, IMAGE_MDP_STEP_LIMIT, MUJOCO_WORLDS, TaskConfig, WorldConfig
-from envs.pools import NO_LIMIT, GymnasiumPool, Pool, TaskPool
+from envs.pools import NO_LIMIT, GymnasiumPool, Pool
 from envs.registry import atari_modes, check_known, check_spaces
 from envs.task_laws import ListLaw, PermutationLaw, ResetLaw, RewardLaw
 from envs.task_pools import FreshlySeeded, PermutedActions, PermutedObservations, ShiftedRewards, SwitchingPool
@@ -19,7 +19,7 @@ from envs.tasks import Task, TaskLaw, TaskSchedule
 from envs.vector import World, check_seed
 
 if TYPE_CHECKING:
-    from envs.image_mdp import ImagePool, LabelLaw
+    from envs.image_mdp import LabelLaw
 
 
 class Backend(NamedTuple):
@@ -98,7 +98,7 @@ def _settle_backend(config: WorldConfig, render_mode: str | None) -> WorldConfig
         return config
     if render_mode != "rgb_array":
         raise ValueError(f"render_mode = {render_mode!r}: must be None or 'rgb_array'")
-    if config.resolved_backend == "native" or config.backend == "gymnasium":
+    if config.family == "image" or config.backend == "gymnasium":
         return config
     if config.backend == "auto":
         return replace(config, backend="gymnasium")
@@ -125,21 +125,22 @@ def _mujoco(config: WorldConfig, backend: Backend, pool: Pool | None = None) -> 
 
 
 def _image(config: WorldConfig, backend: Backend) -> Parts:
+    """Whatever else may change, the labels are those of the first task (random ones in the variant of that name)."""
+    parts, law = _images_and_labels(config)
+    labels = TaskSchedule(law, period=0, seed=_task_seed(config, backend)).current
+    parts.pool.enter(np.arange(config.num_envs), labels)
+    return parts
+
+
+def _images_and_labels(config: WorldConfig) -> tuple[Parts, LabelLaw]:
     from envs.datasets import load_dataset
-    from envs.image_mdp import ImagePool
+    from envs.image_mdp import ImagePool, LabelLaw, balanced
 
-    pool = ImagePool(load_dataset(config.dataset), config.image.variant, config.num_envs)
-    # Whatever else changes, the labels are those of the first task (random ones in the variant of that name).
-    labels = TaskSchedule(_label_law(config, pool), period=0, seed=_task_seed(config, backend))
-    pool.enter(np.arange(config.num_envs), labels.current)
+    data = balanced(load_dataset(config.dataset), config.image.num_images)
+    pool = ImagePool(data, config.image.variant, config.num_envs)
     limit = config.max_episode_steps or IMAGE_MDP_STEP_LIMIT
-    return Parts(pool, np.asarray, pool.single_observation_space, limit)
-
-
-def _label_law(config: WorldConfig, pool: ImagePool) -> LabelLaw:
-    from envs.image_mdp import LabelLaw
-
-    return LabelLaw(pool.dataset.labels, pool.dataset.num_classes, config.image.variant, config.image.redraw)
+    law = LabelLaw(data.labels, data.num_classes, config.image.variant, config.image.redraw)
+    return Parts(pool, np.asarray, pool.single_observation_space, limit), law
 
 
 def _any_gymnasium_world(config: WorldConfig, backend: Backend) -> Parts:
@@ -184,15 +185,7 @@ def _changing_friction(config: WorldConfig, backend: Backend) -> tuple[Parts, Ta
     from envs import friction
 
     schedule = _schedule(config, backend, friction.FrictionLaw(config.friction))
-    if config.resolved_backend == "envpool":
-        pool: TaskPool = SwitchingPool(
-            lambda task, seed: friction.native_pool(config, task, seed, backend.threads),
-            config.num_envs,
-            schedule.current,
-            backend.seed,
-        )
-    else:
-        pool = friction.FrictionGymnasiumPool(config, backend.render_mode)
+    pool = friction.make_pool(config, backend.threads, backend.render_mode)
     return _mujoco(config, backend, pool), schedule
 
 
@@ -219,8 +212,8 @@ def _changing_modes(config: WorldConfig, backend: Backend) -> tuple[Parts, TaskS
 
 
 def _changing_labels(config: WorldConfig, backend: Backend) -> tuple[Parts, TaskSchedule]:
-    parts = _plain(config, backend)
-    return parts, _schedule(config, backend, _label_law(config, parts.pool))
+    parts, law = _images_and_labels(config)
+    return parts, _schedule(config, backend, law)
 
 
 def _changing_actions(config: WorldConfig, backend: Backend) -> tuple[Parts, TaskSchedule]:

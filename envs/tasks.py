@@ -129,6 +129,17 @@ class TaskSchedule:
         self._tasks = [self.current] * self.num_envs
         self._columns = self._tabulate()
 
+    def stay_in(self, index: int) -> None:
+        """Never change again: task `index` from the next restart on, which a world's next ``reset(seed=...)`` brings.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        if not 0 <= index <= self.last:
+            raise ValueError(f"task = {index!r}: must be in [0, {self.last}], the tasks of this world")
+        self.first, self.period = index, 0
+        self.restart()
+
     def advance(self) -> bool:
         """Count one step of every environment. True where it made another task (or stage) due."""
         self.steps += self.num_envs

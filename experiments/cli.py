@@ -17,7 +17,8 @@ PRESET_HELP = "Defaults of a published protocol: {names}; auto: the one usual fo
 USAGE = """usage: train.py {dqn,c51,ppo} --env ID [--preset NAME] [OPTIONS]
        train.py --config runs/NAME/config.json [OPTIONS]
 
-Worlds: ALE/<Game>-v5 (Atari), Ant-v5 and the other MuJoCo ids, any other gymnasium id.
+Worlds: ALE/<Game>-v5 (Atari; several with commas between them are played in turn), Ant-v5 and the other MuJoCo ids,
+        FrictionAnt-v0, ImageMDP-v0, any other gymnasium id. --task.period N changes the world every N steps.
 Presets: %s
 
 train.py dqn --help lists every option with its default for the world and preset beside it."""
@@ -77,15 +78,21 @@ def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig,
     peek = ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--env", default="")
     peek.add_argument("--steps", default="1000000")
+    peek.add_argument("--task.period", dest="period", default="0")
     seen, _ = peek.parse_known_args(rest)
     if not seen.env and not {"-h", "--help"} & set(rest):
         raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
     env = seen.env or "ALE/Breakout-v5"
+    steps, period = _whole(seen.steps, 1_000_000), _whole(seen.period, 0)
+    return preset_config(algorithm, chosen.preset or "auto", family_of(env), env, steps, period), rest
+
+
+def _whole(text: str, otherwise: int) -> int:
+    """The number that `text` is; what is none is refused by the full parse that follows."""
     try:
-        steps = int(seen.steps)
+        return int(text)
     except ValueError:
-        steps = 1_000_000  # refused by the full parse that follows
-    return preset_config(algorithm, chosen.preset or "auto", family_of(env), env, steps), rest
+        return otherwise
 
 
 def parse_evaluate(arguments: list[str]) -> EvaluateConfig:

@@ -13,6 +13,17 @@ from agents.config import C51Config, DQNConfig, Flat, PPOConfig, require
 from envs.config import WorldConfig
 
 AgentT = TypeVar("AgentT", DQNConfig, C51Config, PPOConfig)
+NOT_IN_THE_NAME = (
+    "seed",
+    "runs_dir",
+    "name",
+    "log_every",
+    "checkpoint_every",
+    "level_share",
+    "wandb",
+    "wandb_project",
+)
+"""Settings of the run that do not shape its result (or stand in the name anyway)."""
 AGENTS: dict[str, type] = {"dqn": DQNConfig, "c51": C51Config, "ppo": PPOConfig}
 
 
@@ -38,6 +49,9 @@ class RunConfig:
     """Steps between lines of the log; 0: a 500th of the run, at least 100 steps."""
     checkpoint_every: int = 0
     """Steps between checkpoints (the last two and the final one are kept); 0: a tenth of the run."""
+    level_share: float = 0.9
+    """Where the world changes: share of what the first task gained that counts as having learned a task, in (0, 1]
+    (the log's tasks/steps_to_level)."""
     wandb: bool = False
     """Also send the TensorBoard scalars to Weights & Biases (`pip install wandb` first)."""
     wandb_project: str = "plasticity"
@@ -49,6 +63,7 @@ class RunConfig:
         require(self.threads >= 0, "threads", self.threads, ">= 0")
         require(self.log_every >= 0, "log_every", self.log_every, ">= 0")
         require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, ">= 0")
+        require(0 < self.level_share <= 1, "level_share", self.level_share, "in (0, 1]")
         require(Path(self.name).name == self.name and self.name not in (".", ".."), "name", self.name, "a plain name")
 
 
@@ -81,7 +96,7 @@ class TrainConfig(Generic[AgentT]):
         if self.run.name:
             return self.run.name
         settings = to_dict(self)
-        for key in ("seed", "runs_dir", "name", "log_every", "checkpoint_every", "wandb", "wandb_project"):
+        for key in NOT_IN_THE_NAME:
             del settings["run"][key]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         world = "".join(c if c.isalnum() or c in "-._" else "_" for c in self.world.env.removeprefix("ALE/"))
@@ -128,6 +143,9 @@ def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = typ
 
 def _checked(hint: object, value: object, field: str) -> object:
     """`value` as the field's type; a JSON file can hold anything, so what the command line would refuse is refused."""
+    if typing.get_origin(hint) is types.UnionType:  # X | None
+        present = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+        return None if value is None else _checked(present, value, field)
     if typing.get_origin(hint) is Literal:
         require(value in typing.get_args(hint), field, value, f"one of {', '.join(map(str, typing.get_args(hint)))}")
     elif typing.get_origin(hint) is tuple:

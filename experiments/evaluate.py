@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
-from agents.config import PPOConfig
+from agents.config import PPOConfig, require
+from envs.config import WorldConfig
 from experiments.config import TrainConfig
 from experiments.evaluate_config import EvaluateConfig
 from experiments.loop import finished_episodes
@@ -105,10 +106,11 @@ def evaluate(settings: EvaluateConfig) -> dict:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     generators = Generators(settings.seed)
-    world_config, render_mode = playing_world(config, settings)
+    world_settings, render_mode = playing_world(config, settings)
     world = make_vec_from_config(
-        world_config, generators.integer("evaluation world") // 2, settings.threads, render_mode
+        world_settings, generators.integer("evaluation world") // 2, settings.threads, render_mode
     )
+    choose_task(world, world_settings, settings.task, step)
     agent = build_agent(
         small_memory(config, world.num_envs),
         spaces_of(world),
@@ -120,7 +122,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
     agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
     try:
-        with video_frames(settings.video, world, world_config.family) as frames:
+        with video_frames(settings.video, world, world_settings.family) as frames:
             returns, lengths = play(agent.player(greedy, generators), world, settings.episodes, frames)
     finally:
         world.close()
@@ -128,6 +130,8 @@ def evaluate(settings: EvaluateConfig) -> dict:
         "checkpoint": str(path),
         "step": step,
         "env": config.world.env,
+        "task": None if world.schedule is None else world.schedule.current.index,
+        "task_parameters": {} if world.schedule is None else world.schedule.current.parameters,
         "policy": "greedy" if greedy else "sampled",
         "seed": settings.seed,
         "episodes": len(returns),
@@ -139,11 +143,27 @@ def evaluate(settings: EvaluateConfig) -> dict:
     }
 
 
-def playing_world(config: TrainConfig, settings: EvaluateConfig):
+def choose_task(world: VectorEnv, config: WorldConfig, asked: int | None, step: int) -> None:
+    """Keep `world` in the task asked for, or in the one that was due at `step` of training.
+
+    Raises ValueError where there is no such task.
+    """
+    if world.schedule is None:
+        require(asked is None, "task", asked, f"left out: {config.env!r} does not change in this run")
+        return
+    task = config.task
+    due = min(task.first + (max(step - 1, 0) // task.period if task.period else 0), world.schedule.last)
+    world.schedule.stay_in(due if asked is None else asked)
+
+
+def playing_world(config: TrainConfig, settings: EvaluateConfig) -> tuple[WorldConfig, str | None]:
     """(the world's settings for playing, render mode): the one trained in, with as many environments as needed."""
-    world = replace(config.world, num_envs=min(settings.num_envs, settings.episodes))
+    from experiments.setup import world_config
+
+    world = replace(world_config(config), num_envs=min(settings.num_envs, settings.episodes))
     if settings.video is not None:
-        return replace(world, num_envs=1, backend="gymnasium"), "rgb_array"
+        backend = "auto" if world.family == "image" else "gymnasium"
+        return replace(world, num_envs=1, backend=backend), "rgb_array"
     return world if settings.backend == "same" else replace(world, backend=settings.backend), None
 
 

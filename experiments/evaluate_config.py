@@ -22,6 +22,8 @@ class EvaluateConfig:
     policy: Literal["greedy", "sampled"] = "sampled"
     """sampled: a draw from PPO's policy, training's final epsilon for DQN and C51; greedy: the mode or the best action
     (a greedy Atari player can wait for ever: its games may end at the time limit)."""
+    task: int | None = None
+    """Worlds that change: index of the task to play; without it the one in force when the checkpoint was saved."""
     num_envs: int = 8
     """Games played at a time, at most."""
     backend: Literal["same", "envpool", "ale", "gymnasium"] = "same"
@@ -39,6 +41,7 @@ class EvaluateConfig:
         require(self.episodes >= 1, "episodes", self.episodes, ">= 1")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         require(self.num_envs >= 1, "num_envs", self.num_envs, ">= 1")
+        require(self.task is None or self.task >= 0, "task", self.task, ">= 0")
         require(self.threads >= 0, "threads", self.threads, ">= 0")
         if self.video is not None:
             require(self.video.suffix == ".mp4", "video", str(self.video), "a file name ending in .mp4")

@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.guard import Guard
-from experiments.loop import Tick, Update
+from experiments.loop import TaskChange, Tick, Update
+from experiments.task_report import TaskSummary, in_words
 
 
 class Logger:
     """Averages the metrics of the gradient steps since the last flush and writes them every `every` steps.
 
     Episodes are written one by one at the step at which they end (charts/episodic_return, charts/episodic_length).
+    Where the world changes, tasks/index and the task's numbers go with every line, and tasks/changes holds it in words.
     charts/SPS is steps per second since the start, learning included, as CleanRL counts it.
     """
 
@@ -31,6 +33,7 @@ class Logger:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.recent_returns: deque[float] = deque(maxlen=100)
+        self.task: dict[str, float] = {}  # what tells the present task, for every line
         self.flushed, self.started = 0, time.perf_counter()
 
     def tick(self, event: Tick) -> None:
@@ -41,6 +44,19 @@ class Logger:
             self.write(event.step, returned)
         if event.step - self.flushed >= self.every:
             self.flush(event.step)
+
+    def task_change(self, event: TaskChange) -> None:
+        """Write what has changed, in words and numbers."""
+        numbers = {name: value for name, value in event.parameters.items() if not isinstance(value, str)}
+        self.task = {"tasks/index": event.task} | {f"tasks/{name}": value for name, value in numbers.items()}
+        self.write(event.step, self.task)
+        words = f"from step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
+        self.writer.add_text("tasks/changes", words, event.step)
+
+    def task_summary(self, summary: TaskSummary) -> None:
+        """Write a finished task's returns at its last step."""
+        names = ("mean_return", "last_tenth_return", "steps_to_level")
+        self.write(summary.last_step, {f"tasks/{name}": getattr(summary, name) for name in names})
 
     def update(self, event: Update) -> None:
         """Add the metrics of one update, still on the device."""
@@ -57,7 +73,7 @@ class Logger:
         if step == self.flushed and not self.sums:
             return
         self.flushed = step
-        values = {"charts/SPS": step / max(time.perf_counter() - self.started, 1e-9), **self.scalars()}
+        values = {"charts/SPS": step / max(time.perf_counter() - self.started, 1e-9), **self.scalars(), **self.task}
         if self.sums:
             sums = torch.stack([value.float() for value in self.sums.values()]).tolist()
             values |= {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}

@@ -19,6 +19,8 @@ class Episode(NamedTuple):
     episodic_return: float
     length: int
     """Steps."""
+    task: int = 0
+    """Index of the task it ended in."""
 
 
 class Tick(NamedTuple):
@@ -27,6 +29,15 @@ class Tick(NamedTuple):
     step: int
     """Steps so far, over all environments."""
     episodes: tuple[Episode, ...]
+
+
+class TaskChange(NamedTuple):
+    """Every environment has entered a task; the first one at step 0."""
+
+    step: int
+    task: int
+    """Its index."""
+    parameters: dict[str, float | int | str]
 
 
 class Update(NamedTuple):
@@ -42,23 +53,42 @@ def finished_episodes(infos: dict) -> tuple[Episode, ...]:
     if "episode" not in infos:
         return ()
     statistics, ended = infos["episode"], np.flatnonzero(infos["_episode"])
-    return tuple(Episode(int(i), float(statistics["r"][i]), int(statistics["l"][i])) for i in ended)
+    tasks = statistics.get("task_index", np.zeros(len(infos["_episode"]), int))
+    return tuple(Episode(int(i), float(statistics["r"][i]), int(statistics["l"][i]), int(tasks[i])) for i in ended)
 
 
-def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[Tick | Update]:
-    """Act, observe, learn for `steps` steps over all environments; yields what happened."""
-    observations, _ = world.reset()
+def task_entered(step: int, infos: dict) -> TaskChange:
+    """The task that the hindmost environment is in."""
+    hindmost = int(infos["task_index"].argmin())
+    parameters = {name: values[hindmost].item() for name, values in infos["task"].items()}
+    return TaskChange(step, int(infos["task_index"][hindmost]), parameters)
+
+
+def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[Tick | TaskChange | Update]:
+    """Act, observe, learn for `steps` steps over all environments; yields what happened.
+
+    An agent hears of a task when the last environment has entered it. What is learned at a tick is learned before that.
+    """
+    observations, infos = world.reset()
     nobody = np.zeros(world.num_envs, bool)
-    step = 0
+    step, tasks = 0, infos.get("task_index")
+    if tasks is not None:
+        yield task_entered(step, infos)
     while step < steps:
         actions = agent.act(observations)
         next_observations, rewards, terminated, truncated, infos = world.step(actions)
         life_lost, reached = infos.get("life_lost", nobody), infos.get("final_obs")
-        agent.observe(
-            Transitions(observations, actions, rewards, terminated, truncated, life_lost, next_observations, reached)
-        )
+        next_tasks = infos.get("task_index")
+        ends = (rewards, terminated, truncated, life_lost)
+        agent.observe(Transitions(observations, actions, *ends, next_observations, reached, tasks, next_tasks))
         observations = next_observations
         step += world.num_envs
         yield Tick(step, finished_episodes(infos))
         while agent.update_due():
             yield Update(step, agent.update())
+        # A world hands out the same array until something changes.
+        if next_tasks is not tasks:
+            if next_tasks.min() > tasks.min():
+                agent.on_task_change()
+                yield task_entered(step, infos)
+            tasks = next_tasks

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from agents.config import (
     AdamConfig,
+    AgentConfig,
     C51Config,
     DQNConfig,
     NetworkConfig,
@@ -13,7 +14,7 @@ from agents.config import (
     SupportConfig,
     require,
 )
-from envs.config import WorldConfig
+from envs.config import FRICTION_ANT, TaskConfig, WorldConfig
 from experiments.config import TrainConfig
 
 CLIP = RewardConfig("clip")
@@ -99,6 +100,40 @@ def ppo_dohare24_ant(env: str, steps: int) -> TrainConfig:
     return TrainConfig(agent=agent, world=WorldConfig(env=env, **ant))
 
 
+DOHARE24_PERIOD = 2_000_000
+
+
+def ppo_dohare24_friction_ant(env: str, steps: int) -> TrainConfig:
+    """Dohare24's slippery Ant: dohare24_ant with the friction drawn anew, log-uniform on [.02, 2], at the first episode
+    end after every 2M steps (they ran 20M to 100M)."""
+    stationary = ppo_dohare24_ant(env, steps)
+    return replace(stationary, world=replace(stationary.world, task=TaskConfig(period=DOHARE24_PERIOD)))
+
+
+def ppo_dohare24_friction_ant_scaled_down(env: str, steps: int) -> TrainConfig:
+    """NOT Dohare24's protocol but one after it for small machines: 300,000 steps a friction, 8 environments x 256, Adam
+    3e-4, 8 minibatches, observations standardised, time limits bootstrapped; its loss of plasticity is not theirs."""
+    full = ppo_dohare24_friction_ant(env, steps)
+    agent = replace(
+        full.agent,
+        learning_rate=3e-4,
+        rollout_steps=256,
+        num_minibatches=8,
+        normalize_observations=True,
+        max_grad_norm=0.5,
+        time_limit="bootstrap",
+    )
+    return TrainConfig(agent=agent, world=replace(full.world, num_envs=8, task=TaskConfig(period=300_000)))
+
+
+def ppo_image(env: str, steps: int) -> TrainConfig:
+    """ImageMDP-v0: MLP 512-512, 8 environments x 64 steps, constant rate. Ours, no published protocol."""
+    agent = PPOConfig(
+        network=NetworkConfig(width=512, depth=2, initializer="torch"), rollout_steps=64, clip_coef=0.2, ent_coef=0.01
+    )
+    return TrainConfig(agent=agent, world=WorldConfig(env=env, num_envs=8))
+
+
 def ppo_classic(env: str, steps: int) -> TrainConfig:
     """Small worlds such as CartPole-v1: 8 environments x 32 steps, 20 epochs of one minibatch, tanh 64-64 apart (close
     to what RL Baselines3 Zoo tuned for CartPole)."""
@@ -142,31 +177,88 @@ def c51_classic(env: str, steps: int) -> TrainConfig:
     return TrainConfig(agent=agent, world=WorldConfig(env=env))
 
 
+LYLE23_VALUE = {
+    "network": NetworkConfig(width=512, depth=2, initializer="torch"),
+    "buffer_size": 20_000,
+    "batch_size": 32,
+    "learning_starts": 1_000,
+    "replay_ratio": 1.0,
+    "target_period": 1_000,
+    "end_e": 0.1,
+    "exploration_steps": 0,
+}
+"""Lyle23's MLP of two layers of 512, gamma .99, epsilon-greedy, target copies every 1,000 gradient steps; they state
+neither replay, batch nor rate, which are ours."""
+IMAGE_SUPPORT = SupportConfig(v_min=-5.0, v_max=105.0, num_atoms=221)
+"""The optimum is 1 / (1 - gamma) = 100 with gaps of 1 between actions: atoms half a unit apart, nothing clipped."""
+
+
+def dqn_lyle23(env: str, steps: int) -> TrainConfig:
+    """ImageMDP-v0 after Lyle23: MLP 512-512, squared error, epsilon .1."""
+    agent = DQNConfig(learning_rate=3e-4, loss="mse", support=IMAGE_SUPPORT, **LYLE23_VALUE)
+    return TrainConfig(agent=agent, world=WorldConfig(env=env))
+
+
+def c51_lyle23(env: str, steps: int) -> TrainConfig:
+    """ImageMDP-v0: as dqn's, 221 atoms on [-5, 105]."""
+    return TrainConfig(
+        agent=C51Config(learning_rate=3e-4, support=IMAGE_SUPPORT, **LYLE23_VALUE), world=WorldConfig(env=env)
+    )
+
+
 Preset = Callable[[str, int], TrainConfig]
 PRESETS: dict[str, dict[str, Preset]] = {
-    "dqn": {"dopamine": dqn_dopamine, "classic": dqn_classic},
-    "c51": {"dopamine": c51_dopamine, "classic": c51_classic},
+    "dqn": {"dopamine": dqn_dopamine, "lyle23": dqn_lyle23, "classic": dqn_classic},
+    "c51": {"dopamine": c51_dopamine, "lyle23": c51_lyle23, "classic": c51_classic},
     "ppo": {
         "cleanrl_atari": ppo_cleanrl_atari,
         "cleanrl_continuous": ppo_cleanrl_continuous,
         "dohare24_ant": ppo_dohare24_ant,
+        "dohare24_friction_ant": ppo_dohare24_friction_ant,
+        "dohare24_friction_ant_scaled_down": ppo_dohare24_friction_ant_scaled_down,
+        "image": ppo_image,
         "classic": ppo_classic,
     },
 }
 FOR_FAMILY = {
-    "dqn": {"atari": "dopamine"},
-    "c51": {"atari": "dopamine"},
-    "ppo": {"atari": "cleanrl_atari", "mujoco": "cleanrl_continuous"},
+    "dqn": {"atari": "dopamine", "image": "lyle23"},
+    "c51": {"atari": "dopamine", "image": "lyle23"},
+    "ppo": {
+        "atari": "cleanrl_atari",
+        "mujoco": "cleanrl_continuous",
+        "image": "image",
+        FRICTION_ANT: "dohare24_friction_ant",
+    },
 }
+"""What "auto" means by world, or else by family of worlds; "classic" for the rest."""
 
-NEEDS = {"dopamine": "atari", "cleanrl_atari": "atari", "dohare24_ant": "Ant-v5"}  # a family of worlds, or one world
+NEEDS = {
+    "dopamine": "atari",
+    "cleanrl_atari": "atari",
+    "lyle23": "image",
+    "image": "image",
+    "dohare24_ant": "Ant-v5",
+    "dohare24_friction_ant": FRICTION_ANT,
+    "dohare24_friction_ant_scaled_down": FRICTION_ANT,
+}
+"""The family of worlds, or the one world, that a preset is for."""
 
 
-def preset_config(algorithm: str, name: str, family: str, env: str, steps: int) -> TrainConfig:
-    """The settings of preset `name`; "auto" takes the protocol usual for the world's family (atari, mujoco, other)."""
+def preset_config(algorithm: str, name: str, family: str, env: str, steps: int, period: int = 0) -> TrainConfig:
+    """The settings of preset `name`; "auto" takes the protocol usual for the world. With tasks of `period` steps
+    nothing is annealed over the run: rates are constant, and epsilon falls anew over the first tenth of each task."""
     known = [preset for preset in PRESETS[algorithm] if NEEDS.get(preset, family) in (family, env)]
     allowed = f"auto or one of {', '.join(known)} for {algorithm} in {env}"
     require(name == "auto" or name in known, "preset", name, allowed)
-    chosen = FOR_FAMILY[algorithm].get(family, "classic") if name == "auto" else name
-    config = PRESETS[algorithm][chosen](env, steps)
-    return replace(config, run=replace(config.run, steps=steps))
+    usual = FOR_FAMILY[algorithm].get(env) or FOR_FAMILY[algorithm].get(family, "classic")
+    config = PRESETS[algorithm][usual if name == "auto" else name](env, steps)
+    agent = _steady(config.agent, period) if period > 0 else config.agent
+    return replace(config, agent=agent, run=replace(config.run, steps=steps))
+
+
+def _steady(agent: AgentConfig, period: int) -> AgentConfig:
+    if isinstance(agent, PPOConfig):
+        return replace(agent, anneal_steps=0)
+    if not agent.exploration_steps:
+        return agent
+    return replace(agent, anneal_per_task=True, exploration_steps=min(agent.exploration_steps, max(1, period // 10)))

@@ -40,7 +40,7 @@ from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory, write_json
 from experiments.sb3_settings import OFF, dqn_settings, ppo_settings
 from experiments.sb3_world import SB3World
-from experiments.setup import check, spaces_of
+from experiments.setup import check, spaces_of, world_config
 
 
 def _redraw(model: PPO | DQN, initializer: str, generator: torch.Generator) -> None:
@@ -60,7 +60,7 @@ def _redraw(model: PPO | DQN, initializer: str, generator: torch.Generator) -> N
 def _sb3_world(config: TrainConfig, seed: int) -> tuple[VecEnv, Spaces]:
     """The world of `config` as Stable-Baselines3 takes it, rewards and observations transformed as ours would be."""
     agent = config.agent
-    world = make_vec_from_config(config.world, seed, threads=config.run.threads)
+    world = make_vec_from_config(world_config(config), seed, threads=config.run.threads)
     transform, ppo = agent.reward.reward_transform, isinstance(agent, PPOConfig)
     ends = ppo and agent.time_limit == "terminal"
     adapted: VecEnv = SB3World(world, clip_rewards=transform == "clip", time_limits_end=ends)

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from agents.checks import check_ppo, check_value_agent
 from agents.config import PPOConfig, ValueAgentConfig, require
 from agents.transitions import Spaces
 from envs import describe
+from envs.config import WorldConfig
 from experiments.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 def check(config: TrainConfig) -> None:
     """Raise ValueError, with a sentence naming the field, where the settings cannot make a run. Imports no torch and
     builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
+    check_annealing(config)
     info = describe(config.world)
     spaces = Spaces(
         tuple(info.observation_shape),
@@ -48,6 +51,30 @@ def check(config: TrainConfig) -> None:
     parent = next(path for path in (config.run.runs_dir, *config.run.runs_dir.absolute().parents) if path.exists())
     require(parent.is_dir(), "runs_dir", str(config.run.runs_dir), f"a directory: {parent} is a file")
     require(os.access(parent, os.W_OK), "runs_dir", str(config.run.runs_dir), f"writable: {parent} is not")
+
+
+def check_annealing(config: TrainConfig) -> None:
+    """Raise ValueError where a learning rate or an epsilon would fall over the run while the world changes: later tasks
+    would be learned more slowly for that reason alone."""
+    agent, period = config.agent, config.world.task.period
+    if not period or agent.anneal_per_task:
+        return
+    why = f"where the world changes (task.period = {period}), or --anneal-per-task: annealed once, it slows later tasks"
+    if isinstance(agent, PPOConfig):
+        require(not agent.anneal_steps, "anneal_steps", agent.anneal_steps, f"0 (a constant learning rate) {why}")
+    elif agent.start_e != agent.end_e:
+        allowed = f"0 (epsilon constant at end_e) {why}"
+        require(not agent.exploration_steps, "exploration_steps", agent.exploration_steps, allowed)
+
+
+def world_config(config: TrainConfig) -> WorldConfig:
+    """The world of a run, its tasks' seed derived from the run's alone: every method meets the same tasks."""
+    from agents.randomness import Generators
+
+    task = config.world.task
+    if task.seed is not None or config.world.change is None:
+        return config.world
+    return replace(config.world, task=replace(task, seed=Generators(config.run.seed).integer("tasks")))
 
 
 def has_gpu_driver() -> bool:
@@ -138,7 +165,7 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
         torch.set_num_threads(config.run.threads)
     device = choose_device(config.run.device)
     generators = Generators(config.run.seed)
-    world = make_vec_from_config(config.world, generators.integer("world") // 2, threads=config.run.threads)
+    world = make_vec_from_config(world_config(config), generators.integer("world") // 2, threads=config.run.threads)
     spaces = spaces_of(world)
     if isinstance(config.agent, ValueAgentConfig):
         require_device_memory(config.agent, spaces, device)

@@ -10,9 +10,10 @@ from agents.ppo import PPO
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
-from experiments.loop import Tick, training
+from experiments.loop import TaskChange, Update, training
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
+from experiments.task_report import TaskReport, in_words, table
 
 
 def train(
@@ -30,15 +31,20 @@ def train(
         _start_wandb(config, directory.path)
     logger = Logger(directory.path, config.log_every, agent.optimization.guard, agent.scalars)
     console.print(f"[bold]{directory.path}[/]  on {agent.device}, {_size(agent.network)} parameters", highlight=False)
+    report = TaskReport(config.run.level_share, directory.path / "tasks.jsonl")
     code, step, saved = 0, 0, 0
     try:
         with ProgressLine(config.run.steps, logger, console) as progress:
             for event in training(agent, world, config.run.steps):
-                if not isinstance(event, Tick):
+                if isinstance(event, Update):
                     logger.update(event)
+                    continue
+                if isinstance(event, TaskChange):
+                    _note_task(event, report, logger, console)
                     continue
                 step = event.step
                 logger.tick(event)
+                report.tick(event)
                 progress.tick(step)
                 if step - saved >= config.checkpoint_every and step < config.run.steps:
                     directory.save(agent.state_dict(), step)
@@ -51,10 +57,21 @@ def train(
         code = 130
         console.print(f"[bold]interrupted at step {step:,}[/]", highlight=False)
     finally:
+        if (summary := report.finish(step)) is not None:
+            logger.task_summary(summary)
         logger.close()
         world.close()
     directory.save(agent.state_dict(), step, final=code == 0)
+    if report.summaries:
+        console.print("\n".join(table(report.summaries)), highlight=False)
     return directory.path, code
+
+
+def _note_task(event: TaskChange, report: TaskReport, logger: Logger, console: Console) -> None:
+    if (summary := report.change(event)) is not None:
+        logger.task_summary(summary)
+    logger.task_change(event)
+    console.print(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}", highlight=False)
 
 
 def _size(network: object) -> str:
