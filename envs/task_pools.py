@@ -11,12 +11,16 @@ from gymnasium.spaces import Box, Discrete, Space
 from envs.pools import Outcome, Pool
 from envs.tasks import Task
 
+KEPT = 3
+"""Pools without environments that are kept."""
+
 
 class SwitchingPool:
     """One pool for every task in force, each stepping the environments that are in its task.
 
     Between two changes there is one pool, stepped as if it stood alone. During a change, while some environments still
-    play their last game, the old pool and the new one step their own rows. Episodes cannot be carried over.
+    play their last game, the old pool and the new one step their own rows. Episodes cannot be carried over. The pools
+    that were left last wait to be entered again (in a cycle of games), since building one takes longer than a reset.
 
     Args:
         make: builds the pool of a task from a seed; all must have the same spaces.
@@ -30,40 +34,49 @@ class SwitchingPool:
         self._make = make
         self._all = np.arange(num_envs)
         self._seed = seed
-        self._pools: dict[tuple[int, int], Pool] = {(first.index, first.stage): make(first, seed)}
+        pool = make(first, seed)
+        self._pools: dict[tuple[int, int], Pool] = {(first.variant, first.stage): pool}
+        self._waiting: dict[tuple[int, int], Pool] = {}
         self._homes = np.zeros(num_envs, dtype=np.int64)  # which pool an environment is in, by its place in _order
         self._order = list(self._pools)
-        pool = self._pools[self._order[0]]
         self.single_observation_space = pool.single_observation_space
         self.single_action_space = pool.single_action_space
         self._started = False
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
         """See `TaskPool.enter`."""
-        key = (task.index, task.stage)
+        key = (task.variant, task.stage)
         if key not in self._pools:
-            seed = _derived(self._seed, *key) % (2**31 - self.num_envs)
-            pool = self._make(task, seed)
-            _check_spaces(self, pool, task)
-            self._pools[key] = pool
+            self._pools[key] = self._waiting.pop(key, None) or self._build(task, key)
             self._order.append(key)
-            if self._started:
-                pool.start(seed)
         self._homes[ids] = self._order.index(key)
-        self._close_deserted()
+        self._leave_deserted()
 
-    def _close_deserted(self) -> None:
+    def _build(self, task: Task, key: tuple[int, int]) -> Pool:
+        seed = _derived(self._seed, *key) % (2**31 - self.num_envs)
+        pool = self._make(task, seed)
+        _check_spaces(self, pool, task)
+        if self._started:
+            pool.start(seed)
+        return pool
+
+    def _leave_deserted(self) -> None:
         for place in reversed(range(len(self._order))):
             if not (self._homes == place).any():
-                self._pools.pop(self._order.pop(place)).close()
+                key = self._order.pop(place)
+                self._waiting[key] = self._pools.pop(key)
                 self._homes[self._homes > place] -= 1
+        while len(self._waiting) > KEPT:
+            self._waiting.pop(next(iter(self._waiting))).close()
 
     def _inhabited(self) -> list[tuple[Pool, np.ndarray]]:
         return [(self._pools[key], np.flatnonzero(self._homes == place)) for place, key in enumerate(self._order)]
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Pool.start`."""
-        self._seed = self._seed if seed is None else seed
+        if seed is not None:
+            self._seed = seed
+            self._close_waiting()  # what they would draw next depends on the past
         self._started = True
         parts = [(ids, *_rows_of(pool.start(seed), ids)) for pool, ids in self._inhabited()]
         return _merge_states(parts, self.num_envs)
@@ -109,6 +122,12 @@ class SwitchingPool:
         """See `Pool.close`."""
         for pool in self._pools.values():
             pool.close()
+        self._close_waiting()
+
+    def _close_waiting(self) -> None:
+        for pool in self._waiting.values():
+            pool.close()
+        self._waiting.clear()
 
 
 def _derived(seed: int, *key: int) -> int:
