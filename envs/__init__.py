@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from envs.config import FrictionConfig, ImageConfig, TaskConfig, WorldConfig
 
 __all__ = [
     "FrictionConfig",
+    "GameCycle",
     "ImageConfig",
+    "PeriodicReset",
+    "SingleWorld",
     "TaskConfig",
     "TaskSchedule",
     "WorldConfig",
@@ -16,14 +20,19 @@ __all__ = [
     "describe",
     "make_vec",
     "make_vec_from_config",
+    "register",
 ]
 
 _HOMES = {
+    "GameCycle": "envs.single",
+    "PeriodicReset": "envs.single",
+    "SingleWorld": "envs.single",
     "TaskSchedule": "envs.tasks",
     "WorldInfo": "envs.registry",
     "describe": "envs.registry",
     "make_vec": "envs.make",
     "make_vec_from_config": "envs.make",
+    "register": "envs.registration",
 }
 
 
@@ -33,3 +42,9 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+if "gymnasium" in sys.modules:  # importing it here would slow the command line down
+    from importlib import import_module
+
+    import_module("envs.registration")

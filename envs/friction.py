@@ -5,8 +5,8 @@ geoms, floor included, drawn log-uniformly from [0.02, 2]. (The floor's alone wo
 the two that touch.) The agent is not told. Observation and reward variants are those of ant.py.
 
 Both backends are gymnasium's Ant-v5 to the bit, initial states included; the native one steps many Ants at once. Why
-not envpool, which must build a new pool for every friction, nor mujoco.rollout, which returns no contact forces:
-benchmarks/friction_backends.py measures all of them, and none is faster.
+neither envpool nor mujoco.rollout: envpool must build a new pool for every friction and is slower with few Ants, and
+mujoco.rollout returns no contact forces; benchmarks/friction_backends.py measures all of them.
 """
 
 from __future__ import annotations

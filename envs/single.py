@@ -152,7 +152,7 @@ class SingleWorld(gymnasium.Env):
         observation = observations[0]
         info = _single(infos)
         now = {name: info[name] for name in _OF_THE_STATE if name in info}
-        info.update(_of_task(self._task))
+        info.update(self._task)
         if terminated[0] or truncated[0]:
             self._begun = observation, now
             observation = infos["final_obs"][0]

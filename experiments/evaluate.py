@@ -58,8 +58,10 @@ class VideoFrames:
 
 
 def steps_per_second(world: VectorEnv, family: str) -> int:
-    """The speed at which the game is meant to be seen: Atari's 60 frames in fours, else what the world itself says."""
-    return 15 if family == "atari" else int(world.envs[0].metadata.get("render_fps", 30))
+    """The speed at which the game is meant to be seen: Atari's 60 frames in fours, an image long enough to be looked
+    at, else what the world itself says."""
+    given = {"atari": 15, "image": 4}
+    return given.get(family) or int(world.envs[0].metadata.get("render_fps", 30))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.guard import Guard
-from experiments.loop import TaskChange, Tick, Update
+from experiments.loop import TaskChange, TaskDrift, Tick, Update
 from experiments.task_report import TaskSummary, in_words
 
 
@@ -47,11 +47,15 @@ class Logger:
 
     def task_change(self, event: TaskChange) -> None:
         """Write what has changed, in words and numbers."""
-        numbers = {name: value for name, value in event.parameters.items() if not isinstance(value, str)}
-        self.task = {"tasks/index": event.task} | {f"tasks/{name}": value for name, value in numbers.items()}
+        self.task_drift(event)
         self.write(event.step, self.task)
         words = f"from step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
         self.writer.add_text("tasks/changes", words, event.step)
+
+    def task_drift(self, event: TaskChange | TaskDrift) -> None:
+        """Note the numbers of a task for the lines to come."""
+        numbers = {name: value for name, value in event.parameters.items() if not isinstance(value, str)}
+        self.task = {"tasks/index": event.task} | {f"tasks/{name}": value for name, value in numbers.items()}
 
     def task_summary(self, summary: TaskSummary) -> None:
         """Write a finished task's returns at its last step."""

@@ -40,6 +40,14 @@ class TaskChange(NamedTuple):
     parameters: dict[str, float | int | str]
 
 
+class TaskDrift(NamedTuple):
+    """The hindmost environment has gone a stage further towards the next task."""
+
+    step: int
+    task: int
+    parameters: dict[str, float | int | str]
+
+
 class Update(NamedTuple):
     """The agent has learned."""
 
@@ -57,14 +65,14 @@ def finished_episodes(infos: dict) -> tuple[Episode, ...]:
     return tuple(Episode(int(i), float(statistics["r"][i]), int(statistics["l"][i]), int(tasks[i])) for i in ended)
 
 
-def task_entered(step: int, infos: dict) -> TaskChange:
-    """The task that the hindmost environment is in."""
+def hindmost_task(infos: dict) -> tuple[int, dict[str, float | int | str]]:
+    """(index, parameters) of the task that the hindmost environment is in."""
     hindmost = int(infos["task_index"].argmin())
     parameters = {name: values[hindmost].item() for name, values in infos["task"].items()}
-    return TaskChange(step, int(infos["task_index"][hindmost]), parameters)
+    return int(infos["task_index"][hindmost]), parameters
 
 
-def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[Tick | TaskChange | Update]:
+def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[Tick | TaskChange | TaskDrift | Update]:
     """Act, observe, learn for `steps` steps over all environments; yields what happened.
 
     An agent hears of a task when the last environment has entered it. What is learned at a tick is learned before that.
@@ -73,7 +81,7 @@ def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[
     nobody = np.zeros(world.num_envs, bool)
     step, tasks = 0, infos.get("task_index")
     if tasks is not None:
-        yield task_entered(step, infos)
+        yield TaskChange(step, *hindmost_task(infos))
     while step < steps:
         actions = agent.act(observations)
         next_observations, rewards, terminated, truncated, infos = world.step(actions)
@@ -90,5 +98,7 @@ def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[
         if next_tasks is not tasks:
             if next_tasks.min() > tasks.min():
                 agent.on_task_change()
-                yield task_entered(step, infos)
+                yield TaskChange(step, *hindmost_task(infos))
+            else:
+                yield TaskDrift(step, *hindmost_task(infos))
             tasks = next_tasks

@@ -10,7 +10,7 @@ from agents.ppo import PPO
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
-from experiments.loop import TaskChange, Update, training
+from experiments.loop import TaskChange, TaskDrift, Update, training
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
 from experiments.task_report import TaskReport, in_words, table
@@ -42,6 +42,9 @@ def train(
                 if isinstance(event, TaskChange):
                     _note_task(event, report, logger, console)
                     continue
+                if isinstance(event, TaskDrift):
+                    logger.task_drift(event)
+                    continue
                 step = event.step
                 logger.tick(event)
                 report.tick(event)
@@ -63,7 +66,7 @@ def train(
         world.close()
     directory.save(agent.state_dict(), step, final=code == 0)
     if report.summaries:
-        console.print("\n".join(table(report.summaries)), highlight=False)
+        console.print("\n".join(table(report.summaries)), highlight=False, soft_wrap=True)
     return directory.path, code
 
 
@@ -71,7 +74,8 @@ def _note_task(event: TaskChange, report: TaskReport, logger: Logger, console: C
     if (summary := report.change(event)) is not None:
         logger.task_summary(summary)
     logger.task_change(event)
-    console.print(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}", highlight=False)
+    words = f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
+    console.print(words, highlight=False, soft_wrap=True)
 
 
 def _size(network: object) -> str:

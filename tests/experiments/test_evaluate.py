@@ -66,7 +66,10 @@ def test_video_plays(breakout: Path, tmp_path: Path) -> None:
     assert np.ptp(frames[0]) > 50  # something is on the screen
 
 
-@pytest.mark.parametrize(("algorithm", "env"), [("ppo", "Ant-v5"), ("dqn", "CartPole-v1")])
+@pytest.mark.parametrize(
+    ("algorithm", "env"),
+    [("ppo", "Ant-v5"), ("ppo", "FrictionAnt-v0"), ("dqn", "CartPole-v1"), ("dqn", "ImageMDP-v0")],
+)
 def test_other_worlds_are_filmed_too(algorithm: str, env: str, tmp_path: Path) -> None:
     flags = {"ppo": ["--width", "16"], "dqn": SMALL["dqn"]}[algorithm]
     directory = run(tmp_path, algorithm, env, 150, *flags)[0]
