@@ -97,8 +97,8 @@ def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[
         # A world hands out the same array until something changes.
         if next_tasks is not tasks:
             if next_tasks.min() > tasks.min():
+                yield TaskChange(step, *hindmost_task(infos))  # first: what is measured now is the task that ended
                 agent.on_task_change()
-                yield TaskChange(step, *hindmost_task(infos))
             else:
                 yield TaskDrift(step, *hindmost_task(infos))
             tasks = next_tasks

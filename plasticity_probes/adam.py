@@ -8,7 +8,9 @@ def _corrected_moments(group: dict, state: dict) -> tuple[Tensor, Tensor]:
     """|m_hat| and sqrt(v_hat) + eps of one parameter, float32; both moments without their bias towards 0."""
     first, second = state["exp_avg"].float(), state.get("max_exp_avg_sq", state["exp_avg_sq"]).float()
     step = torch.as_tensor(state["step"]).to(first.device, torch.float64)
-    corrections = [1 - torch.as_tensor(beta, dtype=torch.float64, device=first.device) ** step for beta in group["betas"]]
+    corrections = [
+        1 - torch.as_tensor(beta, dtype=torch.float64, device=first.device) ** step for beta in group["betas"]
+    ]
     # at step 0 the moments are 0 and so is the correction
     m_scale, v_scale = (torch.where(step == 0, 1.0, correction).float() for correction in corrections)
     return first.abs() / m_scale, (second / v_scale).sqrt() + group["eps"]

@@ -62,7 +62,7 @@ def _fraction(criterion: Callable[[Tensor], Tensor], layers: Layers, name: str) 
 
 
 def unit_scores(activations: Tensor) -> Tensor:
-    """s_i = E|h_i| / (mean over the layer's units of E|h|), [units] (Sokar23, definition 3.1).
+    """s_i = E|h_i| / (mean over the layer's units of E|h|), [units] (Sokar23).
 
     E is over samples and, for a convolution, positions. Scores average to 1 and do not change when the layer is scaled.
     In a layer that is zero on every sample all scores are 0, so that each of its units is dormant at any tau.
@@ -74,7 +74,7 @@ def unit_scores(activations: Tensor) -> Tensor:
 
 
 def dormant_units(activations: Tensor, tau: float = 0.025) -> Tensor:
-    """Mask [units] of the units whose score is at most `tau` (Sokar23, definition 3.1). ValueError for tau < 0."""
+    """Mask [units] of the units whose score is at most `tau` (Sokar23). ValueError for tau < 0."""
     if tau < 0:
         raise ValueError(f"tau = {tau}: must be at least 0")
     scores = unit_scores(activations)
@@ -114,8 +114,7 @@ def dead_fraction(activations: Layers, kind: str = "relu") -> Tensor:
 def inactive_units(activations: Tensor, threshold: float = 0.01) -> Tensor:
     """Mask [units] of the ReLU units that are nonzero on at most a share `threshold` of the samples (Dohare24).
 
-    Says something only of units that can be exactly zero: half of each CReLU pair is, always; a smooth unit never is.
-    ValueError for a threshold outside [0, 1).
+    It says nothing of smooth units, which are never exactly zero. ValueError for a threshold outside [0, 1).
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold = {threshold}: must be at least 0 and below 1")
@@ -131,7 +130,7 @@ def inactive_fraction(activations: Layers, threshold: float = 0.01) -> Tensor:
 
 
 def linearized_units(preactivations: Tensor, kind: str = "relu", threshold: float = SMOOTH_VARIANCE) -> Tensor:
-    """Mask [units] of the units that act as a linear function on this batch ("zombies", Lyle24).
+    """Mask [units] of the units that act as a linear function on this batch ("zombies").
 
     kind "relu": preactivation above 0 on every sample. kind "smooth": population variance of the preactivation below
     `threshold`; its default 1e-3 is our choice, since no source gives one (a tanh unit then departs from its tangent by

@@ -71,7 +71,7 @@ def weight_change(model: nn.Module, reference: Mapping[str, Tensor]) -> dict[str
 
 
 def effective_learning_rate(model: nn.Module, lr: float, kind: str = "adam") -> dict[str, Tensor]:
-    """How far a step of size `lr` turns each weight matrix: lr / ||W|| for "adam", lr / ||W||^2 for "sgd" (NaP, section 2).
+    """How far a step of size `lr` turns each weight matrix: lr / ||W|| for "adam", lr / ||W||^2 for "sgd" (NaP).
 
     By name, for parameters of two or more dimensions (weights, not biases and gains); there is no "total". It describes
     scale-invariant layers, those followed by a normalisation: choose them by name. Infinite for a zero matrix. ValueError

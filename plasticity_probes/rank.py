@@ -59,7 +59,7 @@ def _values_needed(parts: Tensor, delta: float) -> Tensor:
 
 
 def srank(features: Tensor, delta: float = 0.01) -> Tensor:
-    """min k: sum_{i<=k} sigma_i / sum_i sigma_i >= 1 - delta (Kumar21, section 3). Much code calls this stable rank."""
+    """min k: sum_{i<=k} sigma_i / sum_i sigma_i >= 1 - delta (Kumar21). Much code calls this stable rank."""
     return _values_needed(_spectrum(features), delta)
 
 

@@ -29,6 +29,12 @@ WRONG = {
     "a torso for images on a vector": (["dqn", "--env", "CartPole-v1", "--torso", "nature_cnn"], "torso"),
     "an option of another world": (["ppo", "--env", "Ant-v5", "--sticky-actions", "0.25"], "sticky_actions"),
     "a backend that lacks the world": (["ppo", "--env", "Ant-v5", "--backend", "ale"], "backend"),
+    "a change that the world does not have": (["ppo", "--env", "Ant-v5", "--task.change", "labels"], "task.change"),
+    "a period without a change": (["ppo", "--env", "Ant-v5", "--task.period", "1000"], "task.change"),
+    "annealing over tasks": (["ppo", "--env", "FrictionAnt-v0", "--anneal-steps", "9"], "anneal_steps = 9"),
+    "a misspelt data set": (["dqn", "--env", "ImageMDP-v0", "--dataset", "mnits"], "did you mean 'mnist'"),
+    "a game that is none": (["dqn", "--env", "ALE/Pong-v5,ALE/Brekout-v5"], "ALE/Breakout-v5"),
+    "worlds that are no games in turn": (["dqn", "--env", "ALE/Pong-v5,CartPole-v1"], "ALE/<Game>-v5"),
     "a missing config file": (["--config", "nowhere/config.json"], "nowhere/config.json"),
     "a nested field": (["dqn", "--env", "CartPole-v1", "--adam.eps", "0"], "adam.eps"),
 }
