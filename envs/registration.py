@@ -1,8 +1,8 @@
 """The worlds under their names in gymnasium. Importing this module registers them.
 
-``import envs`` does so as well where gymnasium has been imported before; else ``envs.register()``, or gymnasium's own
-way of naming a module: ``gymnasium.make("envs.registration:FrictionAnt-v0")``. (Gymnasium has had no plugins that are
-found through a package's entry points since 1.0.)
+``import envs`` does so as well where gymnasium has been imported before, and so ``gymnasium.make("envs:ImageMDP-v0")``
+works; else ``envs.register()``. (Gymnasium has had no plugins that are found through a package's entry points since
+1.0.)
 """
 
 from __future__ import annotations

@@ -3,19 +3,34 @@
     python -m experiments.curves docs/results/ppo_ant.png "ours=runs/a" "Stable-Baselines3=runs/b" --title "Ant-v5"
 
 reads each run's metrics.jsonl, averages the returns of the games that end within each bin of steps, and writes the
-picture beside a .csv of the same name; with that .csv alone (no runs named) it draws the picture again.
+picture beside a .csv of the same name; with that .csv alone (no runs named) it draws the picture again. Runs of one
+label (seeds, say) become one line, their mean, in a band from the lowest run to the highest.
 """
 
 import argparse
 import csv
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.logger import read_metrics
 
-Curves = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+class Curve(NamedTuple):
+    """A line over bins of steps."""
+
+    steps: np.ndarray
+    """Right edges."""
+    means: np.ndarray
+    """Mean over runs of each run's mean in the bin."""
+    counts: np.ndarray
+    """Values in the bin, over all runs."""
+    lows: np.ndarray
+    """The lowest run's mean."""
+    highs: np.ndarray
+    """The highest run's mean."""
 
 
 def binned(steps: np.ndarray, values: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -26,54 +41,72 @@ def binned(steps: np.ndarray, values: np.ndarray, width: int) -> tuple[np.ndarra
     return (bins + 1) * width, np.bincount(which, weights=values) / counts, counts
 
 
-def from_runs(places: list[str], tag: str, bins: int) -> Curves:
+def joined(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Curve:
+    """One curve of several runs' bins; a run without values in a bin is left out of it."""
+    edges = np.unique(np.concatenate([steps for steps, _, _ in runs]))
+    means = np.full((len(runs), len(edges)), np.nan)
+    counts = np.zeros(len(edges), dtype=int)
+    for row, (steps, values, count) in zip(means, runs, strict=True):
+        places = np.searchsorted(edges, steps)
+        row[places] = values
+        counts[places] += count
+    return Curve(edges, np.nanmean(means, 0), counts, np.nanmin(means, 0), np.nanmax(means, 0))
+
+
+def from_runs(places: list[str], tag: str, bins: int) -> dict[str, Curve]:
     """Curves by label from "label=run directory" places. Raises ValueError where a place has no such curve."""
-    series = {}
+    series: dict[str, list] = {}
     for place in places:
         label, _, directory = place.rpartition("=")
-        label = label or Path(directory).name
-        if label in series:
-            raise ValueError(f"run = {place!r}: needs a label of its own, {label!r} is taken")
         path = Path(directory) / "metrics.jsonl"
         if not path.is_file():
             raise ValueError(f"run = {directory!r}: holds no metrics.jsonl")
         metrics = read_metrics(path)
         if tag not in metrics:
             raise ValueError(f"tag = {tag!r}: not in {path}; there are {', '.join(sorted(metrics))}")
-        series[label] = metrics[tag]
-    width = max(1, -(-max(steps[-1] for steps, _ in series.values()) // bins))
-    return {label: binned(np.array(steps), np.array(values), width) for label, (steps, values) in series.items()}
+        series.setdefault(label or Path(directory).name, []).append(metrics[tag])
+    width = max(1, -(-max(steps[-1] for runs in series.values() for steps, _ in runs) // bins))
+    return {
+        label: joined([binned(np.array(steps), np.array(values), width) for steps, values in runs])
+        for label, runs in series.items()
+    }
 
 
-def write_table(path: Path, curves: Curves) -> None:
+def write_table(path: Path, curves: dict[str, Curve]) -> None:
     """One row a label and bin."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["label", "step", "mean", "count"])
-        for label, columns in curves.items():
-            for step, mean, count in zip(*columns, strict=True):
-                writer.writerow([label, int(step), f"{mean:.6g}", int(count)])
+        writer.writerow(["label", "step", "mean", "count", "low", "high"])
+        for label, curve in curves.items():
+            for step, mean, count, low, high in zip(*curve, strict=True):
+                writer.writerow([label, int(step), f"{mean:.6g}", int(count), f"{low:.6g}", f"{high:.6g}"])
 
 
-def read_table(path: Path) -> Curves:
-    """The inverse of `write_table`."""
+def read_table(path: Path) -> dict[str, Curve]:
+    """The inverse of `write_table`; a table of single runs needs neither low nor high."""
     rows: dict[str, list[tuple[float, ...]]] = {}
     with path.open() as file:
         for row in csv.DictReader(file):
-            rows.setdefault(row["label"], []).append((int(row["step"]), float(row["mean"]), int(row["count"])))
-    return {label: tuple(np.array(column) for column in zip(*points, strict=True)) for label, points in rows.items()}
+            mean = float(row["mean"])
+            band = float(row.get("low") or mean), float(row.get("high") or mean)
+            rows.setdefault(row["label"], []).append((int(row["step"]), mean, int(row["count"]), *band))
+    return {label: Curve(*(np.array(column) for column in zip(*points, strict=True))) for label, points in rows.items()}
 
 
-def draw(path: Path, curves: Curves, title: str, ylabel: str) -> None:
-    """Write the picture."""
+def draw(path: Path, curves: dict[str, Curve], title: str, ylabel: str, period: int) -> None:
+    """Write the picture; `period` > 0 marks the multiples of so many steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for label, (steps, means, _) in curves.items():
-        axes.plot(steps, means, label=label, linewidth=1.8)
+    for label, curve in curves.items():
+        line = axes.plot(curve.steps, curve.means, label=label, linewidth=1.8)[0]
+        axes.fill_between(curve.steps, curve.lows, curve.highs, color=line.get_color(), alpha=0.18, linewidth=0)
+    last = max(curve.steps[-1] for curve in curves.values())
+    for step in range(period, int(last), period) if period else ():
+        axes.axvline(step, color="0.6", linewidth=0.8, linestyle=":")
     axes.set(title=title, xlabel="steps", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -93,6 +126,7 @@ def main() -> int:
     parser.add_argument("--title", default="")
     parser.add_argument("--ylabel", default="return of training games")
     parser.add_argument("--bins", type=int, default=50)
+    parser.add_argument("--period", type=int, default=0, help="mark the multiples of so many steps, as task changes")
     arguments = parser.parse_args()
     table = arguments.picture.with_suffix(".csv")
     try:
@@ -104,11 +138,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     curves = read_table(table)
-    draw(arguments.picture, curves, arguments.title or arguments.picture.stem, arguments.ylabel)
-    for label, (steps, means, counts) in curves.items():
-        tenth = max(1, len(means) // 10)
-        last = np.average(means[-tenth:], weights=counts[-tenth:])
-        print(f"{label}: {last:.1f} over the last tenth (to step {steps[-1]:,}), first bin {means[0]:.1f}")
+    draw(arguments.picture, curves, arguments.title or arguments.picture.stem, arguments.ylabel, arguments.period)
+    for label, curve in curves.items():
+        tenth = max(1, len(curve.means) // 10)
+        last = np.average(curve.means[-tenth:], weights=curve.counts[-tenth:])
+        print(f"{label}: {last:.1f} over the last tenth (to step {curve.steps[-1]:,}), first bin {curve.means[0]:.1f}")
     return 0
 
 

@@ -8,9 +8,8 @@ def _corrected_moments(group: dict, state: dict) -> tuple[Tensor, Tensor]:
     """|m_hat| and sqrt(v_hat) + eps of one parameter, float32; both moments without their bias towards 0."""
     first, second = state["exp_avg"].float(), state.get("max_exp_avg_sq", state["exp_avg_sq"]).float()
     step = torch.as_tensor(state["step"]).to(first.device, torch.float64)
-    corrections = [
-        1 - torch.as_tensor(beta, dtype=torch.float64, device=first.device) ** step for beta in group["betas"]
-    ]
+    betas = torch.tensor(group["betas"], dtype=torch.float64).to(first.device)
+    corrections = 1 - betas**step
     # at step 0 the moments are 0 and so is the correction
     m_scale, v_scale = (torch.where(step == 0, 1.0, correction).float() for correction in corrections)
     return first.abs() / m_scale, (second / v_scale).sqrt() + group["eps"]
@@ -20,8 +19,8 @@ def _corrected_moments(group: dict, state: dict) -> tuple[Tensor, Tensor]:
 def adam_statistics(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Of the moments of a `torch.optim.Adam` or `AdamW` (fused, capturable, amsgrad too), over all parameters together:
 
-    "update_ratio": mean over entries of |m_hat| / (sqrt(v_hat) + eps), with bias correction: about 1 where gradients are
-    steady, near 0 where they are noise; above 1 the step is larger than the learning rate.
+    "update_ratio": mean over entries of |m_hat| / (sqrt(v_hat) + eps), with bias correction: about 1 where gradients
+    are steady, near 0 where they are noise; above 1 the step is larger than the learning rate.
     "update_norm": Euclidean norm of lr * m_hat / (sqrt(v_hat) + eps), the last step taken, weight decay left out.
 
     0-d float32 on the parameters' device. Both are 0 before the first step; parameters that have no state yet count as

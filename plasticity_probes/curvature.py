@@ -60,7 +60,8 @@ def hessian_vector_product(loss_fn: Callable[[], Tensor], params: Iterable[Tenso
 
 
 def _unit_orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
-    """`vector` less its part in the span of the rows of `basis`, of length 1. Twice, since once leaves rounding in it."""
+    """`vector` less its part in the span of the rows of `basis`, of length 1. Twice, since once leaves rounding in
+    it."""
     for _ in range(2):
         vector = vector - basis.T @ (basis @ vector)
         vector = vector / torch.linalg.vector_norm(vector)
@@ -112,8 +113,8 @@ def hessian_eigenvalues(
 
     which: "LA" largest (the usual sharpness), "SA" smallest, "LM" largest in magnitude. In RL the Hessian has large
     negative eigenvalues, so that LA and LM differ. Lanczos with full reorthogonalisation in float64, from a start drawn
-    with `generator` (seed 0 without one): the same generator gives the same values. More `iterations` bring the residuals
-    down; extreme values converge first, and p iterations give the whole spectrum.
+    with `generator` (seed 0 without one): the same generator gives the same values. More `iterations` bring the
+    residuals down; extreme values converge first, and p iterations give the whole spectrum.
 
     Cost: a gradient, then two backward passes an iteration; 8 bytes * iterations * p of memory (NatureCNN, 40: 540 MB).
     One scalar an iteration is read back. No `.grad` is touched. A loss that is

@@ -1,13 +1,13 @@
 """Units that have stopped working: dormant, dead, inactive, linearised; and statistics of preactivations.
 
-A layer's tensor is [samples, units] or, of a convolution, [samples, channels, height, width]: there a unit is a channel,
-and each (sample, position) counts as one sample of it. The output layer is not a hidden layer and is left out by the
-caller.
+A layer's tensor is [samples, units] or, of a convolution, [samples, channels, height, width]: there a unit is a
+channel, and each (sample, position) counts as one sample of it. The output layer is not a hidden layer and is left out
+by the caller.
 
 Every criterion comes twice. `*_units` gives a float32 mask [units]: 1 where the unit meets it, 0 where not, NaN where
-the unit holds a NaN. `*_fraction` gives the share of such units, of one layer or, for a list or dict of layers, of their
-units pooled (not the mean of the layers' shares). All results are detached float32 on the tensors' device, and nothing
-is read back from it.
+the unit holds a NaN. `*_fraction` gives the share of such units, of one layer or, for a list or dict of layers, of
+their units pooled (not the mean of the layers' shares). All results are detached float32 on the tensors' device, and
+nothing is read back from it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -47,8 +47,8 @@ def _tensors(layers: Layers, name: str) -> list[Tensor]:
 def pooled_fraction(masks: Layers) -> Tensor:
     """Share of units over all layers together, 0-d, from their masks [units], float or bool.
 
-    Lets a caller that wants each layer's share and the pooled one compute the masks once. ValueError where a mask is not
-    a vector or there is none.
+    Lets a caller that wants each layer's share and the pooled one compute the masks once. ValueError where a mask is
+    not a vector or there is none.
     """
     parts = _tensors(masks, "masks")
     for part in parts:
@@ -82,7 +82,8 @@ def dormant_units(activations: Tensor, tau: float = 0.025) -> Tensor:
 
 
 def dormant_fraction(activations: Layers, tau: float = 0.025) -> Tensor:
-    """Share of the units of one layer, or of several pooled, whose score in their layer is at most `tau`; 0-d (Sokar23).
+    """Share of the units of one layer, or of several pooled, whose score in their layer is at most `tau`; 0-d
+    (Sokar23).
 
     Published values use tau 0.025 and 0.1. Compare with a fresh network's share on the same batch.
     """

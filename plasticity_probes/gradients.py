@@ -1,9 +1,9 @@
 """Gradient norms, per-example gradients, and how the gradients of different examples agree.
 
 `loss_fn(model, *batch)` gives the losses of a batch, [n] or 0-d; `batch` is a tensor or a tuple of tensors, each with n
-examples along its first axis. Per-example gradients call it with one example at a time (first axis of length 1), so that
-it may read anything of the model, parameters included. Call them with the model in evaluation mode: batch statistics of
-one example mean nothing, and dropout is refused. The model, its gradients and buffers stay as they were.
+examples along its first axis. Per-example gradients call it with one example at a time (first axis of length 1), so
+that it may read anything of the model, parameters included. Call them with the model in evaluation mode: batch
+statistics of one example mean nothing, and dropout is refused. The model, its gradients and buffers stay as they were.
 """
 
 from collections.abc import Callable, Mapping

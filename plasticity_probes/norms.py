@@ -36,8 +36,8 @@ def weight_norms(model: nn.Module) -> dict[str, Tensor]:
 
 
 def mean_abs_weight(model: nn.Module) -> dict[str, Tensor]:
-    """Mean |theta| of each parameter of `model` by name, and "total" over all entries together (Dohare24). No parameters:
-    ValueError."""
+    """Mean |theta| of each parameter of `model` by name, and "total" over all entries together (Dohare24). No
+    parameters: ValueError."""
     named = _named_parameters(model)
     sums = torch.stack([total.float() for total in torch._foreach_norm(list(named.values()), 1)])
     sizes = [parameter.numel() for parameter in named.values()]
@@ -74,8 +74,8 @@ def effective_learning_rate(model: nn.Module, lr: float, kind: str = "adam") -> 
     """How far a step of size `lr` turns each weight matrix: lr / ||W|| for "adam", lr / ||W||^2 for "sgd" (NaP).
 
     By name, for parameters of two or more dimensions (weights, not biases and gains); there is no "total". It describes
-    scale-invariant layers, those followed by a normalisation: choose them by name. Infinite for a zero matrix. ValueError
-    for another kind, or where `model` has no such parameter.
+    scale-invariant layers, those followed by a normalisation: choose them by name. Infinite for a zero matrix.
+    ValueError for another kind, or where `model` has no such parameter.
     """
     if kind not in ("adam", "sgd"):
         raise ValueError(f"kind = {kind!r}: must be 'adam' or 'sgd'")

@@ -33,9 +33,10 @@ def ntk(
     """K_ij = <grad f(x_i), grad f(x_j)> over all parameters that require a gradient; float32 [n, n] (Lyle23, Lyle24).
 
     `batch` holds the model's inputs, [n, ...] each; 256 samples are a good choice (the rank cannot exceed their number;
-    Lyle24 took 64). f is one scalar an example, and the value depends on which: "sum" of all outputs, "max" of them (the
-    greedy action's Q), or a function from the outputs [n, ...] to [n], for example C51's expected Q. Name it in the tag.
-    Cost: a backward pass an example, and memory as of `gradient_gram`, which describes the other arguments and errors.
+    Lyle24 took 64). f is one scalar an example, and the value depends on which: "sum" of all outputs, "max" of them
+    (the greedy action's Q), or a function from the outputs [n, ...] to [n], for example C51's expected Q. Name it in
+    the tag. Cost: a backward pass an example, and memory as of `gradient_gram`, which describes the other arguments and
+    errors.
     """
     return gradient_gram(model, _scalar_output(output), batch, chunk_size, vectorized, max_bytes)
 
@@ -46,8 +47,8 @@ def ntk_statistics(kernel: Tensor, tolerance: float | None = None) -> dict[str, 
     "rank": number of l_i > tolerance * l_1; `tolerance` is n * 1.2e-7 by default, to which a float32 kernel is exact.
     "effective_rank": exp of the entropy of l / sum l.
     "condition_number": l_1 / max(l_n, tolerance * l_1), so at most 1 / tolerance.
-    "off_diagonal_share": sum of |K_ij|, i != j, over sum of |K_ij|: 0 where examples do not interfere, (n - 1) / n where
-    all gradients are the same.
+    "off_diagonal_share": sum of |K_ij|, i != j, over sum of |K_ij|: 0 where examples do not interfere, (n - 1) / n
+    where all gradients are the same.
 
     A zero kernel has both ranks 0, condition number and share NaN; a kernel with NaN gives NaN. On a GPU torch's
     eigensolver reads its own status back. ValueError unless [n, n] and tolerance > 0.

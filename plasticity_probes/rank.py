@@ -24,8 +24,8 @@ def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
 
 
 def singular_values(features: Tensor, centred: bool = False) -> Tensor:
-    """Singular values of `features` [samples, units], or of them less their column means; float32 [min(samples, units)],
-    descending.
+    """Singular values of `features` [samples, units], or of them less their column means; float32 [min(samples,
+    units)], descending.
 
     Square roots of the eigenvalues of the smaller Gram matrix, formed in float64: exact to about 1e-8 of the largest
     value, finer than a float32 SVD and quicker. (A float32 Gram matrix is exact to 5e-4 only, and the sum of so many
@@ -100,8 +100,8 @@ def feature_rank(features: Tensor, epsilon: float = 0.01, samples: int | None = 
 
 
 def ranks(features: Tensor, delta: float = 0.01, epsilon: float = 0.01) -> dict[str, Tensor]:
-    """Every rank of `features` [samples, units], "raw/srank", ..., "centred/feature_rank", from one decomposition of the
-    raw and one of the centred matrix. Errors as of the single ranks."""
+    """Every rank of `features` [samples, units], "raw/srank", ..., "centred/feature_rank", from one decomposition of
+    the raw and one of the centred matrix. Errors as of the single ranks."""
     results = {}
     for name, centred in (("raw", False), ("centred", True)):
         sigma = singular_values(features, centred)

@@ -13,7 +13,8 @@ def target_statistics(targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def td_error_statistics(predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Of the errors targets - predictions, same shape, in units of the return: "mean", "mean_abs", "std" (population) and
+    """Of the errors targets - predictions, same shape, in units of the return: "mean", "mean_abs", "std" (population)
+    and
     "max_abs". ValueError where the shapes differ or are empty."""
     if predictions.shape != targets.shape or predictions.numel() == 0:
         shapes = f"{tuple(predictions.shape)} and targets of shape {tuple(targets.shape)}"

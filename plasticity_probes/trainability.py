@@ -108,10 +108,10 @@ def trainability(
 ) -> dict[str, Tensor]:
     """How well copies of `network` fit new targets, beside freshly initialised networks (Lyle23).
 
-    Each of `targets` regressions has g(x) = a + sin(scale * f(x; fresh initialisation)) on `inputs` [n, ...], with a the
-    mean prediction of the network that is fitted, output by output, so that finding a mean is no part of the task. A copy
-    and a fresh network take the same `steps` steps of squared error on the same minibatches; errors are mean squared
-    errors over all inputs and outputs after them. (A constant a would score 0.5.)
+    Each of `targets` regressions has g(x) = a + sin(scale * f(x; fresh initialisation)) on `inputs` [n, ...], with a
+    the mean prediction of the network that is fitted, output by output, so that finding a mean is no part of the task.
+    A copy and a fresh network take the same `steps` steps of squared error on the same minibatches; errors are mean
+    squared errors over all inputs and outputs after them. (A constant a would score 0.5.)
 
     Returns float32 [targets] each: "error" of the copies, "fresh_error" of the fresh networks, "excess", their
     difference: about 0 while plasticity lasts. It measures memorisation: see `held_out_accuracy`. Because of `scale`
@@ -150,8 +150,8 @@ def trainability(
 
 def random_function_labels(network: nn.Module, inputs: Tensor, output: Output | None = None) -> Tensor:
     """Labels int64 [n] that a random network gives to `inputs` [n, ...]: its largest output, each output first
-    standardised over the inputs so that no class takes all. Unlike labels drawn at random they can be generalised, where
-    the inputs themselves (Atari frames) have none. ValueError where the network has fewer than two outputs."""
+    standardised over the inputs so that no class takes all. Unlike labels drawn at random they can be generalised,
+    where the inputs themselves (Atari frames) have none. ValueError where the network has fewer than two outputs."""
     values = _all_outputs(network, inputs, output)
     if values.shape[1] < 2:
         raise ValueError(f"network with {values.shape[1]} output: must have at least 2")
@@ -176,16 +176,16 @@ def held_out_accuracy(
     """Accuracy of a copy of `network` refitted to classify `inputs` [n, ...], on a share `held_out` it never saw.
 
     `labels` int64 [n] must be below the number of outputs, which serve as logits: given ones, or those of
-    `random_function_labels`. (With labels drawn at random "train" measures memorisation and "held_out" is chance.) Every
-    refit has the same split, `steps` and minibatches, and minimises cross-entropy:
+    `random_function_labels`. (With labels drawn at random "train" measures memorisation and "held_out" is chance.)
+    Every refit has the same split, `steps` and minibatches, and minimises cross-entropy:
 
     - "fresh_optimizer": the copy with a new optimizer;
     - "carried_optimizer": the copy with `optimizer_state`, the run's `optimizer.state_dict()`, where given;
     - "fresh_network": a newly initialised network with a new optimizer, where `fresh_network` is given.
 
     Returns "train/NAME" and "held_out/NAME" of each, and "held_out/chance", the accuracy of always giving the commonest
-    training label; 0-d float32. Cost: `steps` gradient steps a refit. ValueError for numbers outside their range, labels
-    that do not fit the inputs, or a split that leaves one side empty.
+    training label; 0-d float32. Cost: `steps` gradient steps a refit. ValueError for numbers outside their range,
+    labels that do not fit the inputs, or a split that leaves one side empty.
     """
     _require_positive(steps=steps, batch_size=batch_size)
     if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64:

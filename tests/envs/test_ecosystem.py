@@ -222,6 +222,9 @@ def test_registering_twice_changes_nothing():
     [
         "import gymnasium as g; g.make('envs.registration:PeriodicReset-v0', env_id='CartPole-v1', period=9).reset()",
         "import gymnasium as g; g.make_vec('envs.registration:ImageMDP-v0', num_envs=2).reset()",
+        "import gymnasium as g; g.make('envs:GameCycle-v0', games='ALE/Pong-v5,ALE/Breakout-v5').reset()",
+        "import gymnasium, envs; gymnasium.make('ImageMDP-v0').reset()",
+        "import envs, gymnasium; envs.register(); gymnasium.make('ImageMDP-v0').reset()",
         "import sys, envs; assert 'gymnasium' not in sys.modules",
         "import sys, envs.registration; assert not {'torch', 'mujoco', 'envpool'} & set(sys.modules)",
     ],

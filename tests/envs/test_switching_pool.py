@@ -1,6 +1,7 @@
 """`SwitchingPool` against environments that are told one by one, over pools that do nothing but count."""
 
 import numpy as np
+import pytest
 from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,25 +15,28 @@ from tests.envs.test_tasks import Naive, variants_of
 
 
 class Counters:
-    """Environment i shows (what its task is, i, its steps since the last restart); action 1 ends its game."""
+    """Environment i shows (what its task is, i, its steps since the last restart, a random number that came with it);
+    action 1 ends its game."""
 
-    single_observation_space = Box(0, 10**6, (3,), np.int64)
+    single_observation_space = Box(0, 2**40, (4,), np.int64)
     single_action_space = Discrete(3)
 
     def __init__(self, task, num_envs, opened):
         self.name, self.num_envs, self.closed = task.content, num_envs, False
-        self.steps = np.full(num_envs, 777)
+        self.steps, self.luck = np.full(num_envs, 777), np.zeros(num_envs, dtype=np.int64)
         opened.append(self)
 
     def show(self, ids):
-        return np.stack([np.full(len(ids), self.name), ids, self.steps[ids]], axis=1)
+        return np.stack([np.full(len(ids), self.name), ids, self.steps[ids], self.luck[ids]], axis=1)
 
     def start(self, seed):
+        self.random = self.random if seed is None else np.random.default_rng(seed)
         return self.restart(np.arange(self.num_envs))
 
     def restart(self, ids):
         assert not self.closed
         self.steps[ids] = 0
+        self.luck[ids] = self.random.integers(2**40, size=len(ids))
         return self.show(ids), 10 * self.name + ids
 
     def advance(self, actions, ids=None):
@@ -49,15 +53,19 @@ class Counters:
         self.closed = True
 
 
+def build(count, num_envs, opened, **options):
+    schedule = TaskSchedule(ListLaw(tuple(range(count)), ("number",)), num_envs=num_envs, **options)
+    pool = SwitchingPool(lambda task, _: Counters(task, num_envs, opened), num_envs, schedule.current, seed=5)
+    return World(pool, 5, np.asarray, Counters.single_observation_space, schedule=schedule)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_every_environment_plays_its_own_task(data):
     num_envs, count, period = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 6)), data.draw(st.integers(1, 20))
     at = data.draw(st.sampled_from(["episode_end", "now"]))
-    schedule = TaskSchedule(ListLaw(tuple(range(count)), ("number",)), period=period, num_envs=num_envs, at=at)
     opened = []
-    pool = SwitchingPool(lambda task, _: Counters(task, num_envs, opened), num_envs, schedule.current, seed=5)
-    world = World(pool, 5, np.asarray, Counters.single_observation_space, schedule=schedule)
+    world = build(count, num_envs, opened, period=period, at=at)
     naive = Naive(variants_of("cycle", count, 400), period, num_envs, at)
     world.reset()
     steps = np.zeros(num_envs, dtype=int)
@@ -75,11 +83,25 @@ def test_every_environment_plays_its_own_task(data):
             assert rewards.tolist() == event and terminated.tolist() == [action == 1 for action in event]
             assert (terminated | truncated).tolist() == [action == 1 or (changed and at == "now") for action in event]
             for i in np.flatnonzero(terminated | truncated):
-                assert infos["final_obs"][i].tolist() == [before[i], i, steps[i]]
+                assert infos["final_obs"][i, :3].tolist() == [before[i], i, steps[i]]
                 steps[i] = 0
         variants = [variant for _, variant, _ in naive.rows()]
-        assert observations.tolist() == [[variants[i], i, steps[i]] for i in range(num_envs)]
+        assert observations[:, :3].tolist() == [[variants[i], i, steps[i]] for i in range(num_envs)]
         assert infos["lives"].tolist() == [10 * variants[i] + i for i in range(num_envs)]
         assert sum(not counters.closed for counters in opened) <= len(set(variants)) + 3, "few are kept open"
     world.close()
     assert all(counters.closed for counters in opened)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_seed_gives_the_same_games_whatever_was_played_before(count):
+    def record(world, seed):
+        actions = np.random.default_rng(0).integers(3, size=(60, 2))
+        return [world.reset(seed=seed)[0], *(world.step(action)[0] for action in actions)]
+
+    world = build(count, 2, [], period=16)
+    first = record(world, 3)
+    record(world, None)
+    assert np.array_equal(first, record(world, 3))
+    assert np.array_equal(first, record(build(count, 2, [], period=16), 3))
+    assert not np.array_equal(first, record(world, 4))

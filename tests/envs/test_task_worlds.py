@@ -277,3 +277,20 @@ def test_while_one_environment_still_plays_the_old_game_both_are_the_plain_games
     assert moved and infos["task_index"].tolist() == [1, 1]
     for each in (world, old, new):
         each.close()
+
+
+def test_modes_and_difficulties_are_the_cartridges_own():
+    """Breakout's mode 12 shows another wall; task 3 of the list (mode by mode, then the next difficulty) is that."""
+    task = {"change": "modes", "period": 6}
+    pictures = {}
+    for backend in ("envpool", "gymnasium"):
+        for first, names in ((0, (0, 0)), (3, (12, 0))):
+            world = build("ALE/Breakout-v5", backend, 1, limit=3, task={**task, "first": first}, noop_max=0)
+            observations, infos = world.reset()
+            assert (infos["task"]["mode"][0], infos["task"]["difficulty"][0]) == names
+            pictures[backend, first] = observations
+            world.close()
+    plain = build("ALE/Breakout-v5", "envpool", 1, noop_max=0).reset()[0]
+    assert np.array_equal(pictures["envpool", 0], plain) and np.array_equal(pictures["gymnasium", 0], plain)
+    assert np.array_equal(pictures["envpool", 3], pictures["gymnasium", 3])
+    assert not np.array_equal(pictures["envpool", 3], plain)

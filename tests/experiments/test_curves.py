@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.curves import binned, read_table
+from experiments.curves import binned, joined, read_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,15 +19,31 @@ def test_bins_hold_the_steps_up_to_their_right_edge() -> None:
     assert counts.tolist() == [2, 1, 1]
 
 
+def test_runs_of_one_label_are_averaged_whatever_their_length() -> None:
+    one = np.array([10, 20]), np.array([2.0, 4.0]), np.array([1, 2])
+    two = np.array([10, 30]), np.array([6.0, 5.0]), np.array([3, 4])
+    curve = joined([one, two])
+    assert curve.steps.tolist() == [10, 20, 30]
+    assert curve.means.tolist() == [4.0, 4.0, 5.0]  # the mean of the runs that have the bin
+    assert curve.counts.tolist() == [4, 2, 4]
+    assert (curve.lows.tolist(), curve.highs.tolist()) == ([2.0, 4.0, 5.0], [6.0, 4.0, 5.0])
+
+
+def test_tables_without_bands_still_draw(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("label,step,mean,count\nx,10,1.5,3\n")
+    assert read_table(tmp_path / "a.csv")["x"].highs.tolist() == [1.5]
+
+
 def test_command_writes_a_picture_and_draws_it_again_from_the_table(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "charts/episodic_return": step / 2}) for step in range(10, 101, 10)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     picture = tmp_path / "curve.png"
     command = [sys.executable, "-m", "experiments.curves", str(picture), f"one={tmp_path}", "--bins", "5"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    steps, means, _ = read_table(picture.with_suffix(".csv"))["one"]
-    assert steps.tolist() == [20, 40, 60, 80, 100]
-    assert means.tolist() == [7.5, 17.5, 27.5, 37.5, 47.5]  # (10/2 + 20/2) / 2 and so on
+    curve = read_table(picture.with_suffix(".csv"))["one"]
+    assert curve.steps.tolist() == [20, 40, 60, 80, 100]
+    assert curve.means.tolist() == [7.5, 17.5, 27.5, 37.5, 47.5]  # (10/2 + 20/2) / 2 and so on
+    assert curve.lows.tolist() == curve.highs.tolist() == curve.means.tolist()
     assert "one: 47.5 over the last tenth" in printed
     picture.unlink()
     subprocess.run(command[:4], cwd=ROOT, capture_output=True, check=True)
