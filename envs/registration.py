@@ -30,6 +30,9 @@ def register() -> None:
     """Make FrictionAnt-v0, ImageMDP-v0, GameCycle-v0 (argument `games`) and PeriodicReset-v0 (`env_id`, `period`) known
     to ``gymnasium.make`` and ``make_vec``. Those already known are left alone.
 
+    ``max_episode_steps`` given to ``gymnasium.make`` is a wrapper of gymnasium's, which can only shorten an episode;
+    given to ``make_vec``, or to the classes of single.py, it is the world's own limit.
+
     Example:
         >>> register()
         >>> env = gymnasium.make("GameCycle-v0", games="ALE/Pong-v5,ALE/Breakout-v5", task={"period": 100_000})

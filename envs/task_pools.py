@@ -318,7 +318,7 @@ class FreshlySeeded(_Through):
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Pool.start`."""
-        chosen, self._next_seed = self._next_seed if seed is None else seed, None
+        chosen, self._next_seed = seed if self._next_seed is None else self._next_seed, None
         return self.pool.start(chosen)
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -185,7 +185,10 @@ class TaskSchedule:
     def _tabulate(self) -> dict[str, Any]:
         names = self._tasks[0].parameters
         table = {name: np.array([task.parameters[name] for task in self._tasks]) for name in names}
-        return {"task_index": self.positions // self.stages, "task": table}
+        columns = {"task_index": self.positions // self.stages, "task": table}
+        for array in (columns["task_index"], *table.values()):
+            array.flags.writeable = False  # they are handed out
+        return columns
 
 
 def _count(law: TaskLaw, count: int, order: Order) -> int:

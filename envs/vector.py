@@ -138,7 +138,8 @@ class World(VectorEnv):
         self._returns += rewards
         timed_out = self._lengths >= self._limit
         truncated = timed_out if truncated is None else timed_out | truncated
-        if self.schedule is not None and self.schedule.advance() and self.schedule.at == "now":
+        tasks = None if self.schedule is None else self.schedule.task_index  # those that the step was made in
+        if tasks is not None and self.schedule.advance() and self.schedule.at == "now":
             truncated = self._change_now(truncated)
         truncated = truncated & ~terminated
         done = terminated | truncated
@@ -146,7 +147,7 @@ class World(VectorEnv):
         if lives is not None:
             infos["life_lost"] = (lives < self._lives) & ~done
         if np.count_nonzero(done):  # ndarray.any() takes ten times as long on few elements
-            observations, lives = self._begin_next_games(done, observations, lives, infos)
+            observations, lives = self._begin_next_games(done, observations, lives, infos, tasks)
         if lives is not None:
             self._lives = lives
             infos["lives"] = lives.copy()
@@ -162,15 +163,21 @@ class World(VectorEnv):
         return np.ones_like(truncated)
 
     def _begin_next_games(
-        self, done: np.ndarray, final: np.ndarray, lives: np.ndarray | None, infos: dict[str, Any]
+        self,
+        done: np.ndarray,
+        final: np.ndarray,
+        lives: np.ndarray | None,
+        infos: dict[str, Any],
+        tasks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         ids = np.flatnonzero(done)
         statistics = {"r": np.where(done, self._returns, 0.0), "l": np.where(done, self._lengths, 0)}
+        if tasks is not None:
+            statistics["task_index"] = tasks
         infos.update(final_obs=final, _final_obs=done.copy(), episode=statistics, _episode=done.copy())
         self._returns[ids] = 0.0
         self._lengths[ids] = 0
         if self.schedule is not None:
-            statistics["task_index"] = self.schedule.task_index
             self._switch(self.schedule.pending(ids))
         first, first_lives = self.pool.restart(ids)
         observations = final.copy()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs import WorldConfig, describe, make_vec
-from envs.config import MUJOCO_WORLDS
+from envs.config import FRICTION_ANT, MUJOCO_WORLDS, FrictionConfig, ImageConfig, TaskConfig, WorldConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,8 +25,23 @@ REFUSED = [
     ({"env": "CartPole-v1", "backend": "envpool"}, "backend = 'envpool': .*CartPole"),
     ({"env": "Ant-v5", "contact_cost_weight": -1.0}, "contact_cost_weight = -1.0"),
     ({"env": "Ant-v5", "ant_observation": "29"}, "ant_observation = '29': must be one of default-105"),
-    ({"env": "ALE/Pong-v5", "ant_observation": "plain-27"}, "ant_observation = 'plain-27': applies to Ant-v5 alone"),
-    ({"env": "Hopper-v5", "contact_cost_weight": 0.0}, "contact_cost_weight = 0.0: applies to Ant-v5 alone"),
+    (
+        {"env": "ALE/Pong-v5", "ant_observation": "plain-27"},
+        "ant_observation = 'plain-27': applies to Ant-v5 and FrictionAnt-v0 alone",
+    ),
+    (
+        {"env": "Hopper-v5", "contact_cost_weight": 0.0},
+        "contact_cost_weight = 0.0: applies to Ant-v5 and FrictionAnt-v0 alone",
+    ),
+    ({"env": "Ant-v5", "friction": FrictionConfig(low=0.1)}, "friction = .*: applies to FrictionAnt-v0 alone"),
+    ({"env": "Ant-v5", "dataset": "mnist"}, "dataset = 'mnist': applies to ImageMDP-v0 alone"),
+    ({"env": "ImageMDP-v0", "backend": "gymnasium"}, "backend = 'gymnasium': must be one of auto, native"),
+    ({"env": "FrictionAnt-v0", "backend": "envpool"}, "backend = 'envpool': must be one of auto, native, gymnasium"),
+    ({"env": "Ant-v5", "task": TaskConfig(period=5)}, "task.change = 'auto': name what changes in 'Ant-v5'"),
+    ({"env": "Ant-v5", "task": TaskConfig(change="modes")}, "task.change = 'modes': must be one of actions"),
+    ({"env": "FrictionAnt-v0", "task": TaskConfig(change="actions")}, "task.change = 'actions': must be friction"),
+    ({"env": "ALE/Pong-v5,CartPole-v1"}, "env = .*: several worlds in turn must all be ALE"),
+    ({"env": "ALE/Pong-v5", "backend": "ale", "task": TaskConfig(change="modes")}, "backend = 'ale': .*modes"),
     ({"env": "ALE/Pong-v5", "healthy_reward_on_termination": True}, "healthy_reward_on_termination = True: applies"),
     ({"env": "CartPole-v1", "sticky_actions": 0.25}, "sticky_actions = 0.25: applies to Atari"),
     ({"env": "Ant-v5", "noop_max": 0}, "noop_max = 0: applies to Atari"),
@@ -39,6 +54,29 @@ REFUSED = [
 def test_bad_fields_are_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message):
         WorldConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (TaskConfig, {"period": -1}, "task.period = -1: must be at least 0"),
+        (TaskConfig, {"stages": 0}, "task.stages = 0: must be at least 1"),
+        (TaskConfig, {"at": "later"}, "task.at = 'later': must be one of episode_end, now"),
+        (TaskConfig, {"order": "random"}, "task.order = 'random': must be one of auto"),
+        (TaskConfig, {"change": "gravity"}, "task.change = 'gravity': must be one of auto, friction"),
+        (TaskConfig, {"reward_step": float("nan")}, "task.reward_step = nan: must be a finite number"),
+        (TaskConfig, {"seed": -3}, "task.seed = -3"),
+        (FrictionConfig, {"low": 0.0}, "friction.low = 0.0: must be > 0"),
+        (FrictionConfig, {"low": 0.5, "high": 0.1}, "friction.high = 0.1: must be at least friction.low = 0.5"),
+        (FrictionConfig, {"law": "normal"}, "friction.law = 'normal': must be log_uniform or uniform"),
+        (ImageConfig, {"variant": "dense"}, "image.variant = 'dense': must be one of true_label"),
+        (ImageConfig, {"redraw": 0.0}, r"image.redraw = 0.0: must be in \(0, 1\]"),
+        (ImageConfig, {"num_images": -1}, "image.num_images = -1: must be at least 0"),
+    ],
+)
+def test_bad_tasks_frictions_and_images_are_refused_by_name(kind, fields, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**fields)
 
 
 UNKNOWN = [
@@ -98,7 +136,7 @@ def _options(config):
 
 @pytest.mark.parametrize("env", MUJOCO_WORLDS)
 def test_the_table_of_robots_is_gymnasiums(env):
-    with gymnasium.make(env, disable_env_checker=True) as plain:
+    with gymnasium.make("Ant-v5" if env == FRICTION_ANT else env, disable_env_checker=True) as plain:
         limit = plain.spec.max_episode_steps
         assert (*plain.observation_space.shape, *plain.action_space.shape, limit) == MUJOCO_WORLDS[env]
 
