@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import WorldConfig, describe, make_vec
+from envs import describe, make_vec
 from envs.config import FRICTION_ANT, MUJOCO_WORLDS, FrictionConfig, ImageConfig, TaskConfig, WorldConfig
 
 ROOT = Path(__file__).parents[2]
