@@ -40,14 +40,7 @@ class PPO:
         support = config.support
         categorical = config.value_loss == "hl_gauss"
         self.support = losses.atoms(support.v_min, support.v_max, support.num_atoms, device) if categorical else None
-        self.network = ActorCritic(
-            spaces,
-            config.network,
-            shared_torso=config.shared_torso,
-            value_atoms=support.num_atoms if categorical else 1,
-            normalize_observations=config.normalize_observations,
-            generator=generators.torch("init"),
-        ).to(device)
+        self.network = self.build_network(generators.torch("init"))
         self.optimization = Optimization(self.network, config.learning_rate, config.adam, config.max_grad_norm)
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.rollout = Rollout(spaces, config.rollout_steps, num_envs, device)
@@ -57,6 +50,19 @@ class PPO:
         self.task_began = 0
         self._acted: dict[str, Tensor] = {}  # what act knew, kept until observe tells what came of it
         self._next_observations: np.ndarray | None = None
+        self.keep_recent: Callable[[dict[str, Tensor]], None] | None = None  # told what each update learns from
+
+    def build_network(self, generator: torch.Generator) -> ActorCritic:
+        """A freshly initialised network of this agent's shape, on its device."""
+        config = self.config
+        return ActorCritic(
+            self.spaces,
+            config.network,
+            shared_torso=config.shared_torso,
+            value_atoms=1 if self.support is None else config.support.num_atoms,
+            normalize_observations=config.normalize_observations,
+            generator=generator,
+        ).to(self.device)
 
     def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head)."""
@@ -64,7 +70,8 @@ class PPO:
             policy, outputs = self.network(observations)
         return policy, outputs if self.support is None else losses.expected_value(outputs, self.support)
 
-    def _log_prob_entropy(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob_entropy(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probability of `actions` under the policy's outputs [batch, ...], and its entropy; [batch] each."""
         if self.continuous:
             return losses.gaussian_log_prob_entropy(policy, self.network.log_std, actions)
         return losses.categorical_log_prob_entropy(policy, actions)
@@ -88,7 +95,7 @@ class PPO:
         states = torch.from_numpy(observations).to(self.device)
         policy, values = self._forward(states)
         actions = self._draw(policy, self.exploration)
-        log_probs, _ = self._log_prob_entropy(policy, actions)
+        log_probs, _ = self.log_prob_entropy(policy, actions)
         self._acted = {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
         return self._to_world(actions)
 
@@ -149,6 +156,8 @@ class PPO:
         data = {"observations": rollout.observations, "actions": rollout.actions, "log_probs": rollout.log_probs}
         data |= {"advantages": advantages, "returns": returns, "values": rollout.values}
         data = {name: tensor.flatten(0, 1) for name, tensor in data.items()}
+        if self.keep_recent is not None:
+            self.keep_recent(data)
         steps = []
         for _ in range(config.update_epochs):
             order = torch.randperm(self.batch_size, generator=self.shuffle, device=self.device)
@@ -164,11 +173,11 @@ class PPO:
         config = self.config
         with autocast(self.device, self.precision):
             policy, outputs = self.network(batch["observations"])
-        log_probs, entropies = self._log_prob_entropy(policy, batch["actions"])
+        log_probs, entropies = self.log_prob_entropy(policy, batch["actions"])
         log_ratio = log_probs - batch["log_probs"]
         advantages = losses.standardize(batch["advantages"]) if config.norm_adv == "minibatch" else batch["advantages"]
         policy_loss = losses.ppo_policy_loss(log_ratio, advantages, config.clip_coef).mean()
-        value_loss = self._value_loss(outputs, batch).mean()
+        value_loss = self.value_loss(outputs, batch).mean()
         entropy = entropies.mean()
         loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
         gradient_norm = self.optimization.step(loss)
@@ -183,7 +192,8 @@ class PPO:
                 "losses/gradient_norm": gradient_norm,
             }
 
-    def _value_loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def value_loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Loss per example [batch]."""
         config, returns = self.config, batch["returns"]
         if self.support is not None:
             spread = partial(losses.hl_gauss, sigma_bins=config.support.hl_gauss_sigma)

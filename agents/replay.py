@@ -153,13 +153,13 @@ class Replay:
         whole_stack = np.minimum(self.ages[here], self.stack - 1) <= start
         return ~self.final[here] & whole_stack & (steps <= self.n_step)
 
-    def _draw(self, batch_size: int) -> tuple[np.ndarray, ...]:
+    def _draw(self, batch_size: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Draw starts uniformly by rejection: (environment, start, rewards, discounts, steps), each [batch_size]."""
         edges = np.cumsum(self.filled)
         kept: list[tuple[np.ndarray, ...]] = []
         missing, tries = batch_size, 0
         while missing > 0:
-            flat = self.generator.integers(edges[-1], size=missing)
+            flat = generator.integers(edges[-1], size=missing)
             environment = np.searchsorted(edges, flat, side="right")
             start = flat - (edges[environment] - self.filled[environment])
             rewards, discounts, steps = self._follow(environment, start)
@@ -183,14 +183,14 @@ class Replay:
         rows = torch.from_numpy(index).to(self.observations.device)
         return self.observations.index_select(0, rows).to(self.device)
 
-    def sample(self, batch_size: int) -> Batch:
-        """Draw `batch_size` valid transitions with replacement.
+    def sample(self, batch_size: int, generator: np.random.Generator | None = None) -> Batch:
+        """Draw `batch_size` valid transitions with replacement, with `generator` in place of the replay's own if given.
 
         Raises RuntimeError when nothing valid is stored.
         """
         if not len(self):
             raise RuntimeError("replay: empty")
-        environment, start, rewards, discounts, steps = self._draw(batch_size)
+        environment, start, rewards, discounts, steps = self._draw(batch_size, generator or self.generator)
         actions = self.actions[self._positions(environment, start)]
         return Batch(
             observations=self._gather(environment, start),

@@ -67,10 +67,7 @@ class ValueAgent:
         check_value_agent(config, spaces, num_envs)
         self.config, self.objective, self.spaces, self.num_envs = config, objective, spaces, num_envs
         self.device, self.precision = device, precision
-        init = generators.torch("init")
-        torso = build_torso(spaces, config.network, init)
-        self.network = QNetwork(torso, spaces.action_size, objective.atoms, config.network.initializer, init)
-        self.network.to(device)
+        self.network = self.build_network(generators.torch("init"))
         self.target_network = copy.deepcopy(self.network).requires_grad_(False)
         self.optimization = Optimization(self.network, config.learning_rate, config.adam, config.max_grad_norm)
         storage = device if config.replay_device == "device" else torch.device("cpu")
@@ -89,6 +86,13 @@ class ValueAgent:
         self.steps = 0
         self.task: int | None = None  # the newest task that an environment is in
         self.task_began = 0
+
+    def build_network(self, generator: torch.Generator) -> QNetwork:
+        """A freshly initialised network of this agent's shape, on its device."""
+        config = self.config.network
+        torso = build_torso(self.spaces, config, generator)
+        atoms = self.objective.atoms
+        return QNetwork(torso, self.spaces.action_size, atoms, config.initializer, generator).to(self.device)
 
     @property
     def epsilon(self) -> float:
@@ -139,11 +143,7 @@ class ValueAgent:
         """One gradient step; metrics as 0-d tensors on the device."""
         config, objective = self.config, self.objective
         batch = self.replay.sample(config.batch_size)
-        with torch.no_grad(), autocast(self.device, self.precision):
-            next_outputs = self.target_network(batch.next_observations)
-            selector = self.network(batch.next_observations) if config.double else next_outputs
-            next_actions = objective.values(selector).argmax(1)
-            target = objective.target(batch.rewards, batch.discounts, take(next_outputs, next_actions))
+        target = self.target(batch.rewards, batch.discounts, batch.next_observations)
         with autocast(self.device, self.precision):
             outputs = take(self.network(batch.observations), batch.actions)
         loss = objective.loss(outputs, target.regressand).mean()
@@ -151,6 +151,15 @@ class ValueAgent:
         if self.optimization.gradient_steps % config.target_period == 0:
             self.sync_target()
         return self._metrics(loss, gradient_norm, objective.values(outputs.detach()), target)
+
+    @torch.no_grad()
+    def target(self, rewards: Tensor, discounts: Tensor, next_observations: Tensor) -> Target:
+        """What to regress on: the target network's value of the greedy action, the online one's choice if double."""
+        with autocast(self.device, self.precision):
+            next_outputs = self.target_network(next_observations)
+            selector = self.network(next_observations) if self.config.double else next_outputs
+            next_actions = self.objective.values(selector).argmax(1)
+            return self.objective.target(rewards, discounts, take(next_outputs, next_actions))
 
     @torch.no_grad()
     def sync_target(self) -> None:

@@ -20,6 +20,7 @@ NOT_IN_THE_NAME = (
     "log_every",
     "checkpoint_every",
     "level_share",
+    "probes",
     "wandb",
     "wandb_project",
 )
@@ -52,6 +53,9 @@ class RunConfig:
     level_share: float = 0.9
     """Where the world changes: share of what the first task gained that counts as having learned a task, in (0, 1]
     (the log's tasks/steps_to_level)."""
+    probes: tuple[str, ...] = ("default",)
+    """What is measured: default (units, ranks, weights, preactivations, values, adam, churn), all (and gradients, ntk),
+    none, or a list of these and of sharpness and trainability, which cost most."""
     wandb: bool = False
     """Also send the TensorBoard scalars to Weights & Biases (`pip install wandb` first)."""
     wandb_project: str = "plasticity"
@@ -68,12 +72,32 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """When plasticity is measured, and on how much. A run with probes is the run without, to the bit."""
+
+    every: int = 0
+    """Steps between two probes; 0: a 100th of the run, at least 10,000. At task boundaries too."""
+    heavy_factor: int = 10
+    """The heavy ones (gradients, ntk) at every so many-th probe, and at task boundaries."""
+    samples: int = 512
+    """Examples in a batch; the ranks of a wider layer cannot show with fewer examples than units."""
+    heavy_samples: int = 256
+    """Examples for the heavy ones."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "probe.every", self.every, ">= 0")
+        for field in ("heavy_factor", "samples", "heavy_samples"):
+            require(getattr(self, field) >= 1, f"probe.{field}", getattr(self, field), ">= 1")
+
+
+@dataclass(frozen=True)
 class TrainConfig(Generic[AgentT]):
     """One run: world, agent, and how it is run."""
 
     agent: Annotated[AgentT, Flat]
     world: Annotated[WorldConfig, Flat] = WorldConfig()
     run: Annotated[RunConfig, Flat] = RunConfig()
+    probe: ProbeConfig = ProbeConfig()
 
     @property
     def agent_name(self) -> str:
@@ -84,6 +108,11 @@ class TrainConfig(Generic[AgentT]):
     def log_every(self) -> int:
         """Steps between lines of the log."""
         return self.run.log_every or max(100, self.run.steps // 500)
+
+    @property
+    def probe_every(self) -> int:
+        """Steps between probes."""
+        return self.probe.every or max(10_000, self.run.steps // 100)
 
     @property
     def checkpoint_every(self) -> int:
@@ -98,6 +127,7 @@ class TrainConfig(Generic[AgentT]):
         settings = to_dict(self)
         for key in NOT_IN_THE_NAME:
             del settings["run"][key]
+        del settings["probe"]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         world = "".join(c if c.isalnum() or c in "-._" else "_" for c in self.world.env.removeprefix("ALE/"))
         return f"{self.agent_name}_{world}_s{self.run.seed}_{digest}"
@@ -150,6 +180,9 @@ def _checked(hint: object, value: object, field: str) -> object:
         require(value in typing.get_args(hint), field, value, f"one of {', '.join(map(str, typing.get_args(hint)))}")
     elif typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis:
+            require(isinstance(value, list), field, value, "a list")
+            kinds = kinds[:1] * len(value)
         require(isinstance(value, list) and len(value) == len(kinds), field, value, f"a list of {len(kinds)}")
         return tuple(_checked(kind, item, field) for kind, item in zip(kinds, value, strict=True))
     elif hint is Path:

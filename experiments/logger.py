@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.guard import Guard
 from experiments.loop import TaskChange, TaskDrift, Tick, Update
 from experiments.task_report import TaskSummary, in_words
+from plasticity_probes.catalogue import Findings
 
 
 class Logger:
@@ -32,6 +33,7 @@ class Logger:
         self.every, self.guard, self.scalars = every, guard, scalars
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.found: list[tuple[int, Findings]] = []  # of probes, still on the device
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.task: dict[str, float] = {}  # what tells the present task, for every line
         self.flushed, self.started = 0, time.perf_counter()
@@ -62,6 +64,11 @@ class Logger:
         names = ("mean_return", "last_tenth_return", "steps_to_level")
         self.write(summary.last_step, {f"tasks/{name}": getattr(summary, name) for name in names})
 
+    def findings(self, step: int, findings: Findings | None) -> None:
+        """Keep what probes found at `step` until the next flush."""
+        if findings is not None:
+            self.found.append((step, findings))
+
     def update(self, event: Update) -> None:
         """Add the metrics of one update, still on the device."""
         for name, value in event.metrics.items():
@@ -74,6 +81,7 @@ class Logger:
     def flush(self, step: int) -> None:
         """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where a device
         that is not the CPU met something not finite since the last flush."""
+        self._flush_probes()
         if step == self.flushed and not self.sums:
             return
         self.flushed = step
@@ -85,6 +93,18 @@ class Logger:
         self.write(step, values)
         if self.guard:
             self.guard.flush()
+
+    def _flush_probes(self) -> None:
+        for step, findings in self.found:
+            if findings.scalars:
+                values = torch.stack([value.float() for value in findings.scalars.values()]).tolist()
+                self.write(step, dict(zip(findings.scalars, values, strict=True)))
+            for tag, values in findings.histograms.items():
+                if torch.isfinite(values).all():
+                    self.writer.add_histogram(tag, values.cpu(), step)
+            for tag, matrix in findings.images.items():
+                self.writer.add_image(tag, in_colours(matrix), step)
+        self.found.clear()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write scalars at `step` to both places; what is undefined (an explained variance of constant returns, say) is
@@ -98,6 +118,16 @@ class Logger:
         """Write out what is buffered."""
         self.writer.close()
         self.file.close()
+
+
+def in_colours(matrix: Tensor) -> Tensor:
+    """A matrix with entries in [-1, 1] as an RGB image uint8 [3, rows, columns]: -1 blue, 0 white, 1 red; rows and
+    columns are repeated where there are few, so that it can be looked at."""
+    values = matrix.detach().float().cpu().nan_to_num().clamp(-1, 1)
+    positive, negative = values.clamp(min=0), (-values).clamp(min=0)
+    image = torch.stack([1 - negative, 1 - positive - negative, 1 - positive])
+    times = max(1, 256 // len(values))
+    return (image * 255).byte().repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -24,10 +24,29 @@ if TYPE_CHECKING:
     from agents.value_agent import ValueAgent
 
 
+PROBE_NAMES = (
+    "default",
+    "all",
+    "none",
+    "units",
+    "ranks",
+    "weights",
+    "preactivations",
+    "values",
+    "adam",
+    "gradients",
+    "ntk",
+    "sharpness",
+    "trainability",
+    "churn",
+)
+
+
 def check(config: TrainConfig) -> None:
     """Raise ValueError, with a sentence naming the field, where the settings cannot make a run. Imports no torch and
     builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
     check_annealing(config)
+    check_probes(config.run.probes)
     info = describe(config.world)
     spaces = Spaces(
         tuple(info.observation_shape),
@@ -51,6 +70,12 @@ def check(config: TrainConfig) -> None:
     parent = next(path for path in (config.run.runs_dir, *config.run.runs_dir.absolute().parents) if path.exists())
     require(parent.is_dir(), "runs_dir", str(config.run.runs_dir), f"a directory: {parent} is a file")
     require(os.access(parent, os.W_OK), "runs_dir", str(config.run.runs_dir), f"writable: {parent} is not")
+
+
+def check_probes(names: tuple[str, ...]) -> None:
+    """Raise ValueError for a probe that there is not; torch is not imported for that."""
+    for name in set(names) - set(PROBE_NAMES):
+        raise ValueError(f"probes = {name!r}: must be some of {', '.join(PROBE_NAMES)}")
 
 
 def check_annealing(config: TrainConfig) -> None:

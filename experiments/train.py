@@ -11,6 +11,7 @@ from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
 from experiments.loop import TaskChange, TaskDrift, Update, training
+from experiments.probing import LAYOUT, Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
 from experiments.task_report import TaskReport, in_words, table
@@ -31,6 +32,8 @@ def train(
         _start_wandb(config, directory.path)
     logger = Logger(directory.path, config.log_every, agent.optimization.guard, agent.scalars)
     console.print(f"[bold]{directory.path}[/]  on {agent.device}, {_size(agent.network)} parameters", highlight=False)
+    logger.writer.add_custom_scalars(LAYOUT)
+    probing = Probing(config, agent, directory, console)
     report = TaskReport(config.run.level_share, directory.path / "tasks.jsonl")
     code, step, saved = 0, 0, 0
     try:
@@ -38,20 +41,24 @@ def train(
             for event in training(agent, world, config.run.steps):
                 if isinstance(event, Update):
                     logger.update(event)
+                    logger.findings(event.step, probing.after_update())
                     continue
                 if isinstance(event, TaskChange):
+                    logger.findings(event.step, probing.at_boundary(event.step))
                     _note_task(event, report, logger, console)
                     continue
                 if isinstance(event, TaskDrift):
                     logger.task_drift(event)
                     continue
                 step = event.step
+                logger.findings(step, probing.tick(step))
                 logger.tick(event)
                 report.tick(event)
                 progress.tick(step)
                 if step - saved >= config.checkpoint_every and step < config.run.steps:
                     directory.save(agent.state_dict(), step)
                     saved = step
+        logger.findings(step, probing.last(step))
         logger.flush(step)
     except NonFiniteError as error:
         code = 1

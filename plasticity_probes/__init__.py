@@ -45,9 +45,12 @@ from plasticity_probes.rank import (
 )
 from plasticity_probes.targets import q_statistics, target_statistics, td_error_statistics
 from plasticity_probes.trainability import held_out_accuracy, random_function_labels, trainability
+from plasticity_probes.units import HiddenLayer, activations, hidden_layers
 
 __all__ = [
     "HessianEigenvalues",
+    "HiddenLayer",
+    "activations",
     "adam_statistics",
     "cluster_order",
     "cosine_matrix",
@@ -66,6 +69,7 @@ __all__ = [
     "held_out_accuracy",
     "hessian_eigenvalues",
     "hessian_vector_product",
+    "hidden_layers",
     "inactive_fraction",
     "inactive_units",
     "linearized_fraction",

@@ -4,15 +4,17 @@ import torch
 from torch import Tensor
 
 
-def _corrected_moments(group: dict, state: dict) -> tuple[Tensor, Tensor]:
-    """|m_hat| and sqrt(v_hat) + eps of one parameter, float32; both moments without their bias towards 0."""
+def _ratio_sums(group: dict, state: dict) -> tuple[Tensor, Tensor]:
+    """Sum and root of the sum of squares over one parameter of |m_hat| / (sqrt(v_hat) + eps), both moments rid of their
+    bias towards 0."""
     first, second = state["exp_avg"].float(), state.get("max_exp_avg_sq", state["exp_avg_sq"]).float()
-    step = torch.as_tensor(state["step"]).to(first.device, torch.float64)
-    betas = torch.tensor(group["betas"], dtype=torch.float64).to(first.device)
-    corrections = 1 - betas**step
-    # at step 0 the moments are 0 and so is the correction
-    m_scale, v_scale = (torch.where(step == 0, 1.0, correction).float() for correction in corrections)
-    return first.abs() / m_scale, (second / v_scale).sqrt() + group["eps"]
+    step = torch.as_tensor(state["step"]).double()  # left where it lies: a CPU's 0-d tensor goes with any device
+    corrections = [1 - beta**step for beta in group["betas"]]
+    # at step 0 the moments are 0 and so are the corrections
+    m_scale, v_scale = (torch.where(step == 0, 1.0, correction) for correction in corrections)
+    ratio = first / second.sqrt().add_(group["eps"] * v_scale.sqrt())
+    factor = v_scale.sqrt() / m_scale
+    return (factor * torch.linalg.vector_norm(ratio, 1)).float(), (factor * torch.linalg.vector_norm(ratio)).float()
 
 
 @torch.no_grad()
@@ -34,11 +36,10 @@ def adam_statistics(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         state = optimizer.state.get(parameter, {})
         if "exp_avg" not in state:
             continue
-        size, root = _corrected_moments(group, state)
-        ratio = size / root
-        ratios.append(ratio.sum())
-        squares.append((group["lr"] * torch.linalg.vector_norm(ratio)).square())
-        entries += ratio.numel()
+        total, norm = _ratio_sums(group, state)
+        ratios.append(total)
+        squares.append((group["lr"] * norm).square())
+        entries += parameter.numel()
     if not ratios:
         zero = torch.zeros((), device=parameters[0][1].device)
         return {"update_ratio": zero, "update_norm": zero.clone()}

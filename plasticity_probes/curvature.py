@@ -117,9 +117,8 @@ def hessian_eigenvalues(
     residuals down; extreme values converge first, and p iterations give the whole spectrum.
 
     Cost: a gradient, then two backward passes an iteration; 8 bytes * iterations * p of memory (NatureCNN, 40: 540 MB).
-    One scalar an iteration is read back. No `.grad` is touched. A loss that is
-    not finite gives NaN. ValueError for another `which`, or k not within
-    1..min(iterations, p), and as of `hessian_vector_product`.
+    One scalar an iteration is read back. No `.grad` is touched. Derivatives that are not finite give NaN. ValueError
+    for another `which`, or k not within 1..min(iterations, p), and as of `hessian_vector_product`.
     """
     if which not in ("LA", "SA", "LM"):
         raise ValueError(f"which = {which!r}: must be 'LA', 'SA' or 'LM'")

@@ -23,6 +23,26 @@ def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
     return torch.where(finite, values.flip(0), torch.nan)
 
 
+def _gram_matrices(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The smaller Gram matrix of `features` and that of its centred rows, float64; one product for both."""
+    if features.dim() != 2 or features.numel() == 0:
+        allowed = "[samples, units], not empty (flatten a convolution's activations first)"
+        raise ValueError(f"features of shape {tuple(features.shape)}: must be {allowed}")
+    rows = features.detach().double()
+    mean = rows.mean(0)
+    rows = rows - mean
+    if rows.shape[0] >= rows.shape[1]:
+        centred = rows.T @ rows
+        return centred + len(rows) * torch.outer(mean, mean), centred
+    centred, along_mean = rows @ rows.T, rows @ mean
+    return centred + along_mean + along_mean.unsqueeze(1) + mean @ mean, centred
+
+
+def _root(gram: Tensor) -> Tensor:
+    """Singular values from a Gram matrix; float32, descending."""
+    return symmetric_eigenvalues(gram).clamp(min=0).sqrt().float()
+
+
 def singular_values(features: Tensor, centred: bool = False) -> Tensor:
     """Singular values of `features` [samples, units], or of them less their column means; float32 [min(samples,
     units)], descending.
@@ -31,15 +51,7 @@ def singular_values(features: Tensor, centred: bool = False) -> Tensor:
     value, finer than a float32 SVD and quicker. (A float32 Gram matrix is exact to 5e-4 only, and the sum of so many
     small errors spoils srank: 34 for a matrix of rank 1.) ValueError unless `features` is a matrix with entries.
     """
-    if features.dim() != 2 or features.numel() == 0:
-        allowed = "[samples, units], not empty (flatten a convolution's activations first)"
-        raise ValueError(f"features of shape {tuple(features.shape)}: must be {allowed}")
-    matrix = features.detach().double()
-    if centred:
-        matrix = matrix - matrix.mean(0)
-    samples, units = matrix.shape
-    gram = matrix.T @ matrix if samples >= units else matrix @ matrix.T
-    return symmetric_eigenvalues(gram).clamp(min=0).sqrt().float()
+    return _root(_gram_matrices(features)[centred])
 
 
 def _spectrum(features: Tensor) -> Tensor:
@@ -103,8 +115,8 @@ def ranks(features: Tensor, delta: float = 0.01, epsilon: float = 0.01) -> dict[
     """Every rank of `features` [samples, units], "raw/srank", ..., "centred/feature_rank", from one decomposition of
     the raw and one of the centred matrix. Errors as of the single ranks."""
     results = {}
-    for name, centred in (("raw", False), ("centred", True)):
-        sigma = singular_values(features, centred)
+    for name, gram in zip(("raw", "centred"), _gram_matrices(features), strict=True):
+        sigma = _root(gram)
         results[f"{name}/srank"] = srank(sigma, delta)
         results[f"{name}/pca_rank"] = pca_rank(sigma, delta)
         results[f"{name}/effective_rank"] = effective_rank(sigma)

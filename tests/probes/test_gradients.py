@@ -163,6 +163,23 @@ def test_the_gram_matrix_is_the_same_in_blocks(rows_that_fit):
     torch.testing.assert_close(cosine_matrix(gram), gradient_covariance(torch.from_numpy(rows)), rtol=0, atol=2e-6)
 
 
+def test_the_gram_matrix_keeps_to_its_memory(monkeypatch):
+    sizes = []
+
+    def counted(model, loss_fn, batch, *args):
+        rows = per_example_gradients(model, loss_fn, batch, *args)
+        sizes.append(4 * rows.numel())
+        return rows
+
+    monkeypatch.setattr("plasticity_probes.gradients.per_example_gradients", counted)
+    batch = (draw(11, 5), draw(11, 3, seed=1))
+    gradient_gram(dense(), squared_error, batch, max_bytes=2000)
+    assert 2 * max(sizes) <= 2000 and len(sizes) > 1  # two blocks at a time
+    sizes.clear()
+    gradient_gram(dense(), squared_error, batch, max_bytes=4 * 11 * 80)
+    assert len(sizes) == 1
+
+
 @pytest.mark.parametrize("shape", [(1, 4), (6, 1), (12, 50), (40, 7)])
 def test_cosines_against_loops(shape):
     rows = draw(*shape)

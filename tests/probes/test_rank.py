@@ -103,6 +103,7 @@ def test_spectrum_worked_out_by_hand():
     sigma = torch.tensor([6.0, 3.0, 1.0])
     assert srank(sigma, 0.2).item() == 2  # 9 of 10
     assert srank(sigma, 0.05).item() == 3
+    assert srank(torch.tensor([1.0, 1.0]), 0.5).item() == 1  # half of the sum is enough
     assert pca_rank(sigma, 0.05).item() == 2  # 45 of 46
     assert stable_rank(sigma).item() == pytest.approx(46 / 36)
     assert feature_rank(sigma, 2.0, samples=4).item() == 1  # 3 / sqrt(4) = 1.5

@@ -1,0 +1,130 @@
+"""What a prober needs to know of our agents."""
+
+import torch
+from torch import Tensor, nn
+
+from agents import losses
+from agents.ppo import PPO
+from agents.randomness import Generators
+from agents.value_agent import ValueAgent, take
+from plasticity_probes.schedule import Head, Learner
+
+CONTAINERS = frozenset({"torso", "layers", "convolutions", "dense"})
+
+
+def learner_of(agent: ValueAgent | PPO, generators: Generators) -> Learner:
+    """`agent` as a `Prober` measures it; every random number comes from `generators`' streams for probes."""
+    return _ppo(agent, generators) if isinstance(agent, PPO) else _value_agent(agent, generators)
+
+
+def layer_name(name: str) -> str:
+    """A layer's name in tags: conv2, head, actor/dense1."""
+    parts = [part for part in name.split(".") if part not in CONTAINERS]
+    return "/".join(part.removesuffix("_torso") for part in parts)
+
+
+def _value_agent(agent: ValueAgent, generators: Generators) -> Learner:
+    objective, drawing, init = agent.objective, generators.numpy("probes"), generators.torch("probes' fresh network")
+
+    def draw(samples: int) -> dict[str, Tensor] | None:
+        if len(agent.replay) < samples or not agent.replay.ready(samples):
+            return None
+        return agent.replay.sample(samples, drawing)._asdict()
+
+    def prepare(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        target = agent.target(**{name: batch[name] for name in ("rewards", "discounts", "next_observations")})
+        return batch["observations"], batch["actions"], target.regressand, target.values
+
+    def per_example(network: nn.Module, observations: Tensor, actions: Tensor, regressand: Tensor, _: Tensor) -> Tensor:
+        return objective.loss(take(network(observations), actions), regressand)
+
+    def regression(
+        network: nn.Module, observations: Tensor, actions: Tensor, _: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return objective.values(take(network(observations), actions)), values
+
+    head = Head("", lambda outputs: objective.values(outputs).amax(1), "max_q", per_example, regression)
+    return Learner(
+        agent.network,
+        draw,
+        (head,),
+        prepare,
+        optimizer=agent.optimization.adam,
+        behaviour=objective.values,
+        fresh=lambda: agent.build_network(init),
+        layer_name=layer_name,
+    )
+
+
+class _Recent:
+    """Some rows of the last rollout that was learned from."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator, self.rows = generator, None
+
+    def keep(self, data: dict[str, Tensor]) -> None:
+        """Copy at most 1,024 rows, drawn without replacement; the rollout itself is overwritten soon."""
+        total = len(data["returns"])
+        rows = torch.randperm(total, generator=self.generator)[:1024].to(data["returns"].device)
+        self.rows = {name: tensor[rows] for name, tensor in data.items()}
+
+    def draw(self, samples: int) -> dict[str, Tensor] | None:
+        """The first `samples` of the rows, or as many as there are."""
+        return None if self.rows is None else {name: tensor[:samples] for name, tensor in self.rows.items()}
+
+
+PPO_COLUMNS = ("observations", "actions", "log_probs", "advantages", "returns", "values")
+
+
+def _ppo(agent: PPO, generators: Generators) -> Learner:
+    recent, init = _Recent(generators.torch("probes")), generators.torch("probes' fresh network")
+    agent.keep_recent = recent.keep
+
+    def prepare(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        advantages = losses.standardize(batch["advantages"]) if agent.config.norm_adv != "off" else batch["advantages"]
+        return tuple(({**batch, "advantages": advantages})[name] for name in PPO_COLUMNS)
+
+    def policy_loss(network: nn.Module, *columns: Tensor) -> Tensor:
+        batch = dict(zip(PPO_COLUMNS, columns, strict=True))
+        log_probs = _log_probs(network, network(batch["observations"])[0], batch["actions"])
+        return losses.ppo_policy_loss(log_probs - batch["log_probs"], batch["advantages"], agent.config.clip_coef)
+
+    def _log_probs(network: nn.Module, policy: Tensor, actions: Tensor) -> Tensor:
+        if agent.continuous:
+            return losses.gaussian_log_prob_entropy(policy, network.log_std, actions)[0]
+        return losses.categorical_log_prob_entropy(policy, actions)[0]
+
+    def value_loss(network: nn.Module, *columns: Tensor) -> Tensor:
+        batch = dict(zip(PPO_COLUMNS, columns, strict=True))
+        return agent.value_loss(network(batch["observations"])[1], batch)
+
+    def expected(outputs: Tensor) -> Tensor:
+        return outputs if agent.support is None else losses.expected_value(outputs, agent.support)
+
+    def regression(network: nn.Module, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        batch = dict(zip(PPO_COLUMNS, columns, strict=True))
+        return expected(network(batch["observations"])[1]), batch["returns"]
+
+    def behaviour(given: tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        return (given[0], agent.network.log_std) if agent.continuous else given[0]
+
+    def fresh() -> nn.Module:
+        network = agent.build_network(init)
+        if network.normalizer is not None:  # its statistics are of the world, not learned
+            network.normalizer.load_state_dict(agent.network.normalizer.state_dict())
+        return network
+
+    return Learner(
+        agent.network,
+        recent.draw,
+        (
+            Head("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss),
+            Head("critic", lambda given: expected(given[1]), "value", value_loss, regression),
+        ),
+        prepare,
+        optimizer=agent.optimization.adam,
+        behaviour=behaviour,
+        behaviour_kind="continuous" if agent.continuous else "discrete",
+        fresh=fresh,
+        layer_name=layer_name,
+    )

@@ -1,0 +1,244 @@
+"""When which probe runs, on which batch, without disturbing the run.
+
+A `Learner` says what is measured; a `Prober` measures it. Each probe is taken on a current batch (tags ``probes/...``)
+and on a reference batch that is frozen at the first probe (``probes_reference/...``); a freshly initialised network's
+values on the reference batch (``probes_fresh/...``) are the line to compare with. What depends on no batch (weights,
+optimizer, churn) is under ``probes/`` alone.
+
+The run is left as it was: batches come from a generator of their own, networks are measured in evaluation mode with
+buffers and mode put back and the random state forked, and no gradient and no hook stays behind. Results stay on the
+device until `Findings.scalars` is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plasticity_probes.catalogue import (
+    HEAVY,
+    LIGHT,
+    OF_THE_NETWORK,
+    PROBES,
+    WITHOUT_BATCH,
+    Findings,
+    ProbeInput,
+)
+from plasticity_probes.churn import greedy_action_churn, policy_churn, value_churn
+from plasticity_probes.norms import snapshot
+from plasticity_probes.units import hidden_layers
+
+GROUPS = {"default": LIGHT, "all": LIGHT + HEAVY, "none": ()}
+"""What the short names mean. "sharpness" and "trainability" cost most and run where they are named."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One thing that a network learns: DQN's Q, PPO's actor and its critic."""
+
+    name: str
+    """Part of the tags; "" where there is one head."""
+    output: Callable[[Any], Tensor]
+    """From what `Learner.forward` gives to one scalar an example, [n], for the eNTK."""
+    output_name: str
+    """What that scalar is, for the tag."""
+    losses: Callable[..., Tensor] | None = None
+    """losses(network, *batch) -> [n], differentiable; `batch` as `Learner.prepare` gives it."""
+    regression: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """regression(network, *batch) -> predictions [n] and their targets [n], in units of the return."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a prober needs to know of an agent, anybody's."""
+
+    network: nn.Module
+    """The network that learns (not the target network)."""
+    draw: Callable[[int], dict[str, Tensor] | None]
+    """draw(n): a fresh batch, "observations" [n, ...] and what the heads need, from a generator of its own; None as
+    long as there is not enough."""
+    heads: tuple[Head, ...] = ()
+    prepare: Callable[[dict[str, Tensor]], tuple[Tensor, ...]] = lambda batch: (batch["observations"],)
+    """From a batch to what the heads' functions take; called without gradients."""
+    forward: Callable[[nn.Module, Tensor], Any] = lambda network, observations: network(observations)
+    """How to call the network on observations."""
+    optimizer: torch.optim.Optimizer | None = None
+    behaviour: Callable[[Any], Any] | None = None
+    """From what `forward` gives to Q-values or logits [n, actions], or (mean, log_std), for the churn of an update."""
+    behaviour_kind: str = "values"
+    """"values", "discrete" (logits) or "continuous"."""
+    fresh: Callable[[], nn.Module] | None = None
+    """A freshly initialised network of the same shape, from a generator of its own."""
+    layer_name: Callable[[str], str] = lambda name: name
+    """A layer's name in tags, from its name in the network."""
+
+
+@dataclass
+class Prober:
+    """Measures a learner every so many steps.
+
+    Args:
+        learner: what is measured.
+        probes: names of `PROBES`, or "default", "all", "none".
+        every: steps between two probes.
+        heavy_factor: heavy probes (per-example gradients, eNTK) run at every so many-th probe, and at task boundaries.
+        samples: examples in a batch, at least as many as the widest layer has units for its rank to show.
+        heavy_samples: examples for the heavy probes.
+        tell: told once for each probe that fails, and why.
+
+    Raises:
+        ValueError: an unknown probe, or a number below 1.
+    """
+
+    learner: Learner
+    probes: tuple[str, ...] = ("default",)
+    every: int = 10_000
+    heavy_factor: int = 10
+    samples: int = 512
+    heavy_samples: int = 256
+    tell: Callable[[str], None] = lambda sentence: None
+    reference: dict[str, Tensor] | None = field(default=None, init=False)
+    """The frozen batch."""
+    current: dict[str, Tensor] | None = field(default=None, init=False)
+    """The latest other one."""
+    current: dict[str, Tensor] | None = field(default=None, init=False)
+    """The latest other one."""
+
+    def __post_init__(self) -> None:
+        self.names = chosen(self.probes)
+        for name in ("every", "heavy_factor", "samples", "heavy_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        self._initial = snapshot(self.learner.network)
+        self._previous = self._initial
+        self._layers: list | None = None
+        self._measured = 0
+        self._last_step: int | None = None
+        self._failed: set[str] = set()
+        self._before: tuple[Tensor, Any] | None = None
+        self._fresh: dict[str, Tensor] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether `every` steps have passed since the last probe."""
+        return bool(self.names) and step >= self.every + (self._last_step or 0)
+
+    def measure(self, step: int, boundary: bool = False) -> Findings | None:
+        """Measure now; None as long as there is no batch. At a `boundary` (a task's end) heavy probes run too, and
+        pictures are made."""
+        if not self.names or step == self._last_step:
+            return None
+        batch = self.learner.draw(self.samples)
+        if batch is None:
+            return None
+        self.current = batch
+        self.current = batch
+        heavy = boundary or self._measured % self.heavy_factor == 0
+        self._last_step, self._measured = step, self._measured + 1
+        findings = Findings()
+        with undisturbed(self.learner.network):
+            if self.reference is None:
+                self.reference = {name: tensor.clone() for name, tensor in batch.items()}
+                self._measure_fresh(findings)
+            names = [name for name in self.names if heavy or name not in HEAVY]
+            network = self.learner.network
+            self._run(findings, "probes", self._input(network, batch, heavy), names)
+            on_batches = [name for name in names if name not in WITHOUT_BATCH]
+            self._run(findings, "probes_reference", self._input(network, self.reference, heavy), on_batches)
+            self._before = self._behaviour() if "churn" in self.names else None
+        self._previous = snapshot(self.learner.network)
+        return findings
+
+    def after_update(self) -> Findings | None:
+        """What the first update after a probe changed on the reference batch (churn); None where none is awaited."""
+        if self._before is None:
+            return None
+        before, self._before = self._before, None
+        findings = Findings()
+        with undisturbed(self.learner.network):
+            after = self._behaviour()
+        kind = self.learner.behaviour_kind
+        if kind == "values":
+            findings.scalars["probes/churn/value"] = value_churn(before, after)
+            findings.scalars["probes/churn/greedy_action"] = greedy_action_churn(before, after)
+        else:
+            findings.scalars["probes/churn/policy_kl"] = policy_churn(before, after, kind)
+        return findings
+
+    def fresh_line(self) -> dict[str, Tensor]:
+        """The fresh network's values again, so that a chart shows a line from the first probe to the last."""
+        return dict(self._fresh or {})
+
+    def _behaviour(self) -> Any:
+        learner = self.learner
+        if learner.behaviour is None or self.reference is None:
+            return None
+        with torch.no_grad():
+            given = learner.behaviour(learner.forward(learner.network, self.reference["observations"]))
+        return tuple(part.clone() for part in given) if isinstance(given, tuple) else given.clone()
+
+    def _measure_fresh(self, findings: Findings) -> None:
+        if self.learner.fresh is None:
+            return
+        fresh = self.learner.fresh().eval()
+        names = [name for name in self.names if name in OF_THE_NETWORK]
+        found = Findings()
+        self._run(found, "probes_fresh", self._input(fresh, self.reference, heavy=False), names)
+        self._fresh = found.scalars
+        findings.scalars.update(found.scalars)
+
+    def _input(self, network: nn.Module, batch: Mapping[str, Tensor], heavy: bool) -> ProbeInput:
+        if self._layers is None or network is not self.learner.network:
+            layers = hidden_layers(network, batch["observations"][:2], self.learner.forward)
+            if network is self.learner.network:
+                self._layers = layers
+        else:
+            layers = self._layers
+        return ProbeInput(
+            self.learner, network, batch, layers, self.heavy_samples, self._initial, self._previous, pictures=heavy
+        )
+
+    def _run(self, findings: Findings, group: str, given: ProbeInput, names: list[str]) -> None:
+        """A probe that fails says why once, and the rest goes on."""
+        for name in names:
+            if name not in PROBES:
+                continue  # churn waits for the next update
+            try:
+                findings.merge(group, PROBES[name](given))
+            except (ValueError, RuntimeError, torch.linalg.LinAlgError, NotImplementedError) as error:
+                if name not in self._failed:
+                    self._failed.add(name)
+                    self.tell(f"probe {name} failed and is left out where it does: {error}")
+
+
+def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The probes that `names` stand for, in the order of the catalogue. ValueError for an unknown one."""
+    known = (*PROBES, "churn")
+    wanted: set[str] = set()
+    for name in names:
+        if name not in GROUPS and name not in known:
+            raise ValueError(f"probes = {name!r}: must be default, all, none or some of {', '.join(known)}")
+        wanted.update(GROUPS.get(name, (name,)))
+    return tuple(name for name in known if name in wanted)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; on leaving, modes, buffers, gradients and random state are as they were."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            network.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
