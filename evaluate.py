@@ -7,11 +7,26 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from experiments.cli import fail, parse_evaluate
+from experiments.evaluate_config import EvaluateConfig
+
+
+def measure(settings: EvaluateConfig) -> int:
+    """Probe saved checkpoints, print a table."""
+    from experiments.offline_probes import probe_checkpoints, table
+
+    try:
+        result = probe_checkpoints(settings)
+    except ValueError as error:
+        fail(str(error))
+    print(json.dumps(result) if settings.json else "\n".join(table(result)))
+    return 0
 
 
 def main() -> int:
     """Parse, play, print."""
     settings = parse_evaluate(sys.argv[1:])
+    if settings.probe:
+        return measure(settings)
     from experiments.evaluate import evaluate
 
     try:

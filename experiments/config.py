@@ -19,6 +19,7 @@ NOT_IN_THE_NAME = (
     "name",
     "log_every",
     "checkpoint_every",
+    "keep_checkpoints",
     "level_share",
     "probes",
     "wandb",
@@ -49,7 +50,10 @@ class RunConfig:
     log_every: int = 0
     """Steps between lines of the log; 0: a 500th of the run, at least 100 steps."""
     checkpoint_every: int = 0
-    """Steps between checkpoints (the last two and the final one are kept); 0: a tenth of the run."""
+    """Steps between checkpoints; 0: a tenth of the run."""
+    keep_checkpoints: int = 2
+    """How many of them are kept beside the final one, at least 2 (a crash while writing the newest must leave one that
+    loads); 0: all."""
     level_share: float = 0.9
     """Where the world changes: share of what the first task gained that counts as having learned a task, in (0, 1]
     (the log's tasks/steps_to_level)."""
@@ -66,6 +70,8 @@ class RunConfig:
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         require(self.threads >= 0, "threads", self.threads, ">= 0")
         require(self.log_every >= 0, "log_every", self.log_every, ">= 0")
+        keep = self.keep_checkpoints
+        require(keep == 0 or keep >= 2, "keep_checkpoints", keep, "0 (all) or >= 2")
         require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, ">= 0")
         require(0 < self.level_share <= 1, "level_share", self.level_share, "in (0, 1]")
         require(Path(self.name).name == self.name and self.name not in (".", ".."), "name", self.name, "a plain name")

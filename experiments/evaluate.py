@@ -103,7 +103,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
-    path = find_checkpoint(settings.checkpoint)
+    path = find_checkpoint(settings.run)
     config, step, state = load_checkpoint(path)
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -11,10 +11,20 @@ from agents.config import require
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Play whole, unclipped games with the weights of a checkpoint and report their returns."""
+    """Play whole, unclipped games with the weights of a checkpoint and report their returns; or, with --probe, measure
+    the weights' plasticity instead."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path]
     """A run directory (its final or else newest checkpoint) or a checkpoint file."""
+    probe: tuple[str, ...] = ()
+    """Probes to take in place of games, on the run's saved batches: all (sharpness and trainability too), default, or
+    a list as of train.py's --probes."""
+    checkpoint: Literal["last", "each"] = "last"
+    """Beside --probe: every saved checkpoint, or the last one."""
+    refit_targets: int = 10
+    """Beside --probe trainability: regressions to fit (Lyle23: 10)."""
+    refit_steps: int = 2_000
+    """Beside --probe trainability: gradient steps of each refit (Lyle23: 2,000)."""
     episodes: int = 10
     """Games to play."""
     seed: int = 0
@@ -41,6 +51,10 @@ class EvaluateConfig:
         require(self.episodes >= 1, "episodes", self.episodes, ">= 1")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         require(self.num_envs >= 1, "num_envs", self.num_envs, ">= 1")
+        for name in ("refit_targets", "refit_steps"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        allowed = "last unless --probe says what to measure"
+        require(self.checkpoint == "last" or bool(self.probe), "checkpoint", self.checkpoint, allowed)
         require(self.task is None or self.task >= 0, "task", self.task, ">= 0")
         require(self.threads >= 0, "threads", self.threads, ">= 0")
         if self.video is not None:

@@ -15,7 +15,6 @@ from experiments.config import TrainConfig, from_dict, to_dict
 
 PACKAGES = ("torch", "gymnasium", "ale-py", "mujoco", "envpool", "numpy", "tensorboard")
 FORMAT = 1
-KEPT = 2  # a crash while writing the newest must leave one that loads
 
 
 class RunDirectory:
@@ -54,7 +53,7 @@ class RunDirectory:
         write_json(self.path / "manifest.json", manifest)
 
     def save(self, agent_state: dict, step: int, final: bool = False) -> Path:
-        """Write a checkpoint of tensors and primitives; all but the last two periodic ones are removed."""
+        """Write a checkpoint of tensors and primitives; of the periodic ones the last `keep_checkpoints` stay."""
         path = self.checkpoints / ("final.pt" if final else f"step_{step:012d}.pt")
         content = {"format": FORMAT, "config": to_dict(self.config), "step": step, "agent": agent_state}
         partial = path.with_suffix(".partial")
@@ -63,7 +62,8 @@ class RunDirectory:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        for old in sorted(self.checkpoints.glob("step_*.pt"))[:-KEPT]:
+        kept = self.config.run.keep_checkpoints
+        for old in sorted(self.checkpoints.glob("step_*.pt"))[: -kept or None] if kept else ():
             old.unlink()
         return path
 
@@ -110,6 +110,18 @@ def find_checkpoint(place: Path) -> Path:
     if not periodic:
         raise ValueError(f"checkpoint = {str(place)!r}: holds no checkpoints/*.pt (yet)")
     return periodic[-1]
+
+
+def all_checkpoints(place: Path) -> list[Path]:
+    """Every checkpoint of the run directory `place`, oldest first, the final one last; a file stands for itself.
+
+    Raises ValueError, naming what was looked for, where there is none.
+    """
+    last = find_checkpoint(place)
+    if Path(place).is_file():
+        return [last]
+    periodic = sorted((Path(place) / "checkpoints").glob("step_*.pt"))
+    return [*(path for path in periodic if path != last), last]
 
 
 def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:

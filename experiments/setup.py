@@ -12,7 +12,7 @@ import numpy as np
 from agents.checks import check_ppo, check_value_agent
 from agents.config import PPOConfig, ValueAgentConfig, require
 from agents.transitions import Spaces
-from envs import describe
+from envs import WorldInfo, describe
 from envs.config import WorldConfig
 from experiments.config import TrainConfig
 
@@ -47,14 +47,7 @@ def check(config: TrainConfig) -> None:
     builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
     check_annealing(config)
     check_probes(config.run.probes)
-    info = describe(config.world)
-    spaces = Spaces(
-        tuple(info.observation_shape),
-        np.dtype(info.observation_dtype),
-        info.actions,
-        info.num_actions if info.actions == "discrete" else info.action_dim,
-        frame_stack=info.frame_stack,
-    )
+    spaces = spaces_from(describe(config.world))
     if isinstance(config.agent, PPOConfig):
         check_ppo(config.agent, spaces, config.world.num_envs)
     else:
@@ -70,6 +63,17 @@ def check(config: TrainConfig) -> None:
     parent = next(path for path in (config.run.runs_dir, *config.run.runs_dir.absolute().parents) if path.exists())
     require(parent.is_dir(), "runs_dir", str(config.run.runs_dir), f"a directory: {parent} is a file")
     require(os.access(parent, os.W_OK), "runs_dir", str(config.run.runs_dir), f"writable: {parent} is not")
+
+
+def spaces_from(info: WorldInfo) -> Spaces:
+    """The shapes of a world that is described and not built: without the bounds of continuous actions."""
+    return Spaces(
+        tuple(info.observation_shape),
+        np.dtype(info.observation_dtype),
+        info.actions,
+        info.num_actions if info.actions == "discrete" else info.action_dim,
+        frame_stack=info.frame_stack,
+    )
 
 
 def check_probes(names: tuple[str, ...]) -> None:

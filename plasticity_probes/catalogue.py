@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plasticity_probes import curvature, dormancy, gradients, norms, rank, targets
 from plasticity_probes.adam import adam_statistics
 from plasticity_probes.ntk import ntk, ntk_statistics
-from plasticity_probes.trainability import trainability
+from plasticity_probes.trainability import held_out_accuracy, random_function_labels, trainability
 from plasticity_probes.units import HiddenLayer, activations
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ class Findings:
             getattr(self, name).update({f"{group}/{tag}": value for tag, value in getattr(other, name).items()})
 
 
+@dataclass(frozen=True)
+class RefitSettings:
+    """How long the refits of "trainability" are; Lyle23's own numbers."""
+
+    targets: int = 10
+    steps: int = 2000
+    progress: Callable[[int, int], None] | None = None
+    """progress(done, total), after each gradient step of one refit probe."""
+
+
 @dataclass
 class ProbeInput:
     """A network and a batch, with what several probes need computed once."""
@@ -57,6 +67,7 @@ class ProbeInput:
     initial: Mapping[str, Tensor]
     previous: Mapping[str, Tensor]
     pictures: bool
+    refits: RefitSettings = RefitSettings()
 
     @cached_property
     def prepared(self) -> tuple[Tensor, ...]:
@@ -231,24 +242,59 @@ def sharpness(given: ProbeInput) -> Findings:
 
 
 def refits(given: ProbeInput) -> Findings:
-    """Trainability (Lyle23): the error of copies refitted to new targets beside that of fresh networks."""
-    learner = given.learner
+    """Refits of copies: error on new targets beside fresh networks' (Lyle23), and held-out accuracy on the labels of a
+    random network, with a fresh optimizer, the carried one, and from a fresh network."""
+    learner, settings = given.learner, given.refits
     if learner.fresh is None or learner.optimizer is None:
         raise ValueError("fresh network or optimizer = None: both must be given")
-    settings = {key: learner.optimizer.param_groups[0][key] for key in ("lr", "betas", "eps")}
-    settings["lr"] = float(settings["lr"])
+    network = _Called(given.network, learner.forward)
+    observations = given.batch["observations"]
+    group = learner.optimizer.param_groups[0]
+    constants = {"lr": float(group["lr"]), "betas": group["betas"], "eps": group["eps"]}
+
+    def optimizer(parameters: Any) -> torch.optim.Adam:
+        return torch.optim.Adam(parameters, **constants)
+
+    def fresh(_: torch.Generator) -> nn.Module:
+        return _Called(learner.fresh(), learner.forward)
+
+    found = Findings()
     for head in learner.heads:
-        found = trainability(
-            given.network,
-            given.batch["observations"],
-            lambda parameters: torch.optim.Adam(parameters, **settings),
-            lambda generator: learner.fresh(),
+        by_target = trainability(
+            network,
+            observations,
+            optimizer,
+            fresh,
             output=lambda outputs, head=head: head.output(outputs).unsqueeze(1),
-            targets=3,
-            steps=500,
+            targets=settings.targets,
+            steps=settings.steps,
+            progress=settings.progress,
         )
-        return Findings({_tag(head, f"trainability/{name}"): value.mean() for name, value in found.items()})
-    return Findings()
+        found.scalars |= {_tag(head, f"trainability/{name}"): value.mean() for name, value in by_target.items()}
+    if learner.behaviour is not None:
+        found.scalars |= _held_out(given, network, fresh, optimizer)
+    return found
+
+
+def _held_out(given: ProbeInput, network: nn.Module, fresh: Callable, optimizer: Callable) -> dict[str, Tensor]:
+    def logits(outputs: Any) -> Tensor:
+        behaviour = given.learner.behaviour(outputs)
+        return behaviour[0] if isinstance(behaviour, tuple) else behaviour
+
+    observations = given.batch["observations"]
+    state = given.learner.optimizer.state_dict()
+    accuracies = held_out_accuracy(
+        network,
+        observations,
+        random_function_labels(fresh(torch.Generator()), observations, logits),
+        optimizer,
+        optimizer_state=state if state["state"] else None,
+        fresh_network=fresh,
+        steps=given.refits.steps,
+        output=logits,
+        progress=given.refits.progress,
+    )
+    return {f"refit_accuracy/{name}": value for name, value in accuracies.items()}
 
 
 PROBES: dict[str, Callable[[ProbeInput], Findings]] = {

@@ -195,6 +195,10 @@ class Recorder(TorchDispatchMode):
 
 def _key(tensor: Tensor) -> tuple:
     """Two tensors with the same key are the same values: address of the memory, offset, shape, strides, dtype."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise NotImplementedError(
+            "forward: units cannot be followed through torch.func (vmap, grad): call without them"
+        )
     followed = tensor.layout is torch.strided and tensor.device.type != "meta"
     pointer = tensor.untyped_storage().data_ptr() if followed else 0
     return pointer, tensor.storage_offset() if followed else 0, tuple(tensor.shape), tensor.stride(), tensor.dtype
@@ -234,7 +238,10 @@ class Follower(Recorder):
     def set(self, tensor: Tensor, tag: Tag) -> None:
         """From now on `tag` is what is known of `tensor`."""
         key = _key(tensor)
-        if key[0] and tensor.numel():
+        if not key[0] and tensor.numel():
+            for number, (path, why) in lose([tag], "goes into a tensor that cannot be followed").items():
+                self.layers[number].objections.append((path, why))
+        elif tensor.numel():
             storage = self._storages.setdefault(key[0], _Storage(tensor.untyped_storage()))
             storage.tags[key] = tag, len(self.operations)
 
@@ -296,13 +303,14 @@ class Follower(Recorder):
 
 
 def lose(tags: list[Tag], why: str) -> Lost:
-    """All layers in `tags` as lost: for the reason they already were, else because of `why`."""
+    """All layers in `tags` as lost: for the reason they already were, else because of `why`; by their shortest path."""
+    found = [(number, path, why) for tag in tags for number, path in tag.paths.items()]
+    found += [(number, *before) for tag in tags for number, before in tag.lost.items()]
     lost: Lost = {}
-    for tag in tags:
-        for number, path in tag.paths.items():
-            if number not in lost or len(path.expression) < len(lost[number][0].expression):
-                lost[number] = path, why
-    return lost | {number: before for tag in tags for number, before in tag.lost.items()}
+    for number, path, reason in found:
+        shortest = min(path, lost.get(number, (path,))[0], key=lambda path: len(path.expression))
+        lost[number] = shortest, reason
+    return lost
 
 
 def _stepped(trace: Follower, number: int, path: Path, out: Tensor, ids: Tensor, expression: str) -> Path:
@@ -348,10 +356,23 @@ def _moved(trace: Follower, call: Call) -> list[Tag]:
     elif call.name in ("view", "_unsafe_view"):
         maps = [tag.ids.reshape(call.outs[0].shape)]
     elif call.name == "constant_pad_nd":
-        maps = [call.func(tag.ids, call.args[1], -1.0)]
+        maps = [_padded(call, tag.ids)]
     else:
-        maps = list(tensors(call.func(tag.ids, *rest, **call.kwargs)))
+        try:
+            maps = list(tensors(call.func(tag.ids, *rest, **call.kwargs)))
+        except (RuntimeError, TypeError) as error:  # not made for float32, say
+            raise NotFollowed(f"aten.{call.name} cannot be followed") from error
     return _same_for_all(trace, call, tag, maps)
+
+
+def _padded(call: Call, ids: Tensor) -> Tensor:
+    """Zeros around a unit's positions are a part of it; other padding belongs to no unit."""
+    pads, shape = call.args[1], call.outs[0].shape
+    dims = sorted({ids.ndim - 1 - i // 2 for i, pad in enumerate(pads) if pad})
+    inside = ids.amin(dims, keepdim=True) if dims else ids
+    if any(call.args[2:]) or not bool((ids == inside).all()):
+        return call.func(ids, pads, -1.0)
+    return inside.expand(shape)
 
 
 def _concatenated(trace: Follower, call: Call, tags: list[Tag]) -> list[Tag]:
@@ -377,6 +398,8 @@ def _spelled(call: Call) -> str:
     low = call.kwargs.get("min", call.args[1] if len(call.args) > 1 else None)
     if call.name in ("clamp", "clamp_min") and low == 0 and len(call.args) < 3 and call.kwargs.get("max") is None:
         return "relu"
+    if call.name == "hardtanh" and call.args[1:] == (0.0, 6.0):
+        return "relu6"
     if call.name in ("mul", "div") and any(isinstance(value, (int, float)) and value < 0 for value in call.args):
         return "neg"
     return "" if call.name in LINEAR.split() else SPELLINGS.get(call.name, call.name)

@@ -47,6 +47,7 @@ ACTIVATIONS = {
     "cat(relu(x), relu(neg(x)))": "crelu",
     "relu(cat(x, neg(x)))": "crelu",
     "mul(x, sigmoid(x))": "silu",
+    "div(x, abs(x))": "softsign",
 }
 
 
@@ -395,7 +396,7 @@ def _describe(trace: _Tracer, layer: Layer, shared: set[int]) -> HiddenLayer | N
     captures = None if layer.opaque else _captures(trace, layer, path)
     reasons = dict.fromkeys(_reasons(trace, layer, path, shared))
     if not reasons and captures is None:
-        reasons = ["no one tensor holds the values of all its units"]
+        reasons = ["no one tensor holds the values of all its units, sample by sample"]
     consumers = {use.module: use.owner for use in layer.uses[::-1]}
     name = path.expression.removesuffix("(x)")
     return HiddenLayer(

@@ -212,7 +212,9 @@ ARCHITECTURES = {
         (torch.randn(3, 5), torch.randn(3, 2)),
         lambda critic, x: critic(*x),
         {
-            f"qf{i}.{a}": (n, "relu", None, {f"qf{i}.{b}": blocks(n)}) for i in (0, 1) for a, b, n in ((0, 2, 4), (2, 4, 3))
+            f"qf{i}.{a}": (n, "relu", None, {f"qf{i}.{b}": blocks(n)})
+            for i in (0, 1)
+            for a, b, n in ((0, 2, 4), (2, 4, 3))
         },
     ),
     "duelling": lambda: (
@@ -250,9 +252,7 @@ ARCHITECTURES = {
         },
     ),
     "crelu_after_flatten": lambda: (
-        Model(
-            lambda m, x: m.head(crelu(m.conv(x).flatten(1))), conv=nn.Conv2d(1, 2, 2), head=nn.Linear(2 * 2 * 4, 1)
-        ),
+        Model(lambda m, x: m.head(crelu(m.conv(x).flatten(1))), conv=nn.Conv2d(1, 2, 2), head=nn.Linear(2 * 2 * 4, 1)),
         torch.randn(2, 1, 3, 3),
         None,
         {"conv": (2, "crelu", None, {"head": [0, 0, 0, 0, 1, 1, 1, 1] * 2})},
@@ -484,3 +484,378 @@ def test_zeroing_the_owned_columns_removes_the_unit(name):
             assert torch.allclose(call(without(model, layer, unit), example, forward), expected, rtol=1e-5, atol=1e-6)
             changed += not torch.equal(expected, before)
     assert changed or not layers
+
+
+def two(function, **layers):
+    """3 inputs, `first` of 4 units, `second` of 1."""
+    return Model(function, **{"first": nn.Linear(3, 4), "second": nn.Linear(4, 1)} | layers)
+
+
+def written_into_a_buffer(m, x):
+    buffer, h = torch.zeros(len(x), 4), m.first(x)
+    buffer[:, :2], buffer[:, 2:] = h[:, :2].relu(), h[:, 2:].relu()
+    return m.second(buffer)
+
+
+def changed_through_a_view(m, x):
+    h = m.first(x).relu()
+    h[:, 1:3].mul_(2.0)
+    return m.second(h)
+
+
+def looked_at(m, x):
+    h = m.first(x).relu()
+    return m.second(h) if h.sum() > 0 else x
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return F.linear(x, self.mean + torch.randn_like(self.mean))
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    model[2].weight = model[0].weight
+    return model
+
+
+def gate(m, x):
+    return m.second(m.first(x).relu() * m.gate(x).sigmoid())
+
+
+# What cannot be answered, and the words that say why; the layer asked about is the first.
+REFUSALS = {
+    "where": (lambda: two(lambda m, x: m.second(torch.where((h := m.first(x)) > 0, h, 0.1 * h))), "aten.where"),
+    "masked_fill": (lambda: two(lambda m, x: m.second(m.first(x).masked_fill(x[:, :1] > 0, 0.0))), "aten.masked_fill"),
+    "softmax": (lambda: two(lambda m, x: m.second(m.first(x).softmax(1))), "aten._softmax"),
+    "gate": (lambda: two(gate, gate=nn.Linear(3, 4)), "aten.mul joins different units, of 'first', 'gate'"),
+    "sum_of_branches": (
+        lambda: two(lambda m, x: m.second((m.first(x) + m.other(x)).relu()), other=nn.Linear(3, 4)),
+        "aten.add joins different units, of 'first', 'other'",
+    ),
+    "mean_over_units": (lambda: two(lambda m, x: m.second(m.first(x).mean(1, True).expand(-1, 4))), "aten.mean mixes"),
+    "mixed": (
+        lambda: two(
+            lambda m, x: (
+                m.second(m.first(x)[:, torch.randperm(4)].outer(x[:, 0]))
+                if 0
+                else m.second(m.first(x[:, None].expand(-1, 4, -1)).relu().transpose(1, 2))
+            )
+        ),
+        "a column that 'second' (Linear) reads",
+    ),
+    "norm_after": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 1)),
+        "'2' (LayerNorm) normalises after the nonlinearity",
+    ),
+    "norm_of_two": (
+        lambda: two(
+            lambda m, x: m.second(m.norm(torch.cat([m.first(x)[:, :2], m.other(x)], 1)).relu()),
+            norm=nn.LayerNorm(4),
+            other=nn.Linear(3, 2),
+        ),
+        "'norm' (LayerNorm) normalises units of several layers together",
+    ),
+    "norm_with_other_gains": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.LayerNorm(2), nn.ReLU(), nn.Conv1d(2, 1, 1)
+        ),
+        "'2' (LayerNorm) has no gain for each unit",
+    ),
+    "parameter": (
+        lambda: two(lambda m, x: m.second(m.first(x).relu() * m.scale.weight[0]), scale=nn.Linear(4, 1)),
+        "aten.mul with a parameter that belongs neither to the layer nor to its norm",
+    ),
+    "spectral_norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 1)),
+        "computed from other parameters",
+    ),
+    "spectral_norm_by_hook": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.utils.spectral_norm(nn.Linear(4, 1))),
+        "the weight of '2' (Linear) is computed from other parameters",
+    ),
+    "tied": (tied, "a parameter of '0' (Linear) is used elsewhere as well"),
+    "functional_weights": (
+        lambda: two(lambda m, x: F.linear(m.first(x).relu(), m.first.weight.T)),
+        "meets weights outside of a Linear or convolution",
+    ),
+    "own_layer": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Noisy(), nn.ReLU(), nn.Linear(4, 1)),
+        "feeds '2' (Noisy), which is not a plain Linear or convolution",
+    ),
+    "grouped": (
+        lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Conv1d(4, 4, 1, groups=2)),
+        "feeds '3' (Conv1d), a grouped convolution",
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 4, 1), nn.ReLU(), nn.ConvTranspose1d(4, 1, 1)),
+        "feeds '3' (ConvTranspose1d), which is not a plain Linear or convolution",
+    ),
+    "shared_head": (
+        lambda: two(lambda m, x: m.second(m.first(x).relu()) + m.second(m.other(x).relu()), other=nn.Linear(3, 4)),
+        "'second' (Linear) is used 2 times in a forward pass",
+    ),
+    "two_nonlinearities": (
+        lambda: two(lambda m, x: m.second((h := m.first(x)).relu()) + m.other(h.tanh()), other=nn.Linear(4, 1)),
+        "it is read after different nonlinearities or norms: relu(x), tanh(x)",
+    ),
+    "halves": (
+        lambda: Model(
+            lambda m, x: m.left((h := m.first(x))[:, :2].relu()) + m.right(h[:, 2:].relu()),
+            first=nn.Linear(3, 4),
+            left=nn.Linear(2, 1),
+            right=nn.Linear(2, 1),
+        ),
+        "no one tensor holds the values of all its units",
+    ),
+    "features_returned": (
+        lambda: two(lambda m, x: {"q": m.second(h := m.first(x).relu()), "features": h}),
+        "it is part of the model's output as well",
+    ),
+    "read_by_python": (lambda: two(looked_at), "is read into Python"),
+    "buffer": (lambda: two(written_into_a_buffer), "written in place"),
+    "view": (lambda: two(changed_through_a_view), "written in place"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_not_understood_is_not_separable(name):
+    build, words = REFUSALS[name]
+    layer = hidden_layers(build(), torch.randn(2, 3))[0]
+    assert not layer.separable
+    assert words in layer.reason
+
+
+# Rarer steps on the way that are understood: [function, owner of the 4 or 8 columns of `second`]
+STEPS = {
+    "max_pool1d": (lambda h: F.max_pool1d(F.pad(h[:, :, None], (1, 1)), 3).relu().squeeze(2), [0, 1, 2, 3]),
+    "detached": (lambda h: h.data.detach().relu().to(torch.float64).float(), [0, 1, 2, 3]),
+    "inference": (lambda h: torch.inference_mode()(lambda x: x.flatten(1).relu())(h), [0, 1, 2, 3]),
+    "scaled": (lambda h: (2.0 - h.relu() / 3.0) * torch.rand_like(h), [0, 1, 2, 3]),
+    "chosen": (lambda h: h.relu()[:, torch.tensor([3, 0])].roll(1, 1), [0, 3]),
+    "halves": (lambda h: torch.cat([h[:, 2:].relu(), h[:, :2].relu()], 1), [2, 3, 0, 1]),
+    "interleaved": (lambda h: torch.stack([h.relu(), (-h).relu()], 2).flatten(1), [0, 0, 1, 1, 2, 2, 3, 3]),
+    "twice": (lambda h: h.relu().repeat(1, 2), [0, 1, 2, 3] * 2),
+    "normalised": (lambda h: F.layer_norm(h, (4,)).relu(), [0, 1, 2, 3]),
+    "whitened": (lambda h: ((h - h.mean(0)) / h.amax(0)).tanh(), [0, 1, 2, 3]),
+    "dropped": (lambda h: F.alpha_dropout(F.relu_(h), 0.5, training=True), [0, 1, 2, 3]),
+    "parametric": (lambda h: F.prelu(h, torch.tensor([0.1, 0.2, 0.3, 0.4])), [0, 1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_other_steps(name):
+    function, owner = STEPS[name]
+    model = two(lambda m, x: m.second(function(m.first(x))), second=nn.Linear(len(owner), 1))
+    (layer,) = hidden_layers(model, torch.randn(3, 3))
+    assert (layer.separable, layer.reason) == (True, "")
+    assert [(module, columns.tolist()) for module, columns in layer.consumers] == [(model.second, owner)]
+
+
+class Restless(nn.Module):
+    """Draws, counts, keeps, and changes its input, its buffers and itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten()
+        )
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 4))
+        self.head = nn.Linear(4, 1)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("nothing", None)
+        self.calls, self.fail = 0, False
+
+    def forward(self, x):
+        self.calls, self.last = self.calls + 1, x.mul_(0.5)
+        self.count += 1
+        h = self.spectral(self.layers(x)).relu()
+        self.count = self.count + h.mean()
+        if self.fail:
+            raise KeyError("on purpose")
+        return self.head(h) + torch.randn(())
+
+
+def state_of(model):
+    """Everything that must not change: tensors (as copies), and the rest as plain values."""
+    named = dict((*model.named_parameters(), *model.named_buffers()))
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    tensors |= {f"{name}.grad": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    tensors["random"] = torch.random.get_rng_state()
+    plain = {name: (id(value), value._version, value.requires_grad) for name, value in named.items()}
+    plain["modules"] = [
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), [*vars(m)]) for m in model.modules()
+    ]
+    plain["torch"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._len_torch_dispatch_stack())
+    plain["attention"] = torch.backends.mha.get_fastpath_enabled()
+    return tensors, plain
+
+
+def assert_same(before, after):
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_nothing_is_touched(training, fail, context):
+    model, images = Restless().train(training), torch.rand(5, 1, 3, 3)
+    model(images.clone()).sum().backward()
+    model.head.bias.requires_grad_(False)
+    model.fail, calls, last = fail, model.calls, model.last
+    before, pixels = state_of(model), images.clone()
+    with context():
+        images = images.clone()
+        for measure in (hidden_layers, activations):
+            if fail:
+                with pytest.raises(KeyError, match="on purpose"):
+                    measure(model, images)
+            else:
+                assert len(measure(model, images)) == 2
+    assert_same(before[0], (after := state_of(model))[0])
+    assert before[1] == after[1]
+    assert torch.equal(images, pixels)
+    assert (model.calls, model.last) == (calls, last)
+
+
+def test_sb3s_draws_do_not_move_the_random_state():
+    policy = ActorCriticPolicy(BOX, ACTIONS, lambda _: 1e-3, net_arch=[4])
+    observations, before = torch.randn(3, 5), torch.random.get_rng_state()
+    activations(policy, observations)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_backward_pass_may_be_pending():
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 1)),
+        torch.randn(5, 3),
+    )
+    loss = model(x).square().sum()
+    activations(model, x)
+    loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model(x).square().sum().backward()
+    assert_same(gradients, [parameter.grad for parameter in model.parameters()])
+
+
+def test_activations_are_what_goes_in_and_comes_out():
+    torso = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.LayerNorm((2, 3, 3)), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(18, 4)
+    )
+    model = Model(lambda m, x: m.head(crelu(m.torso(x))), torso=torso, head=nn.Linear(8, 1))
+    x = torch.randn(5, 1, 4, 4)
+    values = activations(model, x)
+    with torch.no_grad():
+        normed = torso[1](torso[0](x))
+        dense = torso[4](normed.relu().flatten(1))
+    expected = {"torso.0": (normed, normed.relu()), "torso.4": (dense, torch.cat([dense.relu(), (-dense).relu()], 1))}
+    assert_same(expected, {name: (value.pre, value.post) for name, value in values.items()})
+    assert not any(value.pre.requires_grad or value.post.requires_grad for value in values.values())
+
+
+def test_units_are_brought_to_dimension_1():
+    conv, head, x = nn.Conv2d(1, 3, 2), nn.Linear(12, 1), torch.randn(2, 1, 3, 3)
+    z = conv(x).detach().flatten(2)
+    last = activations(
+        Model(lambda m, x: m.head(m.conv(x).permute(0, 2, 3, 1).relu().flatten(1)), conv=conv, head=head), x
+    )
+    assert_same((z, z.relu()), (last["conv"].pre.flatten(2), last["conv"].post))
+    flat = activations(Model(lambda m, x: m.head(m.conv(x).flatten(1).tanh()), conv=conv, head=head), x)
+    assert_same(z.tanh(), flat["conv"].post)
+    both = activations(Model(lambda m, x: m.head(crelu(m.conv(x).flatten(1))), conv=conv, head=nn.Linear(24, 1)), x)
+    assert_same(torch.cat([z.relu(), (-z).relu()], 1), both["conv"].post)
+    left = nn.Linear(4, 2)
+    joined = Model(
+        lambda m, x: m.head(torch.cat([m.left(x), m.right(x)], 1).relu()),
+        left=left,
+        right=nn.Linear(4, 3),
+        head=nn.Linear(5, 1),
+    )
+    x = torch.randn(6, 4)
+    assert_same(left(x).relu().detach(), activations(joined, x)["left"].post)
+    sequence = activations(nn.Sequential(left, nn.ReLU(), nn.Linear(2, 1)), x.view(2, 3, 4))
+    assert_same(left(x.view(2, 3, 4)).relu().mT.detach(), sequence["0"].post)
+
+
+def test_layers_traced_once_serve_copies_other_batches_and_modes():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.ReLU(), nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, 1))
+    layers = hidden_layers(model, torch.randn(2, 3))
+    other, x = copy.deepcopy(model), torch.randn(7, 3)
+    with torch.no_grad():
+        other[0].bias.add_(1.0)
+        other.eval()  # no dropout: another forward pass than the one traced
+        expected = other[0](x)
+    assert_same(expected, activations(other, x, layers=layers)["0"].pre)
+    assert list(activations(model, x, layers=layers[1:])) == ["3"]
+    assert activations(model, x, layers=[]) == {}
+
+
+def test_calls_no_more_than_needed():
+    model, calls = mlp(3, nn.ReLU()), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    layers = hidden_layers(model, torch.randn(2, 3))
+    assert len(calls) == 1
+    activations(model, torch.randn(4, 3), layers=layers)
+    assert len(calls) == 2
+
+
+def test_hooks_of_others_are_followed():
+    model = mlp(3, nn.ReLU())
+    model[0].register_forward_hook(lambda module, inputs, output: output.flip(1))
+    (layer,) = hidden_layers(model, torch.randn(2, 3))
+    assert layer.separable
+    assert layer.consumers[0][1].tolist() == [3, 2, 1, 0]
+
+
+def test_compiled_models_are_followed_as_written():
+    model = torch.compile(mlp(3, nn.GELU(), norm=True), backend="eager")
+    model(torch.randn(2, 3))
+    (layer,) = hidden_layers(model, torch.randn(2, 3))
+    assert (layer.name, layer.activation, layer.separable) == ("_orig_mod.0", "gelu", True)
+    assert layer.norm is model.get_submodule("_orig_mod.1")
+
+
+def test_dtypes_and_autocast():
+    (double,) = hidden_layers(mlp(3, nn.ReLU()).double(), torch.randn(2, 3, dtype=torch.float64))
+    with torch.autocast("cpu", torch.bfloat16):
+        (mixed,) = hidden_layers(mlp(3, nn.ReLU()), torch.randn(2, 3))
+    assert double.separable and mixed.separable
+
+
+def test_models_without_hidden_layers():
+    assert hidden_layers(nn.Linear(3, 1), torch.randn(2, 3)) == []
+    assert activations(nn.Sequential(nn.Flatten(), nn.Linear(3, 1), nn.Tanh()), torch.randn(2, 3)) == {}
+
+
+def test_lazy_layers_are_refused():
+    model = nn.Sequential(nn.LazyLinear(3), nn.ReLU(), nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="lazy"):
+        hidden_layers(model, torch.randn(2, 3))
+    assert isinstance(model[0], nn.LazyLinear)
+
+
+def test_vmap_is_refused():
+    model = Model(lambda m, x: torch.vmap(m.layers)(x), layers=mlp(3, nn.ReLU()))
+    with pytest.raises(NotImplementedError, match="vmap"):
+        hidden_layers(model, torch.randn(2, 3))
+
+
+@needs_cuda
+def test_on_a_gpu_without_waiting_for_it():
+    model = q_network(SMALL_IMAGE, NetworkConfig(width=8)).cuda()
+    batch, before = images(4, 4, 36, 36).cuda(), torch.cuda.get_rng_state()
+    layers = hidden_layers(model, batch)
+    assert all(layer.separable and owner.is_cuda for layer in layers for _, owner in layer.consumers)
+    activations(model, batch, layers=layers)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values = activations(model, batch, layers=layers)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value.post.is_cuda for value in values.values())
+    assert torch.equal(torch.cuda.get_rng_state(), before)

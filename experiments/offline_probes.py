@@ -1,0 +1,139 @@
+"""Probes of saved checkpoints, on the batches that were saved with the run."""
+
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from agents import build_agent
+from agents.config import require
+from agents.probing import learner_of
+from agents.randomness import Generators
+from envs import describe
+from experiments.config import TrainConfig
+from experiments.evaluate import small_memory
+from experiments.evaluate_config import EvaluateConfig
+from experiments.probing import CURRENT, REFERENCE
+from experiments.run_directory import all_checkpoints, find_checkpoint, load_checkpoint
+from experiments.setup import choose_device, spaces_from
+from plasticity_probes.catalogue import OF_THE_NETWORK, PROBES, WITHOUT_BATCH, ProbeInput, RefitSettings
+from plasticity_probes.norms import snapshot
+from plasticity_probes.schedule import Findings, Learner, chosen, undisturbed
+from plasticity_probes.units import hidden_layers
+
+
+def probe_checkpoints(settings: EvaluateConfig) -> dict:
+    """{"run", "steps": [...], "values": {tag: [a value a checkpoint, None where it has none]}, "fresh": {tag: value}}.
+
+    Raises ValueError where there is no checkpoint, or the run saved no batches.
+    """
+    names = chosen(tuple(PROBES) if settings.probe == ("all",) else settings.probe)
+    paths = all_checkpoints(settings.run) if settings.checkpoint == "each" else [find_checkpoint(settings.run)]
+    batches = load_batches(paths[-1].parent.parent / "probes")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    console = Console(stderr=True)
+    steps, found, fresh, previous = [], [], {}, None
+    with Progress(console=console, transient=True, disable=settings.json) as bars:
+        whole = bars.add_task("checkpoints", total=len(paths))
+        for path in paths:
+            config, step, state = load_checkpoint(path)
+            measuring = _Measuring(config, state, device, settings, bars)
+            given = measuring.measure(batches, [name for name in names if name != "churn"], previous)
+            previous = snapshot(measuring.learner.network)
+            steps.append(step)
+            found.append(given)
+            bars.advance(whole)
+        fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
+    tags = list(dict.fromkeys(tag for values in found for tag in values))
+    return {
+        "run": str(settings.run),
+        "steps": steps,
+        "values": {tag: [values.get(tag) for values in found] for tag in tags},
+        "fresh": fresh,
+    }
+
+
+def load_batches(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The saved batches by the group of their tags. ValueError where the run saved none."""
+    present = {"probes_reference": folder / REFERENCE, "probes": folder / CURRENT}
+    batches = {group: torch.load(path, weights_only=True) for group, path in present.items() if path.is_file()}
+    allowed = "one that was trained with probes: this one saved no batch to measure on"
+    require(bool(batches), "run", str(folder.parent), allowed)
+    return batches
+
+
+class _Measuring:
+    """One checkpoint's agent, built without a world."""
+
+    def __init__(
+        self, config: TrainConfig, state: dict, device: torch.device, settings: EvaluateConfig, bars: Progress
+    ) -> None:
+        generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
+        world_info = describe(config.world)
+        self.agent = build_agent(
+            small_memory(config, 1), spaces_from(world_info), 1, generators, device, config.run.precision
+        )
+        self.initial = snapshot(self.agent.network)
+        self.agent.load_state_dict(state)
+        self.learner: Learner = learner_of(self.agent, generators)
+        self.settings, self.bars, self.device = settings, bars, device
+        self.samples = config.probe.heavy_samples
+
+    def measure(self, batches: dict, names: list[str], previous: dict | None) -> dict[str, float]:
+        """Values by tag."""
+        findings = Findings()
+        bar = self.bars.add_task("", total=len(names) * len(batches))
+        for group, batch in batches.items():
+            given = self._input(self.learner.network, batch, previous or self.initial)
+            for name in names:
+                self.bars.update(bar, description=f"{name} ({group})")
+                if name not in WITHOUT_BATCH or group == "probes" or "probes" not in batches:
+                    self._run(findings, group, name, given)
+                self.bars.advance(bar)
+        self.bars.remove_task(bar)
+        return {tag: float(value) for tag, value in findings.scalars.items()}
+
+    def fresh(self, batches: dict, names: list[str]) -> dict[str, float]:
+        """A freshly initialised network's values on the reference batch, by the tags of that batch."""
+        if "probes_reference" not in batches:
+            return {}
+        findings = Findings()
+        given = self._input(self.learner.fresh().eval(), batches["probes_reference"], self.initial)
+        for name in names:
+            self._run(findings, "probes_reference", name, given)
+        return {tag: float(value) for tag, value in findings.scalars.items()}
+
+    def _input(self, network: torch.nn.Module, batch: dict, previous: dict) -> ProbeInput:
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        layers = hidden_layers(network, batch["observations"][:2], self.learner.forward)
+        bar = self.bars.add_task("  refit", total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            self.bars.update(bar, completed=done, total=total, visible=done < total)
+
+        refits = RefitSettings(self.settings.refit_targets, self.settings.refit_steps, progress)
+        return ProbeInput(
+            self.learner, network, batch, layers, self.samples, self.initial, previous, pictures=False, refits=refits
+        )
+
+    def _run(self, findings: Findings, group: str, name: str, given: ProbeInput) -> None:
+        try:
+            with undisturbed(given.network):
+                findings.merge(group, PROBES[name](given))
+        except (ValueError, RuntimeError) as error:
+            print(f"probe {name} is left out: {error}", file=sys.stderr)
+
+
+def table(result: dict) -> list[str]:
+    """A row a tag, a column a checkpoint, and the fresh network's value in the last one."""
+    width = max(len(tag) for tag in result["values"])
+    head = f"{'':{width}}" + "".join(f"{step:>12,}" for step in result["steps"]) + f"{'fresh':>12}"
+    rows = []
+    for tag, values in result["values"].items():
+        columns = [*values, result["fresh"].get(tag)]
+        rows.append(f"{tag:{width}}" + "".join(f"{'' if value is None else f'{value:.4g}':>12}" for value in columns))
+    return [head, *rows]
