@@ -18,23 +18,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FRESH = "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full"
-SAME = "alias detach clone lift_fresh positive _to_copy"
-MOVED = "view _unsafe_view t transpose permute squeeze unsqueeze expand slice select split unsafe_split "
-MOVED += (
-    "split_with_sizes unbind unfold cat stack repeat flip roll index gather index_select pixel_shuffle pixel_unshuffle "
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Operators by what they do to units: names without namespace, overload and in-place underscore.
+FRESH = _names(
+    """empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full"""
 )
-MOVED += "copy channel_shuffle constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
-MOVED += "upsample_nearest1d upsample_nearest2d"
-LINEAR = "add sub rsub mul div native_dropout"
-NONLINEAR = "relu leaky_relu _prelu_kernel rrelu_with_noise elu celu gelu silu mish softplus softshrink hardshrink "
-NONLINEAR += "hardtanh hardswish hardsigmoid threshold sigmoid log_sigmoid_forward tanh sin cos atan erf exp expm1 "
-NONLINEAR += "log log1p sqrt rsqrt reciprocal pow abs sign neg clamp clamp_min clamp_max maximum minimum "
-NONLINEAR += "gt ge lt le eq ne"
-POOLED = "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d "
-POOLED += "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d"
-REDUCED = "mean sum amax amin max min"
-NORMALIZED = "native_layer_norm _fused_rms_norm"
+SAME = _names("alias detach clone lift_fresh positive _to_copy")
+MOVED = SAME | _names(
+    """view _unsafe_view t transpose permute squeeze unsqueeze expand slice select split unsafe_split split_with_sizes
+    unbind unfold cat stack repeat flip roll index gather index_select pixel_shuffle pixel_unshuffle channel_shuffle
+    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d upsample_nearest1d
+    upsample_nearest2d copy"""
+)
+LINEAR = _names("add sub rsub mul div native_dropout")
+ELEMENTWISE = LINEAR | _names(
+    """relu leaky_relu _prelu_kernel rrelu_with_noise elu celu gelu silu mish softplus softshrink hardshrink hardtanh
+    hardswish hardsigmoid threshold sigmoid log_sigmoid_forward tanh sin cos atan erf exp expm1 log log1p sqrt rsqrt
+    reciprocal pow abs sign neg clamp clamp_min clamp_max maximum minimum gt ge lt le eq ne"""
+)
+POOLED = _names(
+    """max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d
+    _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d"""
+)
+REDUCED = _names("mean sum amax amin max min")
+NORMALIZED = _names("native_layer_norm _fused_rms_norm")
 SPELLINGS = {"_prelu_kernel": "prelu", "rrelu_with_noise": "rrelu", "log_sigmoid_forward": "logsigmoid"}
 
 
@@ -89,7 +100,6 @@ class Layer:
     first: int
     units: int
     opaque: str  # why its units cannot be told apart, "" where they can
-    calls: int = 0
     uses: list["Use"] = field(default_factory=list)
     objections: list[tuple[Path, str]] = field(default_factory=list)
     before_weights: bool = False  # flows into weights that belong to no known module
@@ -196,9 +206,7 @@ class Recorder(TorchDispatchMode):
 def _key(tensor: Tensor) -> tuple:
     """Two tensors with the same key are the same values: address of the memory, offset, shape, strides, dtype."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        raise NotImplementedError(
-            "forward: units cannot be followed through torch.func (vmap, grad): call without them"
-        )
+        raise NotImplementedError("forward: units cannot be followed through torch.func (vmap, grad, ...)")
     followed = tensor.layout is torch.strided and tensor.device.type != "meta"
     pointer = tensor.untyped_storage().data_ptr() if followed else 0
     return pointer, tensor.storage_offset() if followed else 0, tuple(tensor.shape), tensor.stride(), tensor.dtype
@@ -272,7 +280,7 @@ class Follower(Recorder):
         """Tag the results of an operation."""
         inputs = list(tensors((call.args, call.kwargs)))
         known = [tag for tensor in inputs if (tag := self.tag(tensor)) is not None]
-        if not known or call.name in FRESH.split():
+        if not known or call.name in FRESH:
             return
         self.read_directly.update(self._parameters[_key(x)] for x in inputs if _key(x) in self._parameters)
         tags = [Tag(weights=True)] * len(call.outs)
@@ -294,7 +302,7 @@ class Follower(Recorder):
 
     def _object(self, call: Call, known: list[Tag], lost: Lost) -> None:
         """Remember what a lost tensor may never show again: values read by Python, weights of no known module."""
-        weights = any(tag.weights for tag in known) and call.name not in (LINEAR + " " + NONLINEAR).split()
+        weights = any(tag.weights for tag in known) and call.name not in ELEMENTWISE
         for number, (path, why) in lost.items():
             self.layers[number].before_weights |= weights
             if weights or not call.outs:
@@ -328,7 +336,8 @@ def _same_for_all(trace: Follower, call: Call, tag: Tag, maps: list[Tensor]) -> 
     """Tags with the maps `maps` after an operation that does not show in the expression."""
     tags = []
     for out, ids in zip(call.outs, maps, strict=True):
-        paths = {n: _stepped(trace, n, path, out, ids, path.expression) for n, path in tag.paths.items()}
+        present = {n: path for n, path in tag.paths.items() if bool(trace.layers[n].mine(ids).any())}
+        paths = {n: _stepped(trace, n, path, out, ids, path.expression) for n, path in present.items()}
         tags.append(Tag(ids, paths, tag.lost))
     return tags
 
@@ -351,18 +360,20 @@ def _moved(trace: Follower, call: Call) -> list[Tag]:
     if isinstance(source, (list, tuple)):
         return _concatenated(trace, call, [_units(trace, tensor) for tensor in source])
     tag = _units(trace, source)
-    if call.name in SAME.split():
-        maps = [tag.ids.to(call.outs[0].device)]
-    elif call.name in ("view", "_unsafe_view"):
-        maps = [tag.ids.reshape(call.outs[0].shape)]
-    elif call.name == "constant_pad_nd":
-        maps = [_padded(call, tag.ids)]
-    else:
-        try:
-            maps = list(tensors(call.func(tag.ids, *rest, **call.kwargs)))
-        except (RuntimeError, TypeError) as error:  # not made for float32, say
-            raise NotFollowed(f"aten.{call.name} cannot be followed") from error
-    return _same_for_all(trace, call, tag, maps)
+    try:
+        return _same_for_all(trace, call, tag, _moved_maps(call, tag.ids, rest))
+    except (RuntimeError, TypeError) as error:  # an operation that is not made for maps, which are float32
+        raise NotFollowed(f"aten.{call.name} cannot be followed") from error
+
+
+def _moved_maps(call: Call, ids: Tensor, rest: list[Any]) -> list[Tensor]:
+    if call.name in SAME:
+        return [ids.to(call.outs[0].device)]
+    if call.name in ("view", "_unsafe_view"):
+        return [ids.reshape(call.outs[0].shape)]
+    if call.name == "constant_pad_nd":
+        return [_padded(call, ids)]
+    return list(tensors(call.func(ids, *rest, **call.kwargs)))
 
 
 def _padded(call: Call, ids: Tensor) -> Tensor:
@@ -402,7 +413,7 @@ def _spelled(call: Call) -> str:
         return "relu6"
     if call.name in ("mul", "div") and any(isinstance(value, (int, float)) and value < 0 for value in call.args):
         return "neg"
-    return "" if call.name in LINEAR.split() else SPELLINGS.get(call.name, call.name)
+    return "" if call.name in LINEAR else SPELLINGS.get(call.name, call.name)
 
 
 def _elementwise(trace: Follower, call: Call) -> list[Tag]:
@@ -481,9 +492,9 @@ def normalize(trace: Follower, tag: Tag, out: Tensor, dim: int, norm: nn.Module 
 
 
 RULES: dict[str, Callable[[Follower, Call], list[Tag]]] = {
-    **dict.fromkeys((SAME + " " + MOVED).split(), _moved),
-    **dict.fromkeys((LINEAR + " " + NONLINEAR).split(), _elementwise),
-    **dict.fromkeys(POOLED.split(), _pooled),
-    **dict.fromkeys(REDUCED.split(), _reduced),
-    **dict.fromkeys(NORMALIZED.split(), _normalized),
+    **dict.fromkeys(MOVED, _moved),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(POOLED, _pooled),
+    **dict.fromkeys(REDUCED, _reduced),
+    **dict.fromkeys(NORMALIZED, _normalized),
 }

@@ -125,10 +125,14 @@ def hidden_layers(model: nn.Module, example_input: Any, forward: Forward | None 
 
     `example_input`: a batch as any nest of tensors (first dimension: samples), `forward(model, example_input)` says how
     to call the model, by default model(example_input). Layers that no layer with weights reads (heads, modules not
-    used) are left out. The model runs once as it is, in its own mode, on copies of the input and of its buffers, with
-    the random state forked, without autograd; buffers, gradients, hooks and attributes are put back even if it raises.
+    used) are left out. Two samples are enough.
 
-    ValueError: a lazy module has not been initialised yet.
+    The model runs once as it is, in its own mode, on copies of the input and of its buffers, with torch's random state
+    forked, without autograd; buffers, gradients, hooks and attributes are put back even if it raises. (What it writes
+    into lists or objects of its own is not.)
+
+    ValueError: a lazy module has not been initialised yet. NotImplementedError: the model is called inside vmap or the
+    like.
     """
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("model: has lazy modules that are not initialised yet; run it once first")
@@ -234,8 +238,7 @@ def _undisturbed(model: nn.Module, example_input: Any) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # it reads the weights of modules without calling them
-            buffers = {id(buffer): buffer for *_, own in kept for buffer in own.values() if buffer is not None}
-            copies = {key: buffer.detach().clone() for key, buffer in buffers.items()}
+            copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
             for module, _, buffers in kept:
                 module._buffers.update({name: copies.get(id(buffer)) for name, buffer in buffers.items()})
             yield
@@ -439,12 +442,17 @@ def _captures(trace: _Tracer, layer: Layer, path: Path) -> tuple[_Capture, _Capt
     """How to get hold of the tensors before and after the nonlinearity; None where one does not hold every unit."""
     pre = path.post if path.expression == "x" else path.pre
     halves = 2 if ACTIVATIONS.get(path.expression) == "crelu" else 1
-    before = _capture(trace, layer, pre, 1)
-    after = _capture(trace, layer, path.post, halves)
+    before = _capture(trace, layer, pre, 1, repeats=False)
+    after = _capture(trace, layer, path.post, halves, repeats="cat(" in path.expression)
     return None if before is None or after is None else (before, after)
 
 
-def _capture(trace: _Tracer, layer: Layer, place: Place, halves: int) -> _Capture | None:
+def _capture(trace: _Tracer, layer: Layer, place: Place, halves: int, repeats: bool) -> _Capture | None:
+    """Where `place` is and how its units are brought to dimension 1.
+
+    `repeats`: units may stand there several times over (0 .. n - 1, 0 .. n - 1, ...). `halves`: so many times they will
+    where they have to be gathered; their positions follow in dimension 2.
+    """
     ids = place.ids if place.ids.ndim > 1 else place.ids[None]
     samples = ids.reshape(ids.shape[0], -1)
     if place.operation < 0 or not layer.complete(ids) or not bool((samples == samples[:1]).all()):
@@ -456,7 +464,8 @@ def _capture(trace: _Tracer, layer: Layer, place: Place, halves: int) -> _Captur
     if channels is not None:
         index = layer.mine(channels).nonzero().squeeze(1)
         in_order = torch.arange(len(index), device=ids.device) % layer.units
-        if torch.equal(channels[index] - layer.first, in_order.float()) and ids is place.ids:
+        as_it_is = (repeats or len(index) == layer.units) and ids is place.ids
+        if as_it_is and torch.equal(channels[index] - layer.first, in_order.float()):
             return capture if len(index) == len(channels) else replace(capture, index=index)
     index = layer.mine(samples[0]).nonzero().squeeze(1)
     index = index[samples[0][index].argsort(stable=True)].view(layer.units, halves, -1)

@@ -539,14 +539,8 @@ REFUSALS = {
     ),
     "mean_over_units": (lambda: two(lambda m, x: m.second(m.first(x).mean(1, True).expand(-1, 4))), "aten.mean mixes"),
     "mixed": (
-        lambda: two(
-            lambda m, x: (
-                m.second(m.first(x)[:, torch.randperm(4)].outer(x[:, 0]))
-                if 0
-                else m.second(m.first(x[:, None].expand(-1, 4, -1)).relu().transpose(1, 2))
-            )
-        ),
-        "a column that 'second' (Linear) reads",
+        lambda: two(lambda m, x: m.second(m.first(x[:, None].expand(-1, 4, -1)).relu().mT)),
+        "a column that 'second' (Linear) reads belongs to no single unit",
     ),
     "norm_after": (
         lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 1)),
@@ -639,12 +633,25 @@ STEPS = {
     "chosen": (lambda h: h.relu()[:, torch.tensor([3, 0])].roll(1, 1), [0, 3]),
     "halves": (lambda h: torch.cat([h[:, 2:].relu(), h[:, :2].relu()], 1), [2, 3, 0, 1]),
     "interleaved": (lambda h: torch.stack([h.relu(), (-h).relu()], 2).flatten(1), [0, 0, 1, 1, 2, 2, 3, 3]),
+    "joined_and_parted": (lambda h: torch.cat([torch.ones_like(h), h.relu()], 1)[:, 4:], [0, 1, 2, 3]),
+    "with_constants": (lambda h: torch.cat([F.pad(h.relu(), (0, 1)), torch.ones(len(h), 1)], 1), [0, 1, 2, 3, -1, -1]),
+    "larger": (lambda h: torch.max(h, torch.ones(4) / 9), [0, 1, 2, 3]),
     "twice": (lambda h: h.relu().repeat(1, 2), [0, 1, 2, 3] * 2),
     "normalised": (lambda h: F.layer_norm(h, (4,)).relu(), [0, 1, 2, 3]),
     "whitened": (lambda h: ((h - h.mean(0)) / h.amax(0)).tanh(), [0, 1, 2, 3]),
     "dropped": (lambda h: F.alpha_dropout(F.relu_(h), 0.5, training=True), [0, 1, 2, 3]),
     "parametric": (lambda h: F.prelu(h, torch.tensor([0.1, 0.2, 0.3, 0.4])), [0, 1, 2, 3]),
 }
+
+
+def test_a_part_without_units_is_nobodys():
+    def function(m, x):
+        both = torch.cat([x, m.first(x).relu()], 1)
+        return m.second(both[:, 3:]) + m.raw(both[:, :3])
+
+    (layer,) = hidden_layers(two(function, raw=nn.Linear(3, 1)), torch.randn(2, 3))
+    assert layer.separable
+    assert [owner.tolist() for _, owner in layer.consumers] == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -654,6 +661,17 @@ def test_other_steps(name):
     (layer,) = hidden_layers(model, torch.randn(3, 3))
     assert (layer.separable, layer.reason) == (True, "")
     assert [(module, columns.tolist()) for module, columns in layer.consumers] == [(model.second, owner)]
+    if name == "normalised":
+        return  # its statistics move every column
+
+    def columns(h):
+        torch.manual_seed(2)
+        return function(h.clone())
+
+    h = torch.randn(16, 4)
+    for unit in range(4):  # moving one unit moves its columns and no other
+        moved = columns(torch.where(torch.arange(4) == unit, torch.randn(16, 1), h)) != columns(h)
+        assert moved.any(0).tolist() == [column == unit for column in owner]
 
 
 class Restless(nn.Module):
@@ -769,6 +787,10 @@ def test_units_are_brought_to_dimension_1():
     assert_same(z.tanh(), flat["conv"].post)
     both = activations(Model(lambda m, x: m.head(crelu(m.conv(x).flatten(1))), conv=conv, head=nn.Linear(24, 1)), x)
     assert_same(torch.cat([z.relu(), (-z).relu()], 1), both["conv"].post)
+    twice = activations(
+        Model(lambda m, x: m.head(m.conv(x).repeat(1, 2, 1, 1).relu().flatten(1)), conv=conv, head=nn.Linear(24, 1)), x
+    )
+    assert_same(torch.cat([z.relu(), z.relu()], 2), twice["conv"].post)
     left = nn.Linear(4, 2)
     joined = Model(
         lambda m, x: m.head(torch.cat([m.left(x), m.right(x)], 1).relu()),

@@ -1,0 +1,169 @@
+"""The share of training time that probes take, at the default cadence.
+
+Per agent and world: a window of training is timed, then one probe as a run takes it (current and reference batch, the
+default probes), then the churn of the next update; turn by turn within one process, so that a busy machine slows both
+alike. ``share`` is the median probe's time by that of the steps between two probes (10,000 by default) and itself;
+``all`` the same with the heavy probes at their cadence (every tenth time). By processor time, one thread.
+
+The last column counts the values read back from the device (``aten::_local_scalar_dense``) within updates, per update,
+without a prober and with one: a probe must add none. (On a CPU the guard reads its verdict at once; on a GPU it does
+not.)
+
+    OMP_NUM_THREADS=1 python -m benchmarks.probe_cost [--turns N] [--only ROW] [--device cuda]
+"""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from agents.probing import learner_of
+from agents.randomness import Generators
+from benchmarks.throughput import LEARNING_STARTS
+from experiments.config import RunConfig, TrainConfig
+from experiments.loop import Update, training
+from experiments.presets import preset_config
+from experiments.setup import build
+from plasticity_probes.schedule import Prober
+
+EVERY = 10_000
+VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "start_e": 0.01, "exploration_steps": 0}
+
+
+def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
+    """(settings, steps before the first turn, steps of a window) by name."""
+    run = RunConfig(seed=1, threads=1, device=device)
+
+    def config(algorithm: str, family: str, env: str, **changes: object) -> TrainConfig:
+        preset = preset_config(algorithm, "auto", family, env, 1_000_000)
+        agent = replace(preset.agent, **changes)
+        return replace(preset, agent=agent, run=replace(run, steps=20_000))
+
+    atari = "ALE/Breakout-v5"
+    return {
+        "dqn-breakout": (config("dqn", "atari", atari, **VALUE_CHANGES), LEARNING_STARTS + 40, 320),
+        "c51-breakout": (config("c51", "atari", atari, **VALUE_CHANGES), LEARNING_STARTS + 40, 320),
+        "ppo-breakout": (config("ppo", "atari", atari), 1_024, 1_024),
+        "ppo-ant": (config("ppo", "mujoco", "Ant-v5"), 2_048, 4_096),
+    }
+
+
+class Subject:
+    """A run that can be continued and probed."""
+
+    def __init__(self, config: TrainConfig, probes: tuple[str, ...], start: int) -> None:
+        self.world, self.agent = build(config)
+        self.events, self.step, self.told = training(self.agent, self.world, 2**40), 0, 0
+        self.prober = Prober(learner_of(self.agent, Generators(1)), probes, EVERY, tell=self._tell)
+        self.cuda = self.agent.device.type == "cuda"
+        self.run(start)
+
+    def _tell(self, sentence: str) -> None:
+        raise RuntimeError(sentence)
+
+    def run(self, steps: int) -> int:
+        """Train on for at least `steps` steps, to the end of an update; the steps made."""
+        begun = self.step
+        for event in self.events:
+            self.step = event.step
+            if isinstance(event, Update) and event.step - begun >= steps:
+                break
+        return self.step - begun
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Processor time of `work` (wall-clock time on a GPU, whose work is waited for)."""
+        clock = time.perf_counter if self.cuda else time.process_time
+        if self.cuda:
+            torch.cuda.synchronize()
+        begun = clock()
+        work()
+        if self.cuda:
+            torch.cuda.synchronize()
+        return clock() - begun
+
+    def probe(self, boundary: bool) -> None:
+        """One probe and the churn."""
+        self.told += 1
+        found = self.prober.measure(self.step + self.told, boundary)
+        if found is None:
+            raise RuntimeError("there was no batch to measure on")
+        self.prober.after_update()
+
+
+def values_read(subject: Subject, steps: int) -> float:
+    """Values read back from the device per update."""
+    updates = 0
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        begun = subject.step
+        for event in subject.events:
+            subject.step = event.step
+            updates += isinstance(event, Update)
+            if isinstance(event, Update) and event.step - begun >= steps:
+                break
+    reads = sum(event.count for event in profiler.key_averages() if event.key == "aten::_local_scalar_dense")
+    return reads / updates
+
+
+def measure(name: str, config: TrainConfig, start: int, window: int, turns: int) -> str:
+    """The row's line of the table."""
+    subject = Subject(config, ("all",), start)
+    light = replace(subject.prober, probes=("default",))
+    heavy, subject.prober = subject.prober, light
+    before = values_read(subject, window // 4)
+    training_seconds, light_seconds, heavy_seconds = [], [], []
+    subject.probe(False)  # the first one also measures a fresh network
+    for _ in range(turns):
+        steps = 0
+
+        def train() -> None:
+            nonlocal steps
+            steps = subject.run(window)
+
+        training_seconds.append(subject.seconds(train) / steps)
+        light_seconds.append(subject.seconds(lambda: subject.probe(False)))
+    after = values_read(subject, window // 4)
+    subject.prober = heavy
+    subject.probe(True)
+    for _ in range(max(1, turns // 2)):
+        heavy_seconds.append(subject.seconds(lambda: subject.probe(True)))
+    subject.world.close()
+    step, probe, whole = median(training_seconds), median(light_seconds), median(heavy_seconds)
+    factor = heavy.heavy_factor
+    average = probe + (whole - probe) / factor
+    return (
+        f"{name:14} {1 / step:9,.0f} {probe * 1e3:10.0f} {probe / (probe + EVERY * step):8.2%} {whole:9.1f} "
+        f"{average / (average + EVERY * step):8.2%}   {before:.1f} / {after:.1f}"
+    )
+
+
+def main() -> None:
+    """Measure the rows asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--turns", type=int, default=5, help="windows and probes a row (default 5)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    table = rows("cpu")
+    parser.add_argument("--only", choices=list(table), help="one row alone")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    processor = platform.processor() or platform.machine()
+    print(f"{processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, 1 thread")
+    print(f"probes every {EVERY:,} steps, 512 examples a batch, two batches")
+    print(
+        f"{'':14} {'steps/s':>9} {'probe ms':>10} {'share':>8} {'heavy s':>9} {'all':>8}   values read an update, "
+        "without / with"
+    )
+    for name, (config, start, window) in rows(arguments.device).items():
+        if arguments.only in (None, name):
+            print(measure(name, config, start, window, arguments.turns), flush=True)
+
+
+if __name__ == "__main__":
+    main()
