@@ -48,6 +48,7 @@ class Probing:
 
     def __init__(self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, console: Console) -> None:
         self.folder = directory.path / "probes"
+        self.steps = config.run.steps
         self.prober: Prober | None = None
         if config.run.probes in ((), ("none",)):
             return
@@ -63,8 +64,8 @@ class Probing:
         )
 
     def tick(self, step: int) -> Findings | None:
-        """Probes that are due by the steps."""
-        if self.prober is None or not self.prober.due(step):
+        """Probes that are due by the steps; at the run's last step they are `last`'s."""
+        if self.prober is None or step >= self.steps or not self.prober.due(step):
             return None
         return self._measure(step, boundary=False)
 
