@@ -205,8 +205,7 @@ def gradient(given: ProbeInput) -> Findings:
         cosines = gradients.cosine_matrix(gram)
         found.scalars[_tag(head, "gradient_covariance/negative_share")] = gradients.negative_share(cosines)
         if given.pictures:
-            order = gradients.cluster_order(cosines)
-            found.images[_tag(head, "gradient_covariance")] = cosines.cpu()[order][:, order]
+            found.images[_tag(head, "gradient_covariance")] = _clustered(cosines)
     return found
 
 
@@ -220,7 +219,7 @@ def tangent_kernel(given: ProbeInput) -> Findings:
         for name, value in ntk_statistics(kernel).items():
             found.scalars[_tag(head, f"ntk/{head.output_name}/{name}")] = value
         if given.pictures:
-            found.images[_tag(head, f"ntk/{head.output_name}")] = gradients.cosine_matrix(kernel)
+            found.images[_tag(head, f"ntk/{head.output_name}")] = _clustered(gradients.cosine_matrix(kernel))
     return found
 
 
@@ -325,6 +324,11 @@ class _Called(nn.Module):
 
     def forward(self, observations: Tensor) -> Any:
         return self._forward(self.network, observations)
+
+
+def _clustered(cosines: Tensor) -> Tensor:
+    order = gradients.cluster_order(cosines)
+    return cosines.cpu()[order][:, order]
 
 
 def _tag(head: Head, tag: str) -> str:
