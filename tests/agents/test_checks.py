@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from agents.checks import check_ppo, check_value_agent, fits_nature_cnn
+from agents.checks import check_ppo, check_value_agent, fits_nature_cnn, fits_small_cnn
 from agents.config import AdamConfig, C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
 
@@ -23,6 +23,15 @@ def test_nature_cnn_fits_images_from_36_pixels_on():
     assert not fits_nature_cnn(SMALL_IMAGE._replace(observation_shape=(4, 35, 36)))
     assert not fits_nature_cnn(SMALL_IMAGE._replace(observation_shape=(36, 36)))
     assert not fits_nature_cnn(STACK) and not fits_nature_cnn(VECTOR)
+
+
+def test_small_cnn_fits_images_from_9_pixels_on():
+    small = SMALL_IMAGE._replace(observation_shape=(1, 9, 9))
+    assert fits_small_cnn(small) and not fits_small_cnn(small._replace(observation_shape=(1, 8, 9)))
+    config = DQNConfig(network=NetworkConfig(torso="small_cnn"))
+    check_value_agent(config, small, 1)
+    with pytest.raises(ValueError, match="torso = 'small_cnn': must be auto or mlp"):
+        check_value_agent(config, VECTOR, 1)
 
 
 @pytest.mark.parametrize("config", [DQNConfig(), C51Config()])

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.config import NetworkConfig
-from agents.networks import MLP, ActorCritic, NatureCNN, ObservationNormalizer, QNetwork, build_torso
+from agents.networks import MLP, ActorCritic, NatureCNN, ObservationNormalizer, QNetwork, SmallCNN, build_torso
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL, SMALL_IMAGE, STACK, VECTOR, global_random_states
 
 
@@ -112,6 +112,22 @@ def test_nature_cnn_is_its_convolutions():
         x = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride).relu()
     x = F.linear(x.contiguous().flatten(1), weights["dense.dense1.weight"], weights["dense.dense1.bias"]).relu()
     torch.testing.assert_close(torso(images).detach().double(), x, atol=1e-5, rtol=1e-5)
+
+
+def test_small_cnn_is_its_convolutions():
+    config = NetworkConfig(torso="small_cnn", width=256, depth=2)
+    spaces = VECTOR._replace(observation_shape=(1, 28, 28), observation_dtype=np.dtype(np.uint8))
+    torso = build_torso(spaces, config, generator())
+    assert isinstance(torso, SmallCNN)
+    # 5x5 and 3x3, stride 2 each: 28 -> 12 -> 5, and 64 channels of 25 positions
+    assert parameters(torso) == (25 + 1) * 64 + (9 * 64 + 1) * 64 + (1600 + 1) * 256 + (256 + 1) * 256
+    images = random_images(3, 1, 28, 28)
+    conv1, conv2 = (torso.convolutions[i] for i in (0, 2))
+    hidden = F.relu(F.conv2d(images.float() / 255, conv1.weight, conv1.bias, stride=2))
+    hidden = F.relu(F.conv2d(hidden, conv2.weight, conv2.bias, stride=2)).flatten(1)
+    for layer in (torso.dense[0], torso.dense[2]):
+        hidden = F.relu(F.linear(hidden, layer.weight, layer.bias))
+    assert torch.allclose(torso(images), hidden, atol=1e-6)
 
 
 def test_channel_c_owns_columns_c_s_to_c_plus_1_s_of_the_first_dense_layer():

@@ -333,3 +333,38 @@ def test_a_replay_on_the_device_gives_the_same_transitions(frames):
     batch = replay.sample(500)
     assert all(part.device.type == "cuda" for part in batch)
     check_batch(batch, oracle.valid())
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), num_envs=st.integers(1, 3), steps=st.integers(5, 60), n_step=st.integers(1, 3))
+def test_forgetting_earlier_tasks_leaves_the_newest_stretch_of_each_ring(seed, num_envs, steps, n_step):
+    rng = np.random.default_rng(seed)
+    replay = Replay(VECTOR, num_envs, 24 * num_envs, n_step, GAMMA, np.random.default_rng(seed), CPU, CPU)
+    tasks = np.zeros(num_envs, int)
+    made = [[] for _ in range(num_envs)]  # by environment: (task, is a transition) of every slot ever filled
+    for step in range(steps):
+        terminated = rng.random(num_envs) < 0.2
+        observations = np.full((num_envs, 5), step, np.float32)
+        nobody, rewards = np.zeros(num_envs, bool), tasks.astype(np.float32)
+        actions = rng.integers(3, size=num_envs)
+        ends = (rewards, terminated, nobody, nobody)
+        transitions = Transitions(observations, actions, *ends, observations, observations, tasks.copy())
+        replay.add(transitions, rewards, False)
+        for e in range(num_envs):
+            made[e] += [(tasks[e], True)] + ([(tasks[e], False)] if terminated[e] else [])
+        tasks = tasks + (rng.random(num_envs) < 0.1)
+    newest = int(max(task for slots in made for task, _ in slots))
+    stored = [slots[-24:] for slots in made]
+    transitions = [task for slots in stored for task, counts in slots if counts]
+    assert replay.task_share(newest) == pytest.approx(transitions.count(newest) / len(transitions))
+    kept = 0
+    for slots in stored:
+        for task, _ in reversed(slots):
+            if task != newest:
+                break
+            kept += 1
+    replay.keep_task(newest)
+    assert len(replay) == kept
+    assert replay.task_share(newest) == 1.0
+    if replay.ready(0):
+        assert (replay.sample(20).rewards[:, None] >= newest).all()  # the reward is the task, n of them at most
