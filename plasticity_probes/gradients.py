@@ -70,6 +70,20 @@ def _trainable(model: nn.Module) -> list[Tensor]:
     return parameters
 
 
+def _places(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
+    """Every place where a parameter is kept, and its name in `names` (by id).
+
+    A module that is registered twice is one place: swapping its parameters under both names would put the wrong ones
+    back (torch's tie_weights does so). A parameter that two modules share has two.
+    """
+    return {
+        f"{prefix}.{attribute}" if prefix else attribute: names[id(parameter)]
+        for prefix, owner in module.named_modules()  # each module once, whatever its names
+        for attribute, parameter in owner._parameters.items()
+        if id(parameter) in names
+    }
+
+
 def per_example_gradients(
     model: nn.Module, loss_fn: LossFunction, batch: Batch, chunk_size: int = 32, vectorized: bool = True
 ) -> Tensor:
@@ -86,11 +100,13 @@ def per_example_gradients(
     sizes = [parameter.numel() for parameter in _trainable(model)]
     module = _Loss(model, loss_fn)
     parameters = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+    places = _places(module, {id(value): name for name, value in module.named_parameters() if value.requires_grad})
 
     def loss(parameters: dict[str, Tensor], *example: Tensor) -> Tensor:
         alone = tuple(tensor.unsqueeze(0) for tensor in example)
-        buffers = {name: value.clone() for name, value in module.named_buffers()}  # the model may write into these
-        return functional_call(module, {**buffers, **parameters}, alone).sum()
+        swapped = {name: value.clone() for name, value in module.named_buffers()}  # the model may write into these
+        swapped |= {place: parameters[name] for place, name in places.items()}
+        return functional_call(module, swapped, alone, tie_weights=False).sum()
 
     examples = len(tensors[0])
     rows = torch.empty(examples, sum(sizes), device=next(iter(parameters.values())).device)

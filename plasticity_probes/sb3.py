@@ -28,6 +28,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -129,13 +130,9 @@ class PlasticityCallback(BaseCallback):
         if not self.names or not self._parts:
             return
         self._measure(boundary=True)
+        self._write()
         if self._measured_at < 0:
             self._tell(f"no probe was taken: there were never {self.numbers['samples']} samples")
-            return
-        self._pending = self._pending or Findings()
-        for part in self._parts:
-            self._pending.scalars |= part.tagged(Findings(part.prober.fresh_line())).scalars
-        self._write()
 
     def _probe_if_due(self) -> None:
         if self._parts[0].prober.due(self.model.num_timesteps):
@@ -150,9 +147,10 @@ class PlasticityCallback(BaseCallback):
         found = Findings()
         with _own_random_state(self.model.device):
             for part in self._parts:
-                measured = part.prober.measure(step, boundary)
+                measured = part.prober.measure(step, boundary) or Findings()
+                measured.scalars |= part.prober.fresh_line()  # again and again, for a line in the chart
                 part.awaits_update = part.churns and "churn" in part.prober.names
-                _add(found, part.tagged(measured or Findings()))
+                _add(found, part.tagged(measured))
         self._pending, self._measured_at = found, step
         if self.verbose >= 1:
             print(f"probes at step {step:,}: {time.perf_counter() - started:.2f} s")
@@ -185,6 +183,7 @@ class PlasticityCallback(BaseCallback):
         logger = Logger(self.logger.dir, self.logger.output_formats)
         logger.set_level(self.logger.level)
         logger.record("plasticity/step", self._measured_at, exclude=PRINT_ONLY)
+        logger.record("time/total_timesteps", self._measured_at, exclude=(*NUMBERS_ONLY, "tensorboard"))
         for tag, value in finite.items():
             logger.record(tag, value, exclude=NUMBERS_ONLY)
             for part in self._parts:
@@ -297,13 +296,12 @@ class _Replay:
                 return None
             with _own_random_state(model.device, seeds.next()):
                 data = model.replay_buffer.sample(samples, env=model.get_vec_normalize_env())
-                noise = {
-                    name: torch.randn(data.actions.shape, device=model.device) for name in ("noise", "next_noise")
-                }
+                noise = {name: torch.randn(data.actions.shape, device=model.device) for name in ("noise", "next_noise")}
             discounts = getattr(data, "discounts", None)  # of n-step returns
             columns = {name: getattr(data, name) for name in ("actions", "next_observations", "dones", "rewards")}
             columns["discounts"] = torch.full_like(data.rewards, model.gamma) if discounts is None else discounts
-            return {"observations": data.observations, **columns, **noise}
+            observations = _encoded(data.observations, model.observation_space)
+            return {"observations": observations, **columns, **noise}
 
         return draw
 
@@ -337,6 +335,7 @@ class _Rollouts:
         batch = {name: torch.as_tensor(array, device=self.model.device) for name, array in joined.items()}
         if isinstance(self.model.action_space, spaces.Discrete):
             batch["actions"] = batch["actions"].long().flatten()
+        batch["observations"] = _encoded(batch["observations"], self.model.observation_space)
         return batch
 
 
@@ -360,17 +359,32 @@ def _parts_of(model: BaseAlgorithm, seed: int, samples: int) -> tuple[_Replay | 
     return source, [_actor(model, source, seed), _critic(model, source, seed)]
 
 
-def _without_leftovers(network: nn.Module) -> nn.Module:
-    """`network` itself, its modules and parameters shared, without what is no part of it and cannot be deep-copied."""
+def _view(network: nn.Module) -> nn.Module:
+    """`network` itself, its modules and parameters shared, without what is no part of it and cannot be deep-copied; it
+    takes observations as `_encoded` gives them, and each of its modules has one name only: functional_call would swap
+    the parameters of a module with two names twice, and put the wrong ones back."""
     view = copy.copy(network)
     for name in ("action_dist", "optimizer"):
         vars(view).pop(name, None)
+    view._modules = {}
+    for name, module in network._modules.items():
+        known = module is not None and module in view._modules.values()
+        (vars(view) if known else view._modules)[name] = module
+    if isinstance(view.observation_space, (spaces.Discrete, spaces.MultiDiscrete)):
+        view.observation_space = spaces.Box(0.0, 1.0, (get_flattened_obs_dim(view.observation_space),), np.float32)
     return view
 
 
+def _encoded(observations: Tensor, space: spaces.Space) -> Tensor:
+    """Discrete observations as one-hot vectors: the encoding has no vmap."""
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return preprocess_obs(observations, space).flatten(1)
+    return observations
+
+
 def _fresh(model: BaseAlgorithm, seed: int, of: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
-    """`Learner.fresh`: a policy built as SB3 builds `model`'s. (SB3's NatureCNN samples the observation space that it is
-    given, hence copies.)"""
+    """`Learner.fresh`: a policy built as SB3 builds `model`'s, then what `of` takes of it. (NatureCNN samples the
+    observation space that it is given, hence copies.)"""
     seeds = _Seeds(seed, 2)
 
     def fresh() -> nn.Module:
@@ -378,7 +392,7 @@ def _fresh(model: BaseAlgorithm, seed: int, of: Callable[[nn.Module], nn.Module]
         with _own_random_state(model.device, seeds.next()):
             world = copy.deepcopy(model.observation_space), copy.deepcopy(model.action_space)
             policy = model.policy_class(*world, lambda _: 0.0, **kwargs).to(model.device)
-        return _without_leftovers(of(policy))
+        return _view(of(policy))
 
     return fresh
 
@@ -401,7 +415,7 @@ def _dqn(model: DQN, source: _Replay, seed: int) -> _Part:
         return F.smooth_l1_loss(*regression(network, *columns), reduction="none")
 
     learner = Learner(
-        _without_leftovers(model.q_net),
+        _view(model.q_net),
         source.drawing(),
         (Head("", lambda q: q.amax(1), "max_q", loss, regression),),
         prepare,
@@ -413,7 +427,7 @@ def _dqn(model: DQN, source: _Replay, seed: int) -> _Part:
 
 
 def _on_policy(model: PPO | A2C, source: _Rollouts, seed: int) -> _Part:
-    network, space = _without_leftovers(model.policy), model.action_space
+    network, space = _view(model.policy), model.action_space
     continuous = isinstance(space, spaces.Box)
     columns_of = ("observations", "actions", "log_probs", "advantages", "returns", "values")
 
@@ -505,19 +519,19 @@ def _temperature(model: SAC) -> Tensor:
 
 
 def _actor(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
-    sac = isinstance(model, SAC)
+    sac, critic = isinstance(model, SAC), _view(model.critic)
 
     def forward(actor: nn.Module, observations: Tensor) -> tuple[Tensor, ...]:
         return actor.get_action_dist_params(observations)[:2] if sac else (actor(observations),)
 
     def loss(actor: nn.Module, observations: Tensor, noise: Tensor) -> Tensor:
         if not sac:
-            return -model.critic.q1_forward(observations, actor(observations)).squeeze(1)
+            return -critic.q1_forward(observations, actor(observations)).squeeze(1)
         actions, log_probs = _sac_action(actor, observations, noise)
-        return _temperature(model) * log_probs - torch.cat(model.critic(observations, actions), 1).amin(1)
+        return _temperature(model) * log_probs - torch.cat(critic(observations, actions), 1).amin(1)
 
     learner = Learner(
-        _without_leftovers(model.actor),
+        _view(model.actor),
         source.drawing(),
         (Head("", lambda given: given[0].sum(1), "policy_sum", loss),),
         lambda batch: (batch["observations"], batch["noise"]),
@@ -533,7 +547,8 @@ def _actor(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
 
 def _critic(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
     """All Q-networks of the critic; actions ride along as the last columns of flattened observations."""
-    draw_transitions, shape = source.drawing(), model.replay_buffer.obs_shape
+    draw_transitions, network = source.drawing(), _view(model.critic)
+    shape = network.observation_space.shape
 
     def draw(samples: int) -> dict[str, Tensor] | None:
         batch = draw_transitions(samples)
@@ -567,7 +582,7 @@ def _critic(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
         return forward(critic, joined)[:, 0], targets.squeeze(1)
 
     learner = Learner(
-        _without_leftovers(model.critic),
+        network,
         draw,
         (Head("", lambda q: q[:, 0], "qf0", loss, regression),),
         prepare,

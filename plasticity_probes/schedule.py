@@ -106,8 +106,6 @@ class Prober:
     """The frozen batch."""
     current: dict[str, Tensor] | None = field(default=None, init=False)
     """The latest other one."""
-    current: dict[str, Tensor] | None = field(default=None, init=False)
-    """The latest other one."""
 
     def __post_init__(self) -> None:
         self.names = chosen(self.probes)
@@ -135,7 +133,6 @@ class Prober:
         batch = self.learner.draw(self.samples)
         if batch is None:
             return None
-        self.current = batch
         self.current = batch
         heavy = boundary or self._measured % self.heavy_factor == 0
         self._last_step, self._measured = step, self._measured + 1

@@ -18,11 +18,11 @@ COLUMNS = {
     "target mean": "probes/target/mean/critic",
     "churn": "probes/churn/policy_kl",
     "dormant": f"probes/{DORMANT}",
-    "(reference)": f"probes_reference/{DORMANT}",
-    "(fresh)": f"probes_fresh/{DORMANT}",
+    "on reference": f"probes_reference/{DORMANT}",
+    "if fresh": f"probes_fresh/{DORMANT}",
     "critic's rank": f"probes/{RANK}",
-    "(reference) ": f"probes_reference/{RANK}",
-    "(fresh) ": f"probes_fresh/{RANK}",
+    "rank on ref.": f"probes_reference/{RANK}",
+    "rank if fresh": f"probes_fresh/{RANK}",
 }
 
 

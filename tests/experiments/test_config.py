@@ -16,7 +16,8 @@ ALL = [(algorithm, name) for algorithm, presets in PRESETS.items() for name in p
 
 def settings(algorithm: str, name: str):
     worlds = {"dopamine": "ALE/Pong-v5", "cleanrl_atari": "ALE/Pong-v5", "classic": "CartPole-v1"}
-    env = worlds.get(name, "Ant-v5")
+    worlds |= {"lyle23": "ImageMDP-v0", "image": "ImageMDP-v0"}
+    env = worlds.get(name, "FrictionAnt-v0" if "friction" in name else "Ant-v5")
     return preset_config(algorithm, name, family_of(env), env, 10_000_000)
 
 
@@ -121,3 +122,33 @@ def test_cleanrl_atari_numbers() -> None:
     assert (agent.clip_coef, agent.ent_coef, agent.max_grad_norm) == (0.1, 0.01, 0.5)
     assert (agent.life_loss_discount, agent.clip_vloss) == (True, True)
     assert agent.vf_coef == 0.25  # .5 on half a squared error there, here the square has no half
+
+
+def test_settings_of_a_changing_world_survive_json() -> None:
+    flags = ["--task.period", "500", "--task.seed", "7", "--task.order", "cycle", "--task.count", "3"]
+    images = ["--image.variant", "bandit", "--image.num-images", "50", "--dataset", "mnist"]
+    probes = ["--probes", "ranks", "ntk", "--probe.every", "77", "--replay.on-task-change", "clear"]
+    config = parse_train(["dqn", "--env", "ImageMDP-v0", *flags, *images, *probes])
+    assert config.world.task.seed == 7 and config.run.probes == ("ranks", "ntk")
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    unseeded = parse_train(["dqn", "--env", "ImageMDP-v0"])
+    assert from_dict(json.loads(json.dumps(to_dict(unseeded)))).world.task.seed is None
+    for field, value in (("seed", "x"), ("period", 1.5), ("at", "later")):
+        with pytest.raises(ValueError, match=f"world.task.{field}"):
+            from_dict({"algorithm": "dqn", "world": {"env": "ImageMDP-v0", "task": {field: value}}})
+
+
+def test_probes_do_not_change_a_runs_name_and_tasks_do() -> None:
+    plain = parse_train(["dqn", "--env", "ImageMDP-v0"]).run_name
+    assert parse_train(["dqn", "--env", "ImageMDP-v0", "--probes", "all", "--probe.every", "9"]).run_name == plain
+    assert parse_train(["dqn", "--env", "ImageMDP-v0", "--task.period", "9"]).run_name != plain
+
+
+def test_the_published_protocol_of_friction() -> None:
+    full, small = settings("ppo", "dohare24_friction_ant"), settings("ppo", "dohare24_friction_ant_scaled_down")
+    assert full.world.task.period == 2_000_000 and full.world.num_envs == 1
+    assert (full.world.friction.low, full.world.friction.high, full.world.friction.law) == (0.02, 2.0, "log_uniform")
+    ant = (full.world.ant_observation, full.world.contact_cost_weight, full.world.healthy_reward_on_termination)
+    assert ant == ("padded-111", 0.0, True)
+    assert full.agent.anneal_steps == 0 and full.agent.time_limit == "terminal"
+    assert small.world.task.period == 300_000 and small.world.num_envs == 8

@@ -254,3 +254,32 @@ def test_bad_arguments_are_refused():
         negative_share(torch.ones(1, 1))
     with pytest.raises(ValueError, match="finite"):
         cluster_order(torch.full((2, 2), torch.nan))
+
+
+class Twice(nn.Module):
+    """One layer registered under two names, and another whose weight is tied to a third's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+        self.again = self.a
+        self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.c.weight = self.b.weight
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.again(self.a(x))))))
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_modules_under_two_names_and_tied_weights_are_measured_and_left_alone(vectorized):
+    torch.manual_seed(0)
+    model, inputs = Twice(), torch.randn(5, 3)
+    before = dict(model.named_parameters(remove_duplicate=False))
+    values = {name: parameter.detach().clone() for name, parameter in before.items()}
+    rows = per_example_gradients(model, lambda m, x: m(x).square().sum(1), inputs, vectorized=vectorized)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is before[name] and torch.equal(after[name], values[name]) for name in before)
+    assert model.again is model.a and model.c.weight is model.b.weight
+    for row, example in zip(rows, inputs, strict=True):
+        wanted = torch.autograd.grad(model(example[None]).square().sum(), list(model.parameters()))
+        assert torch.allclose(row, torch.cat([part.flatten() for part in wanted]), atol=1e-5)

@@ -1,0 +1,340 @@
+"""The surgeon: the only place that edits weights together with the optimizer state that belongs to them.
+
+    layers = hidden_layers(network, observations)
+    surgery = Surgery({"online": network}, adam, layers, generator)
+    surgery.replace({"dense1": dead})                      # bool mask [units]
+    surgery.replace({"dense1": Slots(index, valid)})       # at most k units, work proportional to k
+
+Shapes are static and no value is read back from the device, so `replace` may run eagerly, compiled or in a CUDA graph;
+where a generator cannot go along, draw outside with `draw` and pass the draws in. Where the optimizer's `found_inf` is
+set (see agents/guard.py) every edit leaves everything as it is.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.initializers import Initializer, initializer_for
+from agents.interventions.base import NORM_START, Intervention, Owned, Slices, Slots, Units
+from plasticity_probes.units import CONVOLUTIONS, NORMS, HiddenLayer
+
+Moments = Literal["zero", "keep", "mean", "local"]
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def initialise_adam(optimizer: torch.optim.Adam) -> None:
+    """Give every parameter without state the one that Adam would give it at its first step."""
+    for group in optimizer.param_groups:
+        on_device = group["capturable"] or group["fused"]
+        wide = not group["fused"] and torch.get_default_dtype() == torch.float64
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if state:
+                continue
+            device = parameter.device if on_device else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
+            for name in MOMENTS if group["amsgrad"] else MOMENTS[:2]:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+class Surgery:
+    """Edits the network "online" and, where asked, the same slices of the other `networks` with the same values.
+
+    `networks` have equal structure; `layers` are the online network's; `generator` draws new weights (on the layers'
+    device where nothing is to wait for a copy); `sample(n)` gives n observations; `interventions` hear of edits.
+    ValueError: the optimizer is not Adam or lacks a trainable parameter of a separable layer; the networks differ.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimizer: torch.optim.Adam,
+        layers: Sequence[HiddenLayer],
+        generator: torch.Generator,
+        sample: Callable[[int], Tensor] | None = None,
+        interventions: Sequence[Intervention] = (),
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Adam):
+            raise ValueError(f"optimizer = {type(optimizer).__name__}: must be Adam (or AdamW)")
+        self.networks, self.optimizer, self.generator = dict(networks), optimizer, generator
+        self.layers = {layer.name: layer for layer in layers}
+        self.interventions = tuple(interventions)
+        self._sample = sample
+        initialise_adam(optimizer)
+        self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
+        self.replaced = {
+            name: torch.zeros((), dtype=torch.int64, device=slices.layer.producer.weight.device)
+            for name, slices in self.slices.items()
+        }  # units replaced so far, by layer, on the device
+        online = self._tensors("online")
+        self._names = {id(tensor): name for name, tensor in online.items()}
+        self._twins = {name: self._tensors(name) for name in self.networks}
+        self._start = {id(p): p.detach().clone() for p in self.networks["online"].parameters() if p.ndim < 2}
+        self._check(online)
+
+    def _tensors(self, network: str) -> dict[str, Tensor]:
+        module = self.networks[network]
+        return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+    def _check(self, online: dict[str, Tensor]) -> None:
+        for name, tensors in self._twins.items():
+            if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in online.items()}:
+                raise ValueError(f"networks[{name!r}]: its parameters are not those of networks['online']")
+        for slices in self.slices.values():
+            for tensor in (owned.tensor for owned in (*slices.incoming, *slices.outgoing)):
+                if id(tensor) not in self._names:
+                    raise ValueError(f"layers: a parameter of '{slices.layer.name}' is not in networks['online']")
+                if tensor.requires_grad and not self.optimizer.state.get(tensor):
+                    raise ValueError(f"optimizer: lacks '{self._names[id(tensor)]}', which would never train again")
+
+    def _allowed(self) -> Tensor | None:
+        """0-d bool: whether edits may take place; None where nothing can forbid them."""
+        found = getattr(self.optimizer, "found_inf", None)
+        return None if found is None else found == 0
+
+    def _assign(self, tensor: Tensor, value: Tensor | float) -> None:
+        allowed = self._allowed()
+        if allowed is None:
+            tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
+        else:
+            tensor.copy_(torch.where(allowed.to(tensor.device), value, tensor))
+
+    def of(self, layer: HiddenLayer | str) -> Slices:
+        """What the units of a layer own. ValueError naming the layer and the reason where units are not separable."""
+        name = layer if isinstance(layer, str) else layer.name
+        if name not in self.layers:
+            raise ValueError(f"layer '{name}': must be one of {', '.join(self.layers)}")
+        if name not in self.slices:
+            raise ValueError(f"layer '{name}': its units cannot be replaced one by one: {self.layers[name].reason}")
+        return self.slices[name]
+
+    def draw(self, layer: HiddenLayer | str, rows: int) -> tuple[Tensor, Tensor]:
+        """Incoming weights [rows, ...] and biases [rows] for new units, by the layer's own law (torch's default for a
+        layer without `initializer`), on the producer's device."""
+        slices = self.of(layer)
+        weight = slices.layer.producer.weight
+        drawn = slices.initializer.weight_rows(rows, tuple(weight.shape[1:]), self.generator)
+        return drawn.to(weight), slices.initializer.bias_rows(rows, self.generator).to(weight)
+
+    def require_absorb(self, layer: HiddenLayer | str) -> None:
+        """ValueError if a consumer of the layer has no bias that could take up a removed unit's mean contribution."""
+        for module, _ in self.of(layer).layer.consumers:
+            if module.bias is None:
+                name = self._names[id(module.weight)].removesuffix(".weight")
+                raise ValueError(f"absorb: '{name}' reads '{self.of(layer).layer.name}' but has no bias to absorb it")
+
+    @torch.no_grad()
+    def replace(
+        self,
+        units: Mapping[HiddenLayer | str, Tensor | Slots],
+        moments: Moments = "zero",
+        absorb: Mapping[HiddenLayer | str, Tensor] | None = None,
+        networks: Sequence[str] = ("online",),
+        draws: Mapping[HiddenLayer | str, tuple[Tensor, Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Replace units: ALL their incoming weights anew, then ALL their outgoing ones to zero, then `on_replaced`.
+
+        Incoming: row and bias by the layer's own law, the norm's gain 1 and bias 0. Outgoing: the columns that the
+        unit owns in EVERY consumer. `units`: by layer, a bool mask [units] or `Slots`. `draws`: by layer, what
+        `draw(layer, k or units)` gave, in place of drawing now. Returns how many units were replaced, by layer name
+        (0-d int64 on the device).
+
+        `moments`, on exactly those slices: "zero"; "keep"; "mean": first moment 0, second the mean over the surviving
+        units' slices of that tensor, so that the first steps are not overlong. The tensor's shared step stays. "local"
+        (a step count per element, AdamGnT in Dohare24) is refused: NotImplementedError.
+
+        `absorb`: by layer, the mean over samples of what comes out of the nonlinearity, [units, *positions] (CReLU:
+        twice the units). Before anything else, column by column, w_out * mean is added to the consumers' biases, whose
+        moments stay. Exact on the mean input for a Linear consumer, also after a flatten. For a convolution it is the
+        channel's mean times the sum over the kernel: exact where the channel's mean is the same everywhere, except at
+        padded borders.
+
+        `networks`: "online" first; the others get the same new values (they absorb their own w_out), and a removed
+        unit's columns become zero there too.
+        """
+        self._require_moments(moments, networks)
+        edits = {self.of(key).layer.name: given for key, given in units.items()}
+        absorb = {self.of(key).layer.name: means for key, means in (absorb or {}).items()}
+        draws = {self.of(key).layer.name: drawn for key, drawn in (draws or {}).items()}
+        if not set(absorb) <= set(edits):
+            raise ValueError(f"absorb: {', '.join(sorted(set(absorb) - set(edits)))} must be among the replaced layers")
+        allowed = self._allowed()
+        chosen = [(self.slices[k], Units.of(given, self.layers[k].units, k, allowed)) for k, given in edits.items()]
+        means = [self._column_means(slices, absorb.get(slices.layer.name)) for slices, _ in chosen]
+        for (slices, which), columns in zip(chosen, means, strict=True):
+            self._absorb(slices, which, columns, networks)
+        for slices, which in chosen:
+            name = slices.layer.name
+            drawn = draws[name] if name in draws else self.draw(name, len(which.index))
+            new = dict(zip(("weight", "bias"), drawn, strict=True))
+            for owned in slices.incoming:
+                values = owned.start if isinstance(owned.start, float) else new[owned.start][which.source]
+                self._edit(owned, which, values, moments, networks)
+        for slices, which in chosen:
+            for owned in slices.outgoing:
+                self._edit(owned, which, 0.0, moments, networks)
+        return {slices.layer.name: self._tell(slices, which) for slices, which in chosen}
+
+    def _require_moments(self, moments: str, networks: Sequence[str]) -> None:
+        if moments == "local":
+            raise NotImplementedError(
+                "moments = 'local': torch's Adam has one step count a tensor, and nothing that is done to the moments "
+                "at the time of the edit gives a slice its own bias correction; use 'mean'"
+            )
+        if moments not in ("zero", "keep", "mean"):
+            raise ValueError(f"moments = {moments!r}: must be zero, keep or mean")
+        self._require_networks(networks)
+
+    def _require_networks(self, networks: Sequence[str]) -> None:
+        if tuple(networks)[:1] != ("online",) or not set(networks) <= set(self.networks):
+            allowed = ", ".join(self.networks)
+            raise ValueError(f"networks = {tuple(networks)!r}: must be 'online', then any of {allowed}")
+
+    def _twin(self, network: str, tensor: Tensor) -> Tensor:
+        """What `tensor` of the online network is in `network`."""
+        return self._twins[network][self._names[id(tensor)]]
+
+    def _column_means(self, slices: Slices, post: Tensor | None) -> list[Tensor]:
+        """Means by column of each consumer, checked before anything is edited; none where nothing is absorbed."""
+        if post is None:
+            return []
+        self.require_absorb(slices.layer)
+        return [slices.consumer_means(post, consumer) for consumer in range(len(slices.outgoing))]
+
+    def _absorb(self, slices: Slices, units: Units, means: list[Tensor], networks: Sequence[str]) -> None:
+        once = units.hit & (units.source == torch.arange(len(units.index), device=units.index.device))
+        for owned, (module, _), mean in zip(slices.outgoing, slices.layer.consumers, means, strict=bool(means)):
+            columns = torch.where(once[:, None], mean[units.index], 0).flatten()
+            for name in networks:
+                weight = owned.read(self._twin(name, owned.tensor), units)
+                self._twin(name, module.bias).add_((weight.flatten(2).sum(2) if weight.ndim > 2 else weight) @ columns)
+
+    def _edit(
+        self, owned: Owned, units: Units, values: Tensor | float, moments: Moments, networks: Sequence[str]
+    ) -> None:
+        """Write the values into the slices in every one of `networks`, and what belongs there into the moments."""
+        pairs = [(self._twin(name, owned.tensor), values) for name in networks]
+        state = self.optimizer.state.get(owned.tensor, {}) if moments != "keep" else {}
+        for name in MOMENTS:
+            if name in state:
+                mean = moments == "mean" and name != "exp_avg"
+                pairs.append((state[name], owned.survivors_mean(state[name], units) if mean else 0.0))
+        owned.write(units, *pairs)
+
+    def _tell(self, slices: Slices, units: Units) -> Tensor:
+        count = units.mask.sum()
+        self.replaced[slices.layer.name] += count
+        for intervention in self.interventions:
+            intervention.on_replaced(slices.layer, units)
+        return count
+
+    @torch.no_grad()
+    def project(self, parameters: Iterable[nn.Parameter], function: Callable[[nn.Parameter], Tensor]) -> None:
+        """Move each parameter to function(parameter), in place; moments and step stay as they are."""
+        for parameter in parameters:
+            self._assign(parameter, function(parameter))
+
+    @torch.no_grad()
+    def reset(
+        self, what: Iterable[nn.Module | nn.Parameter], networks: Sequence[str] = ("online",)
+    ) -> list[nn.Parameter]:
+        """Redraw whole tensors of the online network by their own law; their moments and steps start at zero.
+
+        `what`: modules (all their parameters, and the running statistics of norms) and single parameters. A Linear or
+        convolution follows its `initializer` or torch's default, a norm gets gain 1 and bias 0, any other vector or
+        scalar the value it had when the surgeon was made. `networks` as in `replace`. Returns the parameters.
+
+        ValueError, before anything is edited: a tensor is not the online network's, or its law is not known.
+        """
+        self._require_networks(networks)
+        plan = list(self._plan(what))
+        for module, name, tensor in plan:
+            fresh = self._fresh(module, name, tensor)
+            for network in networks:
+                self._assign(self._twin(network, tensor), fresh)
+        parameters = [tensor for *_, tensor in plan if isinstance(tensor, nn.Parameter)]
+        self.zero_moments(parameters)
+        self.zero_step(parameters)
+        for intervention in self.interventions:
+            intervention.on_reset(parameters)
+        redrawn, allowed = set(map(id, parameters)), self._allowed()
+        for slices in self.slices.values():
+            layer, weight = slices.layer, slices.layer.producer.weight
+            if id(weight) in redrawn:
+                everything = torch.ones(layer.units, dtype=torch.bool, device=weight.device)
+                self._tell(slices, Units.of(everything, layer.units, layer.name, allowed))
+        return parameters
+
+    def _plan(self, what: Iterable[nn.Module | nn.Parameter]) -> Iterable[tuple[nn.Module, str, Tensor]]:
+        """(module, name in it, tensor) to redraw, in the network's order."""
+        chosen: set[int] = set()
+        for item in what:
+            tensors = [item] if isinstance(item, Tensor) else [*item.parameters(), *_statistics(item)]
+            if any(id(tensor) not in self._names for tensor in tensors):
+                raise ValueError(f"reset: {type(item).__name__} is not part of networks['online']")
+            chosen |= set(map(id, tensors))
+        plan = [
+            (module, name, tensor)
+            for module in self.networks["online"].modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and id(tensor) in chosen
+        ]
+        for module, _, tensor in plan:
+            if not isinstance(module, (nn.Linear, *CONVOLUTIONS, *NORMS)) and id(tensor) not in self._start:
+                name = f"'{self._names[id(tensor)]}' ({type(module).__name__})"
+                raise ValueError(f"reset: the law of {name} is not known")
+        return plan
+
+    def _fresh(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor | float:
+        if isinstance(module, NORMS):
+            return NORM_START.get(name, 0)
+        if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+            return self._start[id(tensor)]
+        law, shape = _law(module), tensor.shape
+        if name == "bias":
+            return law.bias_rows(len(tensor), self.generator).to(tensor)
+        return law.weight_rows(shape[0], tuple(shape[1:]), self.generator).to(tensor)
+
+    @torch.no_grad()
+    def zero_moments(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Forget Adam's moments of whole tensors; the step stays."""
+        for state in (self.optimizer.state.get(parameter, {}) for parameter in parameters):
+            for name in MOMENTS:
+                if name in state:
+                    self._assign(state[name], 0.0)
+
+    @torch.no_grad()
+    def zero_step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Restart the bias correction of whole tensors; the moments stay."""
+        for state in (self.optimizer.state.get(parameter, {}) for parameter in parameters):
+            if state:
+                self._assign(state["step"], 0.0)
+
+    def sample(self, n: int) -> Tensor:
+        """n observations from replay or rollout. RuntimeError where the surgeon was given no way to draw them."""
+        if self._sample is None:
+            raise RuntimeError("sample: this surgeon was made without `sample`")
+        return self._sample(n)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state and the counts of replaced units."""
+        return {"generator": self.generator.get_state(), "replaced": dict(self.replaced)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.generator.set_state(state["generator"].cpu())
+        for name, count in self.replaced.items():
+            count.copy_(state["replaced"][name])
+
+
+def _law(module: nn.Module) -> Initializer:
+    """A layer's own law, or torch's default."""
+    return getattr(module, "initializer", None) or initializer_for("torch", module)
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    """The running statistics of all norms in `module`."""
+    norms = [part for part in module.modules() if isinstance(part, NORMS)]
+    return [buffer for norm in norms for buffer in norm._buffers.values() if buffer is not None]
