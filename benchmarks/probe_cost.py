@@ -131,8 +131,7 @@ def measure(name: str, config: TrainConfig, start: int, window: int, turns: int)
         light_seconds.append(subject.seconds(lambda: subject.probe(False)))
     after = values_read(subject, window // 4)
     subject.prober = heavy
-    subject.probe(True)
-    for _ in range(max(1, turns // 2)):
+    for _ in range(max(1, turns // 3)):  # long enough to need no warm-up
         heavy_seconds.append(subject.seconds(lambda: subject.probe(True)))
     subject.world.close()
     step, probe, whole = median(training_seconds), median(light_seconds), median(heavy_seconds)

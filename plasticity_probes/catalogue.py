@@ -68,6 +68,8 @@ class ProbeInput:
     previous: Mapping[str, Tensor]
     pictures: bool
     refits: RefitSettings = RefitSettings()
+    outputs: Any = None
+    """What the forward pass for `activations` gave; None before it."""
 
     @cached_property
     def prepared(self) -> tuple[Tensor, ...]:
@@ -83,8 +85,14 @@ class ProbeInput:
     @cached_property
     def activations(self) -> dict[str, Any]:
         """Pre- and post-nonlinearity tensors by layer name (that of tags)."""
-        observations = self.batch["observations"]
-        found = activations(self.network, observations, self.learner.forward, self.layers)
+        observations, kept = self.batch["observations"], []
+
+        def forward(network: nn.Module, observations: Tensor) -> Any:
+            kept.append(self.learner.forward(network, observations))
+            return kept[-1]
+
+        found = activations(self.network, observations, forward, self.layers)
+        self.outputs = kept[-1]
         return {self.learner.layer_name(name): tensors for name, tensors in found.items()}
 
     @cached_property

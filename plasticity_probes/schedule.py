@@ -145,8 +145,9 @@ class Prober:
             network = self.learner.network
             self._run(findings, "probes", self._input(network, batch, heavy), names)
             on_batches = [name for name in names if name not in WITHOUT_BATCH]
-            self._run(findings, "probes_reference", self._input(network, self.reference, heavy), on_batches)
-            self._before = self._behaviour() if "churn" in self.names else None
+            on_reference = self._input(network, self.reference, heavy)
+            self._run(findings, "probes_reference", on_reference, on_batches)
+            self._before = self._behaviour(on_reference.outputs) if "churn" in self.names else None
         self._previous = snapshot(self.learner.network)
         return findings
 
@@ -170,12 +171,15 @@ class Prober:
         """The fresh network's values again, so that a chart shows a line from the first probe to the last."""
         return dict(self._fresh or {})
 
-    def _behaviour(self) -> Any:
+    def _behaviour(self, outputs: Any = None) -> Any:
+        """On the reference batch, from the network's `outputs` there where they are known already."""
         learner = self.learner
         if learner.behaviour is None or self.reference is None:
             return None
         with torch.no_grad():
-            given = learner.behaviour(learner.forward(learner.network, self.reference["observations"]))
+            if outputs is None:
+                outputs = learner.forward(learner.network, self.reference["observations"])
+            given = learner.behaviour(outputs)
         return tuple(part.clone() for part in given) if isinstance(given, tuple) else given.clone()
 
     def _measure_fresh(self, findings: Findings) -> None:
