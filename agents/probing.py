@@ -59,13 +59,13 @@ def _value_agent(agent: ValueAgent, generators: Generators) -> Learner:
 class _Recent:
     """Some rows of the last rollout that was learned from."""
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator) -> None:  # on the rollout's device
         self.generator, self.rows = generator, None
 
     def keep(self, data: dict[str, Tensor]) -> None:
         """Copy at most 1,024 rows, drawn without replacement; the rollout itself is overwritten soon."""
         total = len(data["returns"])
-        rows = torch.randperm(total, generator=self.generator)[:1024].to(data["returns"].device)
+        rows = torch.randperm(total, generator=self.generator, device=self.generator.device)[:1024]
         self.rows = {name: tensor[rows] for name, tensor in data.items()}
 
     def draw(self, samples: int) -> dict[str, Tensor] | None:
@@ -77,7 +77,7 @@ PPO_COLUMNS = ("observations", "actions", "log_probs", "advantages", "returns", 
 
 
 def _ppo(agent: PPO, generators: Generators) -> Learner:
-    recent, init = _Recent(generators.torch("probes")), generators.torch("probes' fresh network")
+    recent, init = _Recent(generators.torch("probes", agent.device)), generators.torch("probes' fresh network")
     agent.keep_recent = recent.keep
 
     def prepare(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -114,17 +114,22 @@ def _ppo(agent: PPO, generators: Generators) -> Learner:
             network.normalizer.load_state_dict(agent.network.normalizer.state_dict())
         return network
 
+    def name_of(layer: str) -> str:
+        """A torso that policy and value share is neither's."""
+        return layer_name(layer.removeprefix("actor_torso.") if agent.network.critic_torso is None else layer)
+
     return Learner(
         agent.network,
         recent.draw,
         (
-            Head("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss),
-            Head("critic", lambda given: expected(given[1]), "value", value_loss, regression),
+            Head("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss, on_policy=True),
+            Head("critic", lambda given: expected(given[1]), "value", value_loss, regression, on_policy=True),
         ),
         prepare,
         optimizer=agent.optimization.adam,
         behaviour=behaviour,
         behaviour_kind="continuous" if agent.continuous else "discrete",
+        critic=lambda given: expected(given[1]),
         fresh=fresh,
-        layer_name=layer_name,
+        layer_name=name_of,
     )

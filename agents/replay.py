@@ -110,17 +110,17 @@ class Replay:
             self.age[finished] = 0
 
     def task_share(self, task: int) -> float:
-        """Share of the stored transitions that were made in `task`; 0 where nothing is stored."""
+        """Share of the stored transitions that were made in `task` or a later one; 0 where nothing is stored."""
         transitions = (self.tasks >= 0) & ~self.final
         stored = np.count_nonzero(transitions)
-        return np.count_nonzero(transitions & (self.tasks == task)) / stored if stored else 0.0
+        return np.count_nonzero(transitions & (self.tasks >= task)) / stored if stored else 0.0
 
     def keep_task(self, task: int) -> None:
-        """Forget what was stored before the environments entered `task` (each its newest stretch)."""
+        """Forget what was stored before the environments entered `task` or a later one (each its newest stretch)."""
         for environment in range(self.num_envs):
             ring = self.tasks[self.offset[environment] :][: self.slots]
             newest_first = (self.head[environment] - 1 - np.arange(self.filled[environment])) % self.slots
-            others = np.flatnonzero(ring[newest_first] != task)
+            others = np.flatnonzero(ring[newest_first] < task)
             kept = others[0] if others.size else self.filled[environment]
             ring[newest_first[kept:]] = -1
             self.filled[environment] = kept

@@ -84,7 +84,7 @@ class ValueAgent:
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
         self.steps = 0
-        self.task: int | None = None  # the newest task that an environment is in
+        self.task: int | None = None  # the task that every environment has entered
         self.task_began = 0
 
     def build_network(self, generator: torch.Generator) -> QNetwork:
@@ -132,7 +132,7 @@ class ValueAgent:
         self.replay.add(transitions, self.transform(transitions.rewards, ended), self.config.life_loss_discount)
         self.steps += self.num_envs
         if transitions.tasks is not None:
-            self.task = int(transitions.next_tasks.max())
+            self.task = int(transitions.next_tasks.min())
 
     def update_due(self) -> bool:
         """Whether the replay ratio asks for another gradient step now."""

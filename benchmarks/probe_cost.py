@@ -5,9 +5,9 @@ default probes), then the churn of the next update; turn by turn within one proc
 alike. ``share`` is the median probe's time by that of the steps between two probes (10,000 by default) and itself;
 ``all`` the same with the heavy probes at their cadence (every tenth time). By processor time, one thread.
 
-The last column counts the values read back from the device (``aten::_local_scalar_dense``) within updates, per update,
-without a prober and with one: a probe must add none. (On a CPU the guard reads its verdict at once; on a GPU it does
-not.)
+The last column counts the values read back from the device (``aten::_local_scalar_dense``; on a GPU copies and stream
+synchronisations too) within one update, before a prober is attached and in the update after a probe: it must add none.
+(On a CPU the guard reads its verdict at once; on a GPU it does not.)
 
     OMP_NUM_THREADS=1 python -m benchmarks.probe_cost [--turns N] [--only ROW] [--device cuda]
 """
@@ -59,15 +59,17 @@ def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
 class Subject:
     """A run that can be continued and probed."""
 
-    def __init__(self, config: TrainConfig, probes: tuple[str, ...], start: int) -> None:
+    def __init__(self, config: TrainConfig, start: int) -> None:
         self.world, self.agent = build(config)
         self.events, self.step, self.told = training(self.agent, self.world, 2**40), 0, 0
-        self.prober = Prober(learner_of(self.agent, Generators(1)), probes, EVERY, tell=self._tell)
+        self.prober: Prober | None = None
         self.cuda = self.agent.device.type == "cuda"
         self.run(start)
 
-    def _tell(self, sentence: str) -> None:
-        raise RuntimeError(sentence)
+    def attach(self, probes: tuple[str, ...], window: int) -> None:
+        """Probe from now on; train until there is something to probe."""
+        self.prober = Prober(learner_of(self.agent, Generators(1)), probes, EVERY, tell=_raise_on_failure)
+        self.run(window)
 
     def run(self, steps: int) -> int:
         """Train on for at least `steps` steps, to the end of an update; the steps made."""
@@ -98,26 +100,41 @@ class Subject:
         self.prober.after_update()
 
 
-def values_read(subject: Subject, steps: int) -> float:
-    """Values read back from the device per update."""
-    updates = 0
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        begun = subject.step
-        for event in subject.events:
-            subject.step = event.step
-            updates += isinstance(event, Update)
-            if isinstance(event, Update) and event.step - begun >= steps:
-                break
-    reads = sum(event.count for event in profiler.key_averages() if event.key == "aten::_local_scalar_dense")
-    return reads / updates
+def _raise_on_failure(sentence: str) -> None:
+    if "failed" in sentence:
+        raise RuntimeError(sentence)
+
+
+def values_read(subject: Subject) -> int:
+    """Values read back from the device, and copies between devices, within one update; with a prober, the one that
+    follows a probe."""
+    if subject.prober is not None:
+        subject.told += 1
+        subject.prober.measure(subject.step + subject.told)
+    update, counts = subject.agent.update, []
+
+    def profiled() -> dict:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            metrics = update()
+        keys = ("aten::_local_scalar_dense", "aten::_to_copy", "cudaStreamSynchronize", "cudaMemcpyAsync")
+        wanted = keys if subject.cuda else keys[:1]
+        counts.append(sum(event.count for event in profiler.key_averages() if event.key in wanted))
+        return metrics
+
+    subject.agent.update = profiled
+    subject.run(1)
+    del subject.agent.update
+    if subject.prober is not None:
+        subject.prober.after_update()
+    return counts[0]
 
 
 def measure(name: str, config: TrainConfig, start: int, window: int, turns: int) -> str:
     """The row's line of the table."""
-    subject = Subject(config, ("all",), start)
-    light = replace(subject.prober, probes=("default",))
-    heavy, subject.prober = subject.prober, light
-    before = values_read(subject, window // 4)
+    subject = Subject(config, start)
+    before = values_read(subject)
+    subject.attach(("default",), window)
+    after = values_read(subject)
     training_seconds, light_seconds, heavy_seconds = [], [], []
     subject.probe(False)  # the first one also measures a fresh network
     for _ in range(turns):
@@ -129,8 +146,7 @@ def measure(name: str, config: TrainConfig, start: int, window: int, turns: int)
 
         training_seconds.append(subject.seconds(train) / steps)
         light_seconds.append(subject.seconds(lambda: subject.probe(False)))
-    after = values_read(subject, window // 4)
-    subject.prober = heavy
+    heavy = subject.prober = replace(subject.prober, probes=("all",))
     for _ in range(max(1, turns // 3)):  # long enough to need no warm-up
         heavy_seconds.append(subject.seconds(lambda: subject.probe(True)))
     subject.world.close()
@@ -139,7 +155,7 @@ def measure(name: str, config: TrainConfig, start: int, window: int, turns: int)
     average = probe + (whole - probe) / factor
     return (
         f"{name:14} {1 / step:9,.0f} {probe * 1e3:10.0f} {probe / (probe + EVERY * step):8.2%} {whole:9.1f} "
-        f"{average / (average + EVERY * step):8.2%}   {before:.1f} / {after:.1f}"
+        f"{average / (average + EVERY * step):8.2%}   {before} / {after}"
     )
 
 

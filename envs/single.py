@@ -18,7 +18,7 @@ from envs.tasks import Task, TaskSchedule
 from envs.vector import SEED_LIMIT, World
 
 _SECTIONS = {"task": TaskConfig, "friction": FrictionConfig, "image": ImageConfig}
-_OF_THE_STATE = ("lives", "life_lost", "task_index", "task")  # what infos say of an observation, not of a transition
+_OF_THE_STATE = ("lives", "life_lost", "task_index", "task_stage", "task")  # of an observation, not of a transition
 _FPS = {"atari": 15, "image": 4}  # steps a second: 60 frames a second at 4 a step; slow enough to read a picture
 
 
@@ -232,7 +232,8 @@ def _single(infos: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_task(info: dict[str, Any]) -> dict[str, Any]:
-    return {"task_index": info["task_index"], "task": dict(info["task"])} if "task" in info else {}
+    told = {name: info[name] for name in ("task_index", "task_stage", "task") if name in info}
+    return {**told, "task": dict(told["task"])} if told else {}
 
 
 class GameCycle(SingleWorld):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ class SwitchingPool:
         pool = make(first, seed)
         self._pools: dict[tuple[int, int], Pool] = {(first.variant, first.stage): pool}
         self._waiting: dict[tuple[int, int], Pool] = {}
+        self._built: Counter[tuple[int, int]] = Counter()  # so that a pool built again draws other numbers
         self._homes = np.zeros(num_envs, dtype=np.int64)  # which pool an environment is in, by its place in _order
         self._order = list(self._pools)
         self.single_observation_space = pool.single_observation_space
@@ -53,7 +55,8 @@ class SwitchingPool:
         self._leave_deserted()
 
     def _build(self, task: Task, key: tuple[int, int]) -> Pool:
-        seed = _derived(self._seed, *key) % (2**31 - self.num_envs)
+        self._built[key] += 1
+        seed = _derived(self._seed, *key, self._built[key]) % (2**31 - self.num_envs)
         pool = self._make(task, seed)
         _check_spaces(self, pool, task)
         if self._started:
@@ -76,6 +79,7 @@ class SwitchingPool:
         """See `Pool.start`."""
         if seed is not None:
             self._seed = seed
+            self._built.clear()
             self._close_waiting()  # what they would draw next depends on the past
         self._started = True
         parts = [(ids, *_rows_of(pool.start(seed), ids)) for pool, ids in self._inhabited()]

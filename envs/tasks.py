@@ -93,6 +93,7 @@ class TaskSchedule:
     ) -> None:
         self.law, self.period, self.num_envs, self.at, self.stages = law, period, num_envs, at, stages
         self.first, self.seed = first, seed
+        self._kept_stage = 0
         self.order: Order = order if order != "auto" else ("cycle" if law.listed else "sequence")
         self.count = _count(law, count, self.order)
         _check(self, order)
@@ -122,22 +123,27 @@ class TaskSchedule:
     def restart(self) -> None:
         """Begin anew: no steps made, every environment in the first task."""
         self.steps = 0
-        self.due = self._position()
+        self.due = self._position(0)
         self.current = self.task(*divmod(self.due, self.stages))
         self._next = self._next_due()
         self.positions = np.full(self.num_envs, self.due, dtype=np.int64)
         self._tasks = [self.current] * self.num_envs
         self._columns = self._tabulate()
 
-    def stay_in(self, index: int) -> None:
-        """Never change again: task `index` from the next restart on, which a world's next ``reset(seed=...)`` brings.
+    def in_force(self, steps: int) -> tuple[int, int]:
+        """(index, stage) of the task that the last of `steps` steps was due to be made in."""
+        return divmod(self._position(max(steps - 1, 0)), self.stages)
+
+    def stay_in(self, index: int, stage: int = 0) -> None:
+        """Never change again: task `index` (at that stage of its drift) from the next restart on, which a world's next
+        ``reset(seed=...)`` brings.
 
         Raises:
             ValueError: there is no such task.
         """
         if not 0 <= index <= self.last:
             raise ValueError(f"task = {index!r}: must be in [0, {self.last}], the tasks of this world")
-        self.first, self.period = index, 0
+        self.first, self.period, self._kept_stage = index, 0, stage
         self.restart()
 
     def advance(self) -> bool:
@@ -145,7 +151,7 @@ class TaskSchedule:
         self.steps += self.num_envs
         if self.steps < self._next:
             return False
-        self.due = self._position()
+        self.due = self._position(self.steps)
         self.current = self.task(*divmod(self.due, self.stages))
         self._next = self._next_due()
         return True
@@ -167,13 +173,14 @@ class TaskSchedule:
         return self._columns["task_index"]
 
     def infos(self) -> dict[str, Any]:
-        """``task_index`` int64 [E] and ``task``: the parameters by name, each [E]. A change makes new arrays, it does
-        not touch those handed out."""
-        return {"task_index": self._columns["task_index"], "task": dict(self._columns["task"])}
+        """``task_index`` and ``task_stage`` int64 [E], and ``task``: the parameters by name, each [E]. A change makes
+        new arrays, it does not touch those handed out."""
+        columns = self._columns
+        return {"task_index": columns["task_index"], "task_stage": columns["task_stage"], "task": dict(columns["task"])}
 
-    def _position(self) -> int:
-        """The due task's index and stage in one number, index * stages + stage."""
-        passed = self.steps * self.stages // self.period if self.period else 0
+    def _position(self, steps: int) -> int:
+        """Index and stage of the task that is due after `steps` in one number, index * stages + stage."""
+        passed = steps * self.stages // self.period if self.period else self._kept_stage
         return min(self.first * self.stages + passed, self.last * self.stages)
 
     def _next_due(self) -> int:
@@ -185,8 +192,9 @@ class TaskSchedule:
     def _tabulate(self) -> dict[str, Any]:
         names = self._tasks[0].parameters
         table = {name: np.array([task.parameters[name] for task in self._tasks]) for name in names}
-        columns = {"task_index": self.positions // self.stages, "task": table}
-        for array in (columns["task_index"], *table.values()):
+        index, stage = np.divmod(self.positions, self.stages)
+        columns = {"task_index": index, "task_stage": stage, "task": table}
+        for array in (index, stage, *table.values()):
             array.flags.writeable = False  # they are handed out
         return columns
 

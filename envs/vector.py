@@ -31,9 +31,9 @@ class World(VectorEnv):
     - Atari: ``lives`` int [E], those of the returned observation, and ``life_lost`` bool [E], True where a life was
       lost and the game went on.
     - MuJoCo: the terms of the reward (``reward_forward`` and so on), float64 [E], of the transition.
-    - Worlds with a schedule: ``task_index`` int64 [E] and ``task`` {parameter: [E]}, the task of the returned
-      observation; ``episode`` also has ``task_index``, that of the game that ended. ``reset(seed=n)`` begins the
-      schedule anew, ``reset()`` does not.
+    - Worlds with a schedule: ``task_index`` and ``task_stage`` int64 [E] and ``task`` {parameter: [E]}, the task of
+      the returned observation; ``episode`` also has ``task_index``, that of the game that ended. ``reset(seed=n)``
+      begins the schedule anew, ``reset()`` does not.
 
     A time limit gives truncated; where a game ends by itself on the very step of the limit it is terminated only.
 

@@ -79,11 +79,15 @@ def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig,
     peek.add_argument("--env", default="")
     peek.add_argument("--steps", default="1000000")
     peek.add_argument("--task.period", dest="period", default="0")
+    peek.add_argument("--task.first", dest="first")
+    peek.add_argument("--task.change", dest="change")
     seen, _ = peek.parse_known_args(rest)
     if not seen.env and not {"-h", "--help"} & set(rest):
         raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
     env = seen.env or "ALE/Breakout-v5"
     steps, period = _whole(seen.steps, 1_000_000), _whole(seen.period, 0)
+    if not period and (seen.first or seen.change):
+        period = steps  # one task alone is learned as it would be among others
     return preset_config(algorithm, chosen.preset or "auto", family_of(env), env, steps, period), rest
 
 

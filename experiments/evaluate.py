@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
 from agents.config import PPOConfig, require
-from envs.config import WorldConfig
+from envs.config import TaskConfig, WorldConfig
 from experiments.config import TrainConfig
 from experiments.evaluate_config import EvaluateConfig
 from experiments.loop import finished_episodes
@@ -112,7 +112,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
     world = make_vec_from_config(
         world_settings, generators.integer("evaluation world") // 2, settings.threads, render_mode
     )
-    choose_task(world, world_settings, settings.task, step)
+    choose_task(world, config.world, settings.task, step)
     agent = build_agent(
         small_memory(config, world.num_envs),
         spaces_of(world),
@@ -151,11 +151,12 @@ def choose_task(world: VectorEnv, config: WorldConfig, asked: int | None, step: 
     Raises ValueError where there is no such task.
     """
     if world.schedule is None:
-        require(asked is None, "task", asked, f"left out: {config.env!r} does not change in this run")
-        return
-    task = config.task
-    due = min(task.first + (max(step - 1, 0) // task.period if task.period else 0), world.schedule.last)
-    world.schedule.stay_in(due if asked is None else asked)
+        same = config.change == "reset"  # whose tasks differ in their seeds alone, and playing has seeds of its own
+        require(asked is None or same, "task", asked, f"left out: {config.env!r} does not change in this run")
+    elif asked is None:
+        world.schedule.stay_in(*world.schedule.in_force(step))
+    else:
+        world.schedule.stay_in(asked)
 
 
 def playing_world(config: TrainConfig, settings: EvaluateConfig) -> tuple[WorldConfig, str | None]:
@@ -163,6 +164,8 @@ def playing_world(config: TrainConfig, settings: EvaluateConfig) -> tuple[WorldC
     from experiments.setup import world_config
 
     world = replace(world_config(config), num_envs=min(settings.num_envs, settings.episodes))
+    if world.change == "reset":
+        world = replace(world, task=TaskConfig())
     if settings.video is not None:
         backend = "auto" if world.family == "image" else "gymnasium"
         return replace(world, num_envs=1, backend=backend), "rgb_array"

@@ -20,7 +20,7 @@ class EvaluateConfig:
     """Probes to take in place of games, on the run's saved batches: all (sharpness and trainability too), default, or
     a list as of train.py's --probes."""
     checkpoint: Literal["last", "each"] = "last"
-    """Beside --probe: every saved checkpoint, or the last one."""
+    """Beside --probe: every saved checkpoint (train.py --keep-checkpoints 0 keeps them all), or the last one."""
     refit_targets: int = 10
     """Beside --probe trainability: regressions to fit (Lyle23: 10)."""
     refit_steps: int = 2_000

@@ -1,5 +1,6 @@
 """TensorBoard and metrics.jsonl, with the same tags; nothing is read back from the device between two flushes."""
 
+import contextlib
 import json
 import math
 import time
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.guard import Guard
+from agents.guard import Guard, NonFiniteError
 from experiments.loop import TaskChange, TaskDrift, Tick, Update
 from experiments.task_report import TaskSummary, in_words
 from plasticity_probes.catalogue import Findings
@@ -26,13 +27,19 @@ class Logger:
     """
 
     def __init__(
-        self, directory: Path, every: int, guard: Guard | None, scalars: Callable[[], dict[str, float]]
+        self,
+        directory: Path,
+        every: int,
+        guard: Guard | None,
+        scalars: Callable[[], dict[str, float]],
+        tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.writer = SummaryWriter(str(directory), flush_secs=20)
         self.file = (directory / "metrics.jsonl").open("a", buffering=1)
-        self.every, self.guard, self.scalars = every, guard, scalars
+        self.every, self.guard, self.scalars, self.tell = every, guard, scalars, tell
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.not_finite: set[str] = set()  # probes that have been told of
         self.found: list[tuple[int, Findings]] = []  # of probes, still on the device
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.task: dict[str, float] = {}  # what tells the present task, for every line
@@ -98,13 +105,27 @@ class Logger:
         for step, findings in self.found:
             if findings.scalars:
                 values = torch.stack([value.float() for value in findings.scalars.values()]).tolist()
-                self.write(step, dict(zip(findings.scalars, values, strict=True)))
+                named = dict(zip(findings.scalars, values, strict=True))
+                self._tell_not_finite(step, named)
+                self.write(step, named)
             for tag, values in findings.histograms.items():
                 if torch.isfinite(values).all():
                     self.writer.add_histogram(tag, values.cpu(), step)
             for tag, matrix in findings.images.items():
                 self.writer.add_image(tag, in_colours(matrix), step)
         self.found.clear()
+
+    def _tell_not_finite(self, step: int, values: dict[str, float]) -> None:
+        bad = sorted(name for name, value in values.items() if not math.isfinite(value))
+        probes = {name.split("/")[1] for name in bad} - self.not_finite
+        if probes:
+            self.not_finite |= probes
+            self.tell(f"not finite at step {step:,}, and left out where it is: {', '.join(sorted(probes))}")
+
+    def write_out(self, step: int) -> None:
+        """`flush` for a run that is over, however it ended: what the guard has to say has been said."""
+        with contextlib.suppress(NonFiniteError):
+            self.flush(step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write scalars at `step` to both places; what is undefined (an explained variance of constant returns, say) is

@@ -67,7 +67,7 @@ def finished_episodes(infos: dict) -> tuple[Episode, ...]:
 
 def hindmost_task(infos: dict) -> tuple[int, dict[str, float | int | str]]:
     """(index, parameters) of the task that the hindmost environment is in."""
-    hindmost = int(infos["task_index"].argmin())
+    hindmost = int(np.lexsort((infos["task_stage"], infos["task_index"]))[0])
     parameters = {name: values[hindmost].item() for name, values in infos["task"].items()}
     return int(infos["task_index"][hindmost]), parameters
 
@@ -99,6 +99,6 @@ def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[
             if next_tasks.min() > tasks.min():
                 yield TaskChange(step, *hindmost_task(infos))  # first: what is measured now is the task that ended
                 agent.on_task_change()
-            else:
+            elif infos["task_stage"].any():
                 yield TaskDrift(step, *hindmost_task(infos))
             tasks = next_tasks

@@ -29,7 +29,11 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
 
     Raises ValueError where there is no checkpoint, or the run saved no batches.
     """
-    names = chosen(tuple(PROBES) if settings.probe == ("all",) else settings.probe)
+    names = [
+        name for name in chosen(tuple(PROBES) if settings.probe == ("all",) else settings.probe) if name != "churn"
+    ]
+    allowed = "some of " + ", ".join(PROBES) + " (churn needs an update)"
+    require(bool(names), "probe", " ".join(settings.probe), allowed)
     paths = all_checkpoints(settings.run) if settings.checkpoint == "each" else [find_checkpoint(settings.run)]
     batches = load_batches(paths[-1].parent.parent / "probes")
     if settings.threads:
@@ -42,12 +46,13 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
         for path in paths:
             config, step, state = load_checkpoint(path)
             measuring = _Measuring(config, state, device, settings, bars)
-            given = measuring.measure(batches, [name for name in names if name != "churn"], previous)
+            if not fresh:  # before anything else draws from the run's generators
+                fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
+            given = measuring.measure(batches, names, previous)
             previous = snapshot(measuring.learner.network)
             steps.append(step)
             found.append(given)
             bars.advance(whole)
-        fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
     tags = list(dict.fromkeys(tag for values in found for tag in values))
     return {
         "run": str(settings.run),
@@ -88,7 +93,7 @@ class _Measuring:
         findings = Findings()
         bar = self.bars.add_task("", total=len(names) * len(batches))
         for group, batch in batches.items():
-            given = self._input(self.learner.network, batch, previous or self.initial)
+            given = self._input(self.learner.network, batch, previous or self.initial, group == "probes_reference")
             for name in names:
                 self.bars.update(bar, description=f"{name} ({group})")
                 if name not in WITHOUT_BATCH or group == "probes" or "probes" not in batches:
@@ -107,7 +112,7 @@ class _Measuring:
             self._run(findings, "probes_reference", name, given)
         return {tag: float(value) for tag, value in findings.scalars.items()}
 
-    def _input(self, network: torch.nn.Module, batch: dict, previous: dict) -> ProbeInput:
+    def _input(self, network: torch.nn.Module, batch: dict, previous: dict, reference: bool = True) -> ProbeInput:
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         layers = hidden_layers(network, batch["observations"][:2], self.learner.forward)
         bar = self.bars.add_task("  refit", total=None, visible=False)
@@ -117,7 +122,17 @@ class _Measuring:
 
         refits = RefitSettings(self.settings.refit_targets, self.settings.refit_steps, progress)
         return ProbeInput(
-            self.learner, network, batch, layers, self.samples, self.initial, previous, pictures=False, refits=refits
+            self.learner,
+            network,
+            batch,
+            layers,
+            self.samples,
+            self.initial,
+            previous,
+            pictures=False,
+            refits=refits,
+            reference=reference,
+            tell=lambda sentence: print(sentence, file=sys.stderr),
         )
 
     def _run(self, findings: Findings, group: str, name: str, given: ProbeInput) -> None:

@@ -1,7 +1,8 @@
 """Probes in a run: when they are taken, where their batches are kept, and how TensorBoard lays them out."""
 
+from collections.abc import Callable
+
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from agents.ppo import PPO
@@ -46,7 +47,9 @@ LAYOUT = {
 class Probing:
     """The prober of a run. What its methods return goes to the logger as it is."""
 
-    def __init__(self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, console: Console) -> None:
+    def __init__(
+        self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, tell: Callable[[str], None]
+    ) -> None:
         self.folder = directory.path / "probes"
         self.steps = config.run.steps
         self.prober: Prober | None = None
@@ -60,7 +63,7 @@ class Probing:
             settings.heavy_factor,
             settings.samples,
             settings.heavy_samples,
-            tell=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True),
+            tell=tell,
         )
 
     def tick(self, step: int) -> Findings | None:
@@ -82,6 +85,8 @@ class Probing:
         if self.prober is None:
             return None
         findings = self._measure(step, boundary=True) or Findings()
+        if self.prober.names and self.prober.reference is None:
+            self.prober.tell(f"no probe was taken: there were never {self.prober.samples} examples (--probe.samples)")
         findings.scalars |= self.prober.fresh_line()
         return findings
 

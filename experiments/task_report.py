@@ -28,8 +28,8 @@ class TaskSummary(NamedTuple):
     """Over those that ended in the last tenth of its steps."""
     steps_to_level: float
     """Steps from the task's beginning to the end of the first twentieth whose mean return reaches the level: the first
-    task's first tenth plus `share` of the way to its last tenth. NaN where none does, or the first task was not learned
-    (its last tenth is no better than its first)."""
+    task's first tenth (or its first twentieth with games) plus `share` of the way to its last tenth. NaN where none
+    does, or the first task was not learned (its last tenth is no better than its first)."""
 
 
 class TaskReport:
@@ -75,7 +75,8 @@ class TaskReport:
         # A part is (left, right]; games of an environment that entered early count into the first one.
         part = np.ceil((steps - begun.step) / (step - begun.step) * PARTS).clip(1, PARTS).astype(int) - 1
         by_part = [_mean(returns[part == number]) for number in range(PARTS)]
-        first, last = _mean(returns[part < PARTS // 10]), _mean(returns[part >= PARTS - PARTS // 10])
+        begins = max(PARTS // 10, part.min() + 1) if len(part) else 0  # the first tenth, or the first part with games
+        first, last = _mean(returns[part < begins]), _mean(returns[part >= PARTS - PARTS // 10])
         if not self.summaries and last > first:
             self.level = first + self.share * (last - first)
         reached = [n for n, mean in enumerate(by_part) if self.level is not None and mean >= self.level]

@@ -10,11 +10,11 @@ from agents.ppo import PPO
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
-from experiments.loop import TaskChange, TaskDrift, Update, training
+from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
 from experiments.probing import LAYOUT, Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
-from experiments.task_report import TaskReport, in_words, table
+from experiments.task_report import TaskReport, TaskSummary, in_words, table
 
 
 def train(
@@ -30,36 +30,21 @@ def train(
     directory.write_manifest(agent.device)
     if config.run.wandb:
         _start_wandb(config, directory.path)
-    logger = Logger(directory.path, config.log_every, agent.optimization.guard, agent.scalars)
+    watchers = _Watchers(config, agent, directory, console)
     console.print(f"[bold]{directory.path}[/]  on {agent.device}, {_size(agent.network)} parameters", highlight=False)
-    logger.writer.add_custom_scalars(LAYOUT)
-    probing = Probing(config, agent, directory, console)
-    report = TaskReport(config.run.level_share, directory.path / "tasks.jsonl")
     code, step, saved = 0, 0, 0
     try:
-        with ProgressLine(config.run.steps, logger, console) as progress:
+        with ProgressLine(config.run.steps, watchers.logger, console) as progress:
             for event in training(agent, world, config.run.steps):
-                if isinstance(event, Update):
-                    logger.update(event)
-                    logger.findings(event.step, probing.after_update())
-                    continue
-                if isinstance(event, TaskChange):
-                    logger.findings(event.step, probing.at_boundary(event.step))
-                    _note_task(event, report, logger, console)
-                    continue
-                if isinstance(event, TaskDrift):
-                    logger.task_drift(event)
+                watchers.notice(event)
+                if not isinstance(event, Tick):
                     continue
                 step = event.step
-                logger.findings(step, probing.tick(step))
-                logger.tick(event)
-                report.tick(event)
                 progress.tick(step)
                 if step - saved >= config.checkpoint_every and step < config.run.steps:
                     directory.save(agent.state_dict(), step)
                     saved = step
-        logger.findings(step, probing.last(step))
-        logger.flush(step)
+        watchers.last(step)
     except NonFiniteError as error:
         code = 1
         console.print(f"[bold red]stopped at step {step:,}:[/] {error}", highlight=False)
@@ -67,22 +52,58 @@ def train(
         code = 130
         console.print(f"[bold]interrupted at step {step:,}[/]", highlight=False)
     finally:
-        if (summary := report.finish(step)) is not None:
-            logger.task_summary(summary)
-        logger.close()
+        watchers.close(step)
         world.close()
     directory.save(agent.state_dict(), step, final=code == 0)
-    if report.summaries:
-        console.print("\n".join(table(report.summaries)), highlight=False, soft_wrap=True)
+    if watchers.report.summaries:
+        console.print("\n".join(table(watchers.report.summaries)), highlight=False, soft_wrap=True)
     return directory.path, code
 
 
-def _note_task(event: TaskChange, report: TaskReport, logger: Logger, console: Console) -> None:
-    if (summary := report.change(event)) is not None:
-        logger.task_summary(summary)
-    logger.task_change(event)
-    words = f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
-    console.print(words, highlight=False, soft_wrap=True)
+class _Watchers:
+    """Everybody who reads a run's events: log, probes, returns by task."""
+
+    def __init__(self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, console: Console) -> None:
+        self.console = console
+        self.logger = Logger(directory.path, config.log_every, agent.optimization.guard, agent.scalars, self._say)
+        self.logger.writer.add_custom_scalars(LAYOUT)
+        self.probing = Probing(config, agent, directory, self._say)
+        self.report = TaskReport(config.run.level_share, directory.path / "tasks.jsonl")
+
+    def _say(self, sentence: str) -> None:
+        self.console.print(sentence, highlight=False, soft_wrap=True)
+
+    def notice(self, event: Tick | TaskChange | TaskDrift | Update) -> None:
+        """Take note of an event. Probes come first: what they measure is what was there before it."""
+        if isinstance(event, Tick):
+            self.logger.findings(event.step, self.probing.tick(event.step))
+            self.logger.tick(event)
+            self.report.tick(event)
+        elif isinstance(event, Update):
+            self.logger.update(event)
+            self.logger.findings(event.step, self.probing.after_update())
+        elif isinstance(event, TaskDrift):
+            self.logger.task_drift(event)
+        else:
+            self.logger.findings(event.step, self.probing.at_boundary(event.step))
+            self._summarise(self.report.change(event))
+            self.logger.task_change(event)
+            self._say(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}")
+
+    def last(self, step: int) -> None:
+        """The run has reached its end."""
+        self.logger.findings(step, self.probing.last(step))
+        self.logger.flush(step)
+
+    def close(self, step: int) -> None:
+        """The run is over, however it ended: write what is there."""
+        self.logger.write_out(step)
+        self._summarise(self.report.finish(step))
+        self.logger.close()
+
+    def _summarise(self, summary: TaskSummary | None) -> None:
+        if summary is not None:
+            self.logger.task_summary(summary)
 
 
 def _size(network: object) -> str:

@@ -68,6 +68,10 @@ class ProbeInput:
     previous: Mapping[str, Tensor]
     pictures: bool
     refits: RefitSettings = RefitSettings()
+    reference: bool = False
+    """Whether the batch is the frozen one."""
+    tell: Callable[[str], None] = lambda sentence: None
+    """Told what is wrong with a measurement that is made all the same."""
     outputs: Any = None
     """What the forward pass for `activations` gave; None before it."""
 
@@ -119,7 +123,8 @@ def units(given: ProbeInput) -> Findings:
             post = post.narrow(1, 0, post.shape[1] // 2) + post.narrow(1, post.shape[1] // 2, post.shape[1] // 2)
         for tau in TAUS:
             masks.setdefault(f"dormant_fraction/tau={tau}", {})[name] = dormancy.dormant_units(post, tau)
-        masks.setdefault("inactive_fraction", {})[name] = dormancy.inactive_units(post)
+        if kind in ("relu", "crelu"):  # smooth units are never 0
+            masks.setdefault("inactive_fraction", {})[name] = dormancy.inactive_units(post)
         if kind in ("relu", "crelu", "tanh"):
             masks.setdefault("dead_fraction", {})[name] = dormancy.dead_units(
                 post, "tanh" if kind == "tanh" else "relu"
@@ -139,6 +144,9 @@ def ranks(given: ProbeInput) -> Findings:
     """Every rank of the last hidden layers' features, raw and centred."""
     found = Findings()
     for name, features in given.features.items():
+        samples, width = features.shape
+        if samples < width:
+            given.tell(f"ranks of {name}: {width} features, but only {samples} examples, which no rank can exceed")
         for definition, value in rank.ranks(features).items():
             centring, which = definition.split("/")
             found.scalars[f"{which}/{centring}/{name}"] = value
@@ -177,7 +185,7 @@ def values(given: ProbeInput) -> Findings:
     """Predictions, targets and their errors, in units of the return."""
     found = Findings()
     for head in given.learner.heads:
-        if head.regression is None:
+        if head.regression is None or (head.on_policy and given.reference):
             continue
         with torch.no_grad():
             predictions, wanted = head.regression(given.network, *given.prepared)
@@ -200,7 +208,7 @@ def gradient(given: ProbeInput) -> Findings:
     """Gradient norms by layer, and how the gradients of single examples agree."""
     found = Findings()
     for head in given.learner.heads:
-        if head.losses is None:
+        if head.losses is None or (head.on_policy and given.reference):
             continue
         names, parameters = zip(*((n, p) for n, p in given.network.named_parameters() if p.requires_grad), strict=True)
         with torch.enable_grad():
@@ -236,7 +244,7 @@ def sharpness(given: ProbeInput) -> Findings:
     found = Findings()
     parameters = [parameter for parameter in given.network.parameters() if parameter.requires_grad]
     for head in given.learner.heads:
-        if head.losses is None:
+        if head.losses is None or (head.on_policy and given.reference):
             continue
 
         def loss(head: Head = head) -> Tensor:
@@ -318,6 +326,8 @@ PROBES: dict[str, Callable[[ProbeInput], Findings]] = {
 }
 LIGHT = ("units", "ranks", "weights", "preactivations", "values", "adam", "churn")
 HEAVY = ("gradients", "ntk")
+HEAVIEST = ("sharpness", "trainability")
+"""Not among "all"; where they are named they run when heavy ones do."""
 WITHOUT_BATCH = ("weights", "adam", "churn")
 OF_THE_NETWORK = ("units", "ranks", "preactivations", "ntk")
 """What a freshly initialised network is measured by too: it has no learning behind it, only a shape."""

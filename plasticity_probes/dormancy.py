@@ -1,6 +1,6 @@
 """Units that have stopped working: dormant, dead, inactive, linearised; and statistics of preactivations.
 
-A layer's tensor is [samples, units] or, of a convolution, [samples, channels, height, width]: there a unit is a
+A layer's tensor is [samples, units] or, of a convolution, [samples, channels, positions...]: there a unit is a
 channel, and each (sample, position) counts as one sample of it. The output layer is not a hidden layer and is left out
 by the caller.
 
@@ -24,10 +24,10 @@ SMOOTH_VARIANCE = 1e-3
 
 def _sample_axes(tensor: Tensor, name: str) -> tuple[int, ...]:
     """The axes over which a unit's samples lie."""
-    if tensor.dim() not in (2, 4) or tensor.numel() == 0:
-        allowed = "[samples, units] or [samples, channels, height, width], and not empty"
+    if tensor.dim() < 2 or tensor.numel() == 0:
+        allowed = "[samples, units] or [samples, channels, positions...], and not empty"
         raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be {allowed}")
-    return (0,) if tensor.dim() == 2 else (0, 2, 3)
+    return (0, *range(2, tensor.dim()))
 
 
 def _moments(values: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

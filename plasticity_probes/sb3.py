@@ -474,8 +474,8 @@ def _on_policy(model: PPO | A2C, source: _Rollouts, seed: int) -> _Part:
         network,
         source.draw,
         (
-            Head("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss),
-            Head("critic", lambda given: given[1], "value", value_loss, regression),
+            Head("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss, on_policy=True),
+            Head("critic", lambda given: given[1], "value", value_loss, regression, on_policy=True),
         ),
         prepare,
         forward,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity_probes.catalogue import (
+    HEAVIEST,
     HEAVY,
     LIGHT,
     OF_THE_NETWORK,
@@ -34,7 +35,7 @@ from plasticity_probes.norms import snapshot
 from plasticity_probes.units import hidden_layers
 
 GROUPS = {"default": LIGHT, "all": LIGHT + HEAVY, "none": ()}
-"""What the short names mean. "sharpness" and "trainability" cost most and run where they are named."""
+"""What the short names mean. "sharpness" and "trainability" cost most and run where they are named, as heavy ones."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Head:
     """losses(network, *batch) -> [n], differentiable; `batch` as `Learner.prepare` gives it."""
     regression: Callable[..., tuple[Tensor, Tensor]] | None = None
     """regression(network, *batch) -> predictions [n] and their targets [n], in units of the return."""
+    on_policy: bool = False
+    """Losses and targets belong to the policy that drew the batch (PPO's): on a frozen batch they mean nothing, and are
+    left out there."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Learner:
     """From what `forward` gives to Q-values or logits [n, actions], or (mean, log_std), for the churn of an update."""
     behaviour_kind: str = "values"
     """"values", "discrete" (logits) or "continuous"."""
+    critic: Callable[[Any], Tensor] | None = None
+    """From what `forward` gives to values [n], for the churn of a critic beside a policy's."""
     fresh: Callable[[], nn.Module] | None = None
     """A freshly initialised network of the same shape, from a generator of its own."""
     layer_name: Callable[[str], str] = lambda name: name
@@ -86,10 +92,11 @@ class Prober:
         learner: what is measured.
         probes: names of `PROBES`, or "default", "all", "none".
         every: steps between two probes.
-        heavy_factor: heavy probes (per-example gradients, eNTK) run at every so many-th probe, and at task boundaries.
+        heavy_factor: heavy probes (per-example gradients, eNTK, sharpness, trainability) run at every so many-th probe,
+            and at task boundaries.
         samples: examples in a batch, at least as many as the widest layer has units for its rank to show.
         heavy_samples: examples for the heavy probes.
-        tell: told once for each probe that fails, and why.
+        tell: told once for each probe that fails, and why; and where there are fewer examples than it takes.
 
     Raises:
         ValueError: an unknown probe, or a number below 1.
@@ -118,7 +125,7 @@ class Prober:
         self._measured = 0
         self._last_step: int | None = None
         self._failed: set[str] = set()
-        self._before: tuple[Tensor, Any] | None = None
+        self._before: tuple[Any, Tensor | None] | None = None
         self._fresh: dict[str, Tensor] | None = None
 
     def due(self, step: int) -> bool:
@@ -127,38 +134,56 @@ class Prober:
 
     def measure(self, step: int, boundary: bool = False) -> Findings | None:
         """Measure now; None as long as there is no batch. At a `boundary` (a task's end) heavy probes run too, and
-        pictures are made."""
-        if not self.names or step == self._last_step:
+        pictures are made, also where the others have been taken at this very step.
+
+        The churn of the update that follows is not taken at a boundary: what happens to a network between two tasks
+        (a reset, say) is no update.
+        """
+        again = step == self._last_step
+        if not self.names or (again and not boundary):
             return None
-        batch = self.learner.draw(self.samples)
+        batch = self.current if again else self.learner.draw(self.samples)
         if batch is None:
             return None
-        self.current = batch
-        heavy = boundary or self._measured % self.heavy_factor == 0
-        self._last_step, self._measured = step, self._measured + 1
+        if not again:
+            self._note(batch)
+            self._measured += 1
+        heavy = boundary or (self._measured - 1) % self.heavy_factor == 0
+        self.current, self._last_step = batch, step
         findings = Findings()
         with undisturbed(self.learner.network):
             if self.reference is None:
                 self.reference = {name: tensor.clone() for name, tensor in batch.items()}
                 self._measure_fresh(findings)
-            names = [name for name in self.names if heavy or name not in HEAVY]
+            names = [name for name in self.names if heavy or name not in (*HEAVY, *HEAVIEST)]
+            names = [name for name in names if name not in WITHOUT_BATCH] if again else names
             network = self.learner.network
             self._run(findings, "probes", self._input(network, batch, heavy), names)
             on_batches = [name for name in names if name not in WITHOUT_BATCH]
-            on_reference = self._input(network, self.reference, heavy)
+            on_reference = self._input(network, self.reference, heavy, reference=True)
             self._run(findings, "probes_reference", on_reference, on_batches)
-            self._before = self._behaviour(on_reference.outputs) if "churn" in self.names else None
-        self._previous = snapshot(self.learner.network)
+            churn = "churn" in self.names and not boundary
+            self._before = self._behaviour(on_reference.outputs) if churn else None
+        self._previous = self._previous if again else snapshot(self.learner.network)
         return findings
 
+    def _note(self, batch: Mapping[str, Tensor]) -> None:
+        given = len(batch["observations"])
+        if given < self.samples and "samples" not in self._failed:
+            self._failed.add("samples")
+            self.tell(f"probes asked for {self.samples} examples and got {given}, all that there are at a time")
+
     def after_update(self) -> Findings | None:
-        """What the first update after a probe changed on the reference batch (churn); None where none is awaited."""
+        """What the first update after a probe changed on the reference batch (churn), surgeries within the update
+        included; None where none is awaited."""
         if self._before is None:
             return None
-        before, self._before = self._before, None
+        (before, value_before), self._before = self._before, None
         findings = Findings()
         with undisturbed(self.learner.network):
-            after = self._behaviour()
+            after, value_after = self._behaviour()
+        if value_before is not None:
+            findings.scalars["probes/churn/value/critic"] = value_churn(value_before, value_after)
         kind = self.learner.behaviour_kind
         if kind == "values":
             findings.scalars["probes/churn/value"] = value_churn(before, after)
@@ -171,8 +196,9 @@ class Prober:
         """The fresh network's values again, so that a chart shows a line from the first probe to the last."""
         return dict(self._fresh or {})
 
-    def _behaviour(self, outputs: Any = None) -> Any:
-        """On the reference batch, from the network's `outputs` there where they are known already."""
+    def _behaviour(self, outputs: Any = None) -> tuple[Any, Tensor | None] | None:
+        """Behaviour and critic's values on the reference batch, from the network's `outputs` there where they are known
+        already."""
         learner = self.learner
         if learner.behaviour is None or self.reference is None:
             return None
@@ -180,7 +206,8 @@ class Prober:
             if outputs is None:
                 outputs = learner.forward(learner.network, self.reference["observations"])
             given = learner.behaviour(outputs)
-        return tuple(part.clone() for part in given) if isinstance(given, tuple) else given.clone()
+            values = None if learner.critic is None else learner.critic(outputs).clone()
+        return (tuple(part.clone() for part in given) if isinstance(given, tuple) else given.clone()), values
 
     def _measure_fresh(self, findings: Findings) -> None:
         if self.learner.fresh is None:
@@ -192,7 +219,9 @@ class Prober:
         self._fresh = found.scalars
         findings.scalars.update(found.scalars)
 
-    def _input(self, network: nn.Module, batch: Mapping[str, Tensor], heavy: bool) -> ProbeInput:
+    def _input(
+        self, network: nn.Module, batch: Mapping[str, Tensor], heavy: bool, reference: bool = False
+    ) -> ProbeInput:
         if self._layers is None or network is not self.learner.network:
             layers = hidden_layers(network, batch["observations"][:2], self.learner.forward)
             if network is self.learner.network:
@@ -200,8 +229,22 @@ class Prober:
         else:
             layers = self._layers
         return ProbeInput(
-            self.learner, network, batch, layers, self.heavy_samples, self._initial, self._previous, pictures=heavy
+            self.learner,
+            network,
+            batch,
+            layers,
+            self.heavy_samples,
+            self._initial,
+            self._previous,
+            pictures=heavy,
+            reference=reference,
+            tell=self._tell_once,
         )
+
+    def _tell_once(self, sentence: str) -> None:
+        if sentence not in self._failed:
+            self._failed.add(sentence)
+            self.tell(sentence)
 
     def _run(self, findings: Findings, group: str, given: ProbeInput, names: list[str]) -> None:
         """A probe that fails says why once, and the rest goes on."""

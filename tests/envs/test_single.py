@@ -88,7 +88,7 @@ def test_resets():
     with pytest.raises(ResetNeeded, match="before the first reset"):
         env.step(0)
     first, info = env.reset(seed=3)
-    assert info == {"task_index": 0, "task": info["task"]}
+    assert info == {"task_index": 0, "task_stage": 0, "task": info["task"]}
     for _ in range(5):
         env.step(0)
     middle, info = env.reset()

@@ -32,8 +32,12 @@ def test_the_last_checkpoint_measures_what_the_run_measured_last(algorithm: str,
     for tag, (value,) in result["values"].items():
         if "condition_number" not in tag:  # the ratio of the largest to one that rounding decides
             assert value == pytest.approx(metrics[tag][1][-1], rel=2e-3, abs=1e-5), tag
-    fresh = {tag.replace("probes_fresh", "probes_reference") for tag in metrics if tag.startswith("probes_fresh/")}
-    assert fresh <= set(result["fresh"])
+    fresh = {tag: values[-1] for tag, (_, values) in metrics.items() if tag.startswith("probes_fresh/")}
+    assert fresh
+    for tag, value in fresh.items():
+        if "condition_number" not in tag:
+            here = result["fresh"][tag.replace("probes_fresh", "probes_reference")]
+            assert here == pytest.approx(value, rel=2e-3, abs=1e-5), tag
 
 
 def test_each_checkpoint_is_a_column(trained: Path) -> None:
@@ -68,6 +72,8 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(trained: Path, tmp_pat
         probe_checkpoints(EvaluateConfig(trained, probe=("rnaks",)))
     with pytest.raises(ValueError, match="checkpoint = 'each': must be last unless --probe"):
         EvaluateConfig(trained, checkpoint="each")
+    with pytest.raises(ValueError, match="probe = 'churn': must be some of units"):
+        probe_checkpoints(EvaluateConfig(trained, probe=("churn",)))
     path, _, _ = run(tmp_path, "dqn", "CartPole-v1", 200, *SMALL["dqn"], "--probes", "none")
     with pytest.raises(ValueError, match="must be one that was trained with probes"):
         probe_checkpoints(EvaluateConfig(path, probe=("units",)))

@@ -18,12 +18,16 @@ FLAGS = {
     "c51": [*SMALL["c51"], "--env", "CartPole-v1"],
     "ppo": [*SMALL["ppo"], "--env", "CartPole-v1", "--rollout-steps", "16"],
     "continuous ppo": ["--width", "16", "--env", "Ant-v5", "--rollout-steps", "64", "--num-minibatches", "4"],
+    "tasks for dqn": [
+        *(*SMALL["dqn"], "--env", "ImageMDP-v0", "--image.num-images", "40", "--max-episode-steps", "20"),
+        *("--task.period", "60", "--replay.on-task-change", "clear", "--learning-rate", "1e-3"),
+    ],
     "atari dqn": [
         *("--env", "ALE/Breakout-v5", "--learning-starts", "60", "--buffer-size", "400", "--width", "16"),
         *("--replay-ratio", "0.1"),
     ],
 }
-STEPS = {"dqn": 500, "c51": 500, "ppo": 600, "continuous ppo": 200, "atari dqn": 140}
+STEPS = {"tasks for dqn": 400, "dqn": 500, "c51": 500, "ppo": 600, "continuous ppo": 200, "atari dqn": 140}
 
 
 def trace(kind: str, probes: str) -> dict:
@@ -54,6 +58,8 @@ def trace(kind: str, probes: str) -> dict:
                 count += prober.measure(event.step) is not None
         elif isinstance(event, Update) and prober is not None:
             prober.after_update()
+        elif isinstance(event, TaskChange) and prober is not None:
+            prober.measure(event.step, boundary=True)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert prober is None or count >= 2
     assert all(not module._forward_hooks for module in agent.network.modules())
@@ -70,7 +76,8 @@ def trace(kind: str, probes: str) -> dict:
 def _memory(agent) -> list:
     if hasattr(agent, "replay"):
         replay = agent.replay
-        arrays = [replay.observations.numpy(), replay.actions, replay.rewards, replay.head]
+        arrays = [replay.observations.numpy(), replay.actions, replay.rewards, replay.head, replay.filled, replay.tasks]
+        arrays += [replay.ages, replay.terminal, replay.ended, replay.final]
         return [array.copy() for array in arrays] + [replay.generator.bit_generator.state, agent.exploration.random()]
     return [agent.rollout.observations.numpy().copy(), agent.exploration.get_state().numpy()]
 
@@ -154,3 +161,31 @@ def test_colours_of_a_picture() -> None:
     assert image[:, 0, 0].tolist() == [255, 0, 0]  # 1 is red
     assert image[:, 0, 255].tolist() == [255, 255, 255]  # 0 is white
     assert image[:, 255, 0].tolist() == [0, 0, 255]  # -1 is blue
+
+
+def test_a_boundary_that_falls_on_a_probes_step_is_measured_in_full(tmp_path: Path) -> None:
+    flags = [*SMALL["dqn"], "--image.num-images", "40", "--max-episode-steps", "50", "--task.period", "200"]
+    options = ["--probe.every", "200", "--probe.samples", "64", "--probe.heavy-samples", "8", "--probes", "all"]
+    path, _, _ = run(tmp_path, "dqn", "ImageMDP-v0", 700, *flags, *options)
+    metrics = read_metrics(path / "metrics.jsonl")
+    assert metrics["tasks/mean_return"][0] == [200, 400, 600, 700]
+    assert metrics["probes/ntk/max_q/rank"][0] == [200, 200, 400, 600, 700]  # the first probe of all is a heavy one
+    assert sorted(set(metrics["probes/dead_fraction/all"][0])) == [200, 400, 600, 700]
+    events = EventAccumulator(str(path), size_guidance={"images": 0})
+    events.Reload()
+    assert [image.step for image in events.Images("probes/gradient_covariance")][-3:] == [400, 600, 700]
+
+
+def test_what_was_measured_is_written_when_a_run_is_stopped(tmp_path: Path) -> None:
+    flags = [*SMALL["dqn"], "--probe.every", "120", "--probe.samples", "32", "--log-every", "100000"]
+    path, code, printed = run(tmp_path, "dqn", "GoesWrong-reward-v0", 300, *flags)
+    assert code == 1 and "stopped" in printed
+    assert read_metrics(path / "metrics.jsonl")["probes/dead_fraction/all"][0] == [120]
+
+
+def test_too_few_examples_are_told_of_once(tmp_path: Path) -> None:
+    flags = ["--env", "CartPole-v1", "--probe.samples", "512", "--probe.every", "100"]
+    _, _, printed = run(tmp_path, "ppo", "CartPole-v1", 600, *SMALL["ppo"], *flags[2:])
+    assert printed.count("asked for 512 examples and got 256") == 1
+    _, _, printed = run(tmp_path, "dqn", "CartPole-v1", 300, *SMALL["dqn"], *flags[2:])
+    assert printed.count("no probe was taken: there were never 512 examples") == 1

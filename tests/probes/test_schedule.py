@@ -61,6 +61,7 @@ def test_it_is_due_every_so_many_steps_after_the_last_probe() -> None:
     prober.measure(150)
     assert not prober.due(249) and prober.due(250)
     assert prober.measure(150) is None  # once a step
+    assert prober.measure(150, boundary=True) is not None  # but for what a boundary adds
 
 
 def test_heavy_probes_come_less_often_and_at_boundaries() -> None:
@@ -204,3 +205,57 @@ def test_names_and_what_they_stand_for() -> None:
         chosen(("dormancy",))
     with pytest.raises(ValueError, match="samples = 0: must be at least 1"):
         make(samples=0)
+
+
+def test_a_boundary_on_a_probes_step_adds_the_heavy_ones_on_the_same_batch() -> None:
+    prober, model, data = make()
+    prober.measure(100)
+    with torch.no_grad():
+        model[0].weight += 0.5
+    light = prober.measure(200)
+    full = prober.measure(200, boundary=True)
+    assert len(data.drawn) == 2
+    assert not any("/ntk/" in tag for tag in light.scalars) and "probes/ntk/sum/rank" in full.scalars
+    assert full.histograms and full.images
+    assert "probes/weight_change/since_last_probe/total" not in full.scalars  # it would be 0
+    shared = set(light.scalars) & set(full.scalars)
+    assert shared and all(torch.equal(light.scalars[tag], full.scalars[tag]) for tag in shared)
+
+
+def test_no_churn_is_taken_at_a_boundary() -> None:
+    prober, _, _ = make(("churn", "units"))
+    prober.measure(100, boundary=True)
+    assert prober.after_update() is None
+
+
+def test_on_policy_losses_and_targets_are_left_out_on_the_frozen_batch() -> None:
+    head = Head("", lambda out: out.sum(1), "sum", losses, lambda m, x, t: (m(x)[:, 0], t), on_policy=True)
+    prober, _, _ = make(heads=(head,))
+    found = prober.measure(100).scalars
+    assert "probes/target/mean" in found and "probes/gradient_norm/total" in found
+    assert "probes_reference/target/mean" not in found and "probes_reference/gradient_norm/total" not in found
+    assert "probes_reference/ntk/sum/rank" in found
+
+
+def test_a_critics_values_churn_beside_the_policy() -> None:
+    settings = {"behaviour_kind": "discrete", "critic": lambda out: out[:, 1]}
+    prober, model, _ = make(("churn",), **settings)
+    prober.measure(100)
+    with torch.no_grad():
+        model[5].bias += torch.tensor([0.0, 0.25])
+    found = prober.after_update().scalars
+    assert found["probes/churn/value/critic"].item() == pytest.approx(0.25, rel=1e-4)
+    assert found["probes/churn/policy_kl"] > 0
+
+
+def test_fewer_examples_than_asked_for_and_than_units_are_told_of_once() -> None:
+    told: list[str] = []
+    prober, _, data = make(("ranks",), samples=6, tell=told.append)
+    prober.measure(100)
+    prober.measure(200)
+    assert told == ["ranks of 3: 8 features, but only 6 examples, which no rank can exceed"]
+    data.draw = lambda samples: {"observations": torch.zeros(5, 4), "targets": torch.zeros(5)}
+    prober, _, _ = make(("units",), tell=told.append)
+    object.__setattr__(prober.learner, "draw", data.draw)
+    prober.measure(100)
+    assert told[1:] == ["probes asked for 24 examples and got 5, all that there are at a time"]
