@@ -45,7 +45,7 @@ options = {"optimizer": optimizer, "behaviour": lambda y: y, "fresh": build}
 learner = Learner(network, lambda n: {"observations": data[:n]}, (head,), **options)
 said = []
 prober = Prober(learner, ("all", "sharpness"), 1, samples=32, heavy_samples=8, tell=said.append)
-found = prober.measure(1, boundary=True)
+found = prober.measure(1)
 losses(network, data).mean().backward()
 optimizer.step()
 assert prober.after_update().scalars["probes/churn/value"].tolist() > 0
