@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agents.value_agent import ValueAgent
 
 
+# The catalogue's own names, which a test holds them against: importing it would take seconds of torch.
 PROBE_NAMES = (
     "default",
     "all",

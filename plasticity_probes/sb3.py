@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plasticity_probes.catalogue import Findings
+from plasticity_probes.pictures import in_colours
 from plasticity_probes.schedule import Head, Learner, Prober, chosen
 
 SUMMARY = {
@@ -195,7 +196,7 @@ class PlasticityCallback(BaseCallback):
             if torch.isfinite(vector).all():
                 logger.record(tag, vector.cpu(), exclude=PICTURES_ONLY)
         for tag, matrix in found.images.items():
-            logger.record(tag, Image(_in_colours(matrix), "CHW"), exclude=PICTURES_ONLY)
+            logger.record(tag, Image(in_colours(matrix), "CHW"), exclude=PICTURES_ONLY)
         logger.dump(self._measured_at)
 
     def _remove_hooks(self) -> None:
@@ -592,12 +593,3 @@ def _critic(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
         fresh=_fresh(model, seed, lambda policy: policy.critic),
     )
     return _Part(learner, model.critic.optimizer, "critic", {"probes/churn/greedy_action": None})
-
-
-def _in_colours(matrix: Tensor) -> Tensor:
-    """Entries in [-1, 1] as an RGB image uint8 [3, rows, columns], blue through white to red, small ones enlarged."""
-    values = matrix.detach().float().cpu().nan_to_num().clamp(-1, 1)
-    up, down = values.clamp(min=0), values.clamp(max=0)
-    image = (255 * torch.stack([1 + down, 1 - up + down, 1 - up])).byte()
-    times = max(1, 256 // len(values))
-    return image.repeat_interleave(times, 1).repeat_interleave(times, 2)

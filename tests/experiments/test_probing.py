@@ -8,9 +8,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.cli import parse_train
-from experiments.logger import in_colours, read_metrics
+from experiments.logger import read_metrics
 from experiments.loop import TaskChange, Tick, Update, training
-from experiments.setup import build, check
+from experiments.setup import PROBE_NAMES, build, check
+from plasticity_probes.catalogue import PROBES
+from plasticity_probes.pictures import in_colours
+from plasticity_probes.schedule import GROUPS
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
 FLAGS = {
@@ -141,6 +144,10 @@ def test_an_unknown_probe_is_refused_by_name() -> None:
     config = parse_train(["dqn", "--env", "CartPole-v1", "--probes", "ranks", "rnaks"])
     with pytest.raises(ValueError, match="probes = 'rnaks': must be some of default, all, none, units"):
         check(config)
+
+
+def test_the_names_known_without_torch_are_those_there_are() -> None:
+    assert set(PROBE_NAMES) == {*GROUPS, *PROBES, "churn"}
 
 
 def test_boundary_probes_come_before_the_agent_hears_of_the_task() -> None:
