@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from agents.config import AgentConfig, C51Config, DQNConfig, PPOConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
+    from agents.interventions.base import Intervention
     from agents.ppo import PPO
     from agents.randomness import Generators
     from agents.transitions import Spaces
@@ -25,11 +28,17 @@ def build_agent(
     generators: "Generators",
     device: "torch.device",
     precision: str = "fp32",
+    interventions: "Sequence[Intervention]" = (),
+    moments: str = "own",
 ) -> "ValueAgent | PPO":
-    """The agent that `config` describes, for `num_envs` environments with `spaces`."""
+    """The agent that `config` describes, for `num_envs` environments with `spaces`.
+
+    `moments` other than "own" takes the place of what each of `interventions` does to Adam's moments by itself.
+    """
     from agents.c51 import C51
     from agents.dqn import DQN
     from agents.ppo import PPO
 
     build = {DQNConfig: DQN, C51Config: C51, PPOConfig: PPO}[type(config)]
-    return build(config, spaces, num_envs, generators, device=device, precision=precision)
+    wanted = {"interventions": interventions, "moments": moments}
+    return build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)

@@ -2,10 +2,14 @@
 
 Images come in as uint8 [batch, channels, height, width] and are scaled to [0, 1] inside; vectors as float
 [batch, features]. Layers carry the names the logs use: conv1..conv3, dense1..denseN, head.
+
+Torsos and networks take a second argument `captured`, a dict: it is filled with each hidden layer's values before and
+after the nonlinearity, by producer (the Linear or convolution), in the order of their use.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
+MODED: frozenset[type] = frozenset()
+"""Modules that do something else while learning."""
+NONLINEARITIES = frozenset(ACTIVATIONS.values())
 
 
 def linear(
@@ -42,6 +49,23 @@ def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator)
     return layers
 
 
+Captured = dict[nn.Module, tuple[Tensor, Tensor]]
+
+
+def through(layers: nn.Sequential, x: Tensor, captured: Captured | None) -> Tensor:
+    """`layers(x)`; what goes into and comes out of each nonlinearity is put into `captured`, where it is given."""
+    if captured is None:
+        return layers(x)
+    producer = None
+    for layer in layers:
+        before, x = x, layer(x)
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            producer = layer
+        elif type(layer) in NONLINEARITIES:
+            captured[producer] = (before, x)
+    return x
+
+
 class MLP(nn.Module):
     """Dense hidden layers on a flat observation; uint8 input is scaled to [0, 1]. Output [batch, features]."""
 
@@ -51,9 +75,9 @@ class MLP(nn.Module):
         self.layers = dense_layers(inputs, config, generator)
         self.features = config.width if config.depth else inputs
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
         scale = 255.0 if observations.dtype == torch.uint8 else 1.0
-        return self.layers(observations.flatten(1).float() / scale)
+        return through(self.layers, observations.flatten(1).float() / scale, captured)
 
 
 class ConvolutionalTorso(nn.Module):
@@ -77,10 +101,10 @@ class ConvolutionalTorso(nn.Module):
         self.dense = dense_layers(flat, config, generator)
         self.features = config.width if config.depth else flat
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
         # channels_last takes a third off the convolutions' time on a CPU and costs nothing elsewhere
         images = observations.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
-        return self.dense(self.convolutions(images).flatten(1))
+        return through(self.dense, through(self.convolutions, images, captured).flatten(1), captured)
 
 
 class NatureCNN(ConvolutionalTorso):
@@ -101,6 +125,17 @@ class SmallCNN(ConvolutionalTorso):
     shapes = ((64, 5, 2), (64, 3, 2))
 
 
+@contextmanager
+def learning(network: nn.Module) -> Iterator[None]:
+    """Within, dropout drops and batch norm goes by the batch, as in training; outside networks stay in eval mode."""
+    moded = [module for module in network.modules() if type(module) in MODED]
+    for module in moded:
+        module.training = True
+    yield
+    for module in moded:
+        module.training = False
+
+
 def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generator) -> MLP | ConvolutionalTorso:
     """The torso that `config.torso` names in a world with these spaces."""
     if uses_nature_cnn(config, spaces) or config.torso == "small_cnn":
@@ -112,14 +147,22 @@ def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generato
 class QNetwork(nn.Module):
     """Torso and one linear head. Output [batch, actions], or logits [batch, actions, atoms] where `atoms` > 1."""
 
+    value_head_name = "head"
+    policy_head_name = None
+
     def __init__(self, torso: nn.Module, num_actions: int, atoms: int, initializer: str, generator: torch.Generator):
         super().__init__()
         self.torso = torso
         self.head = linear(torso.features, num_actions * atoms, initializer, generator, gain=1.0)
         self.output_shape = (num_actions, atoms) if atoms > 1 else (num_actions,)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.head(self.torso(observations)).unflatten(1, self.output_shape).float()
+    @staticmethod
+    def part_of(name: str) -> str:
+        """encoder or critic, for the name of a parameter or module."""
+        return "encoder" if name.startswith("torso") else "critic"
+
+    def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
+        return self.head(self.torso(observations, captured)).unflatten(1, self.output_shape).float()
 
 
 class ObservationNormalizer(nn.Module):
@@ -153,7 +196,11 @@ class ActorCritic(nn.Module):
 
     forward(observations) -> (policy [batch, actions or action dimensions], value outputs [batch] or [batch, atoms]).
     Discrete: the policy output is logits. Continuous: it is the mean; `log_std` [dimensions] is free of the state.
+    `critic_config`: where the critic's torso is to be another.
     """
+
+    value_head_name = "value_head"
+    policy_head_name = "policy_head"
 
     def __init__(
         self,
@@ -164,23 +211,31 @@ class ActorCritic(nn.Module):
         value_atoms: int,
         normalize_observations: bool,
         generator: torch.Generator,
+        critic_config: NetworkConfig | None = None,
     ) -> None:
         super().__init__()
         inputs = math.prod(spaces.observation_shape)
         self.normalizer = ObservationNormalizer(inputs) if normalize_observations else None
         self.actor_torso = build_torso(spaces, config, generator)
-        self.critic_torso = None if shared_torso else build_torso(spaces, config, generator)
+        self.critic_torso = None if shared_torso else build_torso(spaces, critic_config or config, generator)
         features = self.actor_torso.features
         self.policy_head = linear(features, spaces.action_size, config.initializer, generator, gain=0.01)
+        features = features if self.critic_torso is None else self.critic_torso.features
         self.value_head = linear(features, value_atoms, config.initializer, generator, gain=1.0)
         continuous = spaces.actions == "continuous"
         self.log_std = nn.Parameter(torch.zeros(spaces.action_size)) if continuous else None
         self.scalar_value = value_atoms == 1
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def part_of(self, name: str) -> str:
+        """encoder, actor or critic, for the name of a parameter or module."""
+        if self.critic_torso is None and name.startswith(("actor_torso", "normalizer")):
+            return "encoder"
+        return "critic" if name.startswith(("critic", "value")) else "actor"
+
+    def forward(self, observations: Tensor, captured: Captured | None = None) -> tuple[Tensor, Tensor]:
         if self.normalizer is not None:
             observations = self.normalizer(observations)
-        actor_features = self.actor_torso(observations)
-        critic_features = actor_features if self.critic_torso is None else self.critic_torso(observations)
+        actor_features = self.actor_torso(observations, captured)
+        critic_features = actor_features if self.critic_torso is None else self.critic_torso(observations, captured)
         values = self.value_head(critic_features).float()
         return self.policy_head(actor_features).float(), values.squeeze(1) if self.scalar_value else values

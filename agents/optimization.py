@@ -1,18 +1,19 @@
 """The optimizer step that every agent takes."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.config import AdamConfig
 from agents.guard import Guard
 from plasticity_probes import global_norm
 
 
-def make_adam(network: nn.Module, learning_rate: float, config: AdamConfig) -> torch.optim.Adam:
-    """Fused Adam over all parameters of `network`."""
-    return torch.optim.Adam(network.parameters(), learning_rate, betas=config.betas, eps=config.eps, fused=True)
+def make_adam(groups: Iterable, learning_rate: float, config: AdamConfig) -> torch.optim.Adam:
+    """Fused Adam over parameters, or over groups of them with options of their own."""
+    return torch.optim.Adam(groups, learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -21,14 +22,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 class Optimization:
-    """Clips, checks and applies the gradient of a loss.
+    """Clips, checks and applies the gradient of a loss; `groups` are parameters, or torch's groups of them.
 
     `step(loss)` returns the gradient's global norm before clipping; `gradient_steps` counts the calls.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float, config: AdamConfig, max_norm: float) -> None:
-        self.parameters = list(network.parameters())
-        self.adam = make_adam(network, learning_rate, config)
+    def __init__(self, groups: Iterable, learning_rate: float, config: AdamConfig, max_norm: float) -> None:
+        self.adam = make_adam(groups, learning_rate, config)
+        self.parameters = [parameter for group in self.adam.param_groups for parameter in group["params"]]
         self.max_norm = max_norm
         self.guard = Guard(self.adam, self.parameters[0].device)
         self.gradient_steps = 0

@@ -1,6 +1,6 @@
 """PPO for discrete and continuous actions (Schulman et al. 2017)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,9 @@ from agents import losses
 from agents.checks import check_ppo
 from agents.config import PPOConfig
 from agents.guard import require_finite
-from agents.networks import ActorCritic
+from agents.interventions.base import Intervention
+from agents.interventions.lifecycle import Lifecycle, check_interventions
+from agents.networks import ActorCritic, learning
 from agents.optimization import Optimization, autocast, linear_schedule
 from agents.randomness import Generators
 from agents.rewards import RewardTransform
@@ -31,8 +33,11 @@ class PPO:
         generators: Generators,
         device: torch.device = torch.device("cpu"),
         precision: str = "fp32",
+        interventions: Sequence[Intervention] = (),
+        moments: str = "own",
     ) -> None:
         check_ppo(config, spaces, num_envs)
+        check_interventions(interventions, config)
         self.batch_size = config.rollout_steps * num_envs
         self.config, self.spaces, self.num_envs = config, spaces, num_envs
         self.device, self.precision = device, precision
@@ -40,10 +45,16 @@ class PPO:
         support = config.support
         categorical = config.value_loss == "hl_gauss"
         self.support = losses.atoms(support.v_min, support.v_max, support.num_atoms, device) if categorical else None
+        self.interventions = Lifecycle(interventions, partial(autocast, device, precision))
         self.network = self.build_network(generators.torch("init"))
-        self.optimization = Optimization(self.network, config.learning_rate, config.adam, config.max_grad_norm)
+        example, init = spaces.example(device), generators.torch("interventions")
+        groups = self.interventions.attach({"online": self.network}, example, init)
+        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm)
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.rollout = Rollout(spaces, config.rollout_steps, num_envs, device)
+        self._drawing = generators.torch("surgery's samples", device)
+        surgical = generators.torch("surgery", device)
+        self.interventions.operate(self.optimization.adam, surgical, self._sample, moments)
         self.exploration = generators.torch("exploration", device)
         self.shuffle = generators.torch("minibatches", device)
         self.steps = 0
@@ -54,15 +65,23 @@ class PPO:
 
     def build_network(self, generator: torch.Generator) -> ActorCritic:
         """A freshly initialised network of this agent's shape, on its device."""
-        config = self.config
-        return ActorCritic(
+        config, configure = self.config, self.interventions.configure
+        network = ActorCritic(
             self.spaces,
-            config.network,
+            configure(config.network, "encoder" if config.shared_torso else "actor"),
             shared_torso=config.shared_torso,
             value_atoms=1 if self.support is None else config.support.num_atoms,
             normalize_observations=config.normalize_observations,
             generator=generator,
-        ).to(self.device)
+            critic_config=None if config.shared_torso else configure(config.network, "critic"),
+        )
+        return self.interventions.build(network, generator).to(self.device).eval()
+
+    def _sample(self, n: int) -> Tensor:
+        """n observations of the rollout, with replacement."""
+        observations = self.rollout.observations.flatten(0, 1)
+        rows = torch.randint(len(observations), (n,), generator=self._drawing, device=self.device)
+        return observations[rows]
 
     def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head)."""
@@ -158,6 +177,8 @@ class PPO:
         data = {name: tensor.flatten(0, 1) for name, tensor in data.items()}
         if self.keep_recent is not None:
             self.keep_recent(data)
+        self.interventions.on_target_sync()
+        self.interventions.on_targets(data["returns"])
         steps = []
         for _ in range(config.update_epochs):
             order = torch.randperm(self.batch_size, generator=self.shuffle, device=self.device)
@@ -171,8 +192,9 @@ class PPO:
     def _gradient_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss and step on one minibatch."""
         config = self.config
-        with autocast(self.device, self.precision):
-            policy, outputs = self.network(batch["observations"])
+        captured = self.interventions.capturing()
+        with autocast(self.device, self.precision), learning(self.network):
+            policy, outputs = self.network(batch["observations"], captured)
         log_probs, entropies = self.log_prob_entropy(policy, batch["actions"])
         log_ratio = log_probs - batch["log_probs"]
         advantages = losses.standardize(batch["advantages"]) if config.norm_adv == "minibatch" else batch["advantages"]
@@ -180,10 +202,13 @@ class PPO:
         value_loss = self.value_loss(outputs, batch).mean()
         entropy = entropies.mean()
         loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
-        gradient_norm = self.optimization.step(loss)
+        forward = self.interventions.forward(batch["observations"], captured)
+        penalties = self.interventions.penalties(forward)
+        gradient_norm = self.optimization.step(sum(penalties.values(), start=loss))
+        self.interventions.after_step(forward, self.optimization.gradient_steps, self.steps)
         with torch.no_grad():
             ratio = log_ratio.exp()
-            return {
+            metrics = {
                 "losses/policy_loss": policy_loss.detach(),
                 "losses/value_loss": value_loss.detach(),
                 "losses/entropy": entropy.detach(),
@@ -191,6 +216,7 @@ class PPO:
                 "losses/clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean(),
                 "losses/gradient_norm": gradient_norm,
             }
+        return metrics | {f"losses/penalty/{name}": penalty.detach() for name, penalty in penalties.items()}
 
     def value_loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Loss per example [batch]."""
@@ -200,7 +226,7 @@ class PPO:
             return losses.cross_entropy(outputs, spread(returns, self.support))
         if config.clip_vloss:
             return losses.clipped_value_loss(outputs, batch["values"], returns, config.clip_coef)
-        return losses.squared_error(outputs, returns)
+        return losses.squared_error(*self.interventions.regression(outputs, returns))
 
     def _metrics(self, steps: list[dict[str, Tensor]], data: dict[str, Tensor]) -> dict[str, Tensor]:
         metrics = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
@@ -227,14 +253,16 @@ class PPO:
         return {"charts/learning_rate": self.optimization.learning_rate}
 
     def on_task_change(self) -> None:
-        """Told when every environment has entered the new task; only a rate annealed per task depends on it."""
+        """Told when every environment has entered the new task."""
         self.task_began = self.steps
+        self.interventions.on_task_change()
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the rollout)."""
         return {
             "network": self.network.state_dict(),
             "optimization": self.optimization.state_dict(),
+            "interventions": self.interventions.state_dict(),
             "transform": self.transform.state_dict(),
             "steps": self.steps,
             "task_began": self.task_began,
@@ -244,6 +272,7 @@ class PPO:
         """Take over what `state_dict` gave."""
         self.network.load_state_dict(state["network"])
         self.optimization.load_state_dict(state["optimization"])
+        self.interventions.load_state_dict(state.get("interventions", {}))
         self.transform.load_state_dict(state["transform"])
         self.steps = state["steps"]
         self.task_began = state.get("task_began", 0)

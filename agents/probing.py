@@ -36,7 +36,7 @@ def _value_agent(agent: ValueAgent, generators: Generators) -> Learner:
         return batch["observations"], batch["actions"], target.regressand, target.values
 
     def per_example(network: nn.Module, observations: Tensor, actions: Tensor, regressand: Tensor, _: Tensor) -> Tensor:
-        return objective.loss(take(network(observations), actions), regressand)
+        return agent.loss(take(network(observations), actions), regressand)
 
     def regression(
         network: nn.Module, observations: Tensor, actions: Tensor, _: Tensor, values: Tensor

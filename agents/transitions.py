@@ -1,9 +1,12 @@
 """What an agent is told about the world."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Spaces(NamedTuple):
@@ -30,6 +33,12 @@ class Spaces(NamedTuple):
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of what the replay keeps of an observation: one frame of a stack, or all of it."""
         return self.observation_shape[1:] if self.frame_stack else self.observation_shape
+
+    def example(self, device: "torch.device") -> "torch.Tensor":
+        """Two observations of zeros on `device`, to follow a network by."""
+        import torch
+
+        return torch.from_numpy(np.zeros((2, *self.observation_shape), self.observation_dtype)).to(device)
 
     def replay_bytes(self, capacity: int) -> int:
         """Bytes that a replay of `capacity` slots takes when full: observations and 23 bytes of the rest a slot."""

@@ -1,7 +1,8 @@
 """What DQN and C51 share: everything but head, target and loss, which an `Objective` brings."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor
 from agents.checks import check_value_agent
 from agents.config import ValueAgentConfig
 from agents.guard import require_finite
-from agents.networks import QNetwork, build_torso
+from agents.interventions.base import Intervention
+from agents.interventions.lifecycle import Lifecycle, check_interventions
+from agents.networks import QNetwork, build_torso, learning
 from agents.optimization import Optimization, autocast, linear_schedule
 from agents.randomness import Generators
 from agents.replay import Replay
@@ -63,13 +66,19 @@ class ValueAgent:
         generators: Generators,
         device: torch.device = torch.device("cpu"),
         precision: str = "fp32",
+        interventions: Sequence[Intervention] = (),
+        moments: str = "own",
     ) -> None:
         check_value_agent(config, spaces, num_envs)
+        check_interventions(interventions, config)
         self.config, self.objective, self.spaces, self.num_envs = config, objective, spaces, num_envs
         self.device, self.precision = device, precision
+        self.interventions = Lifecycle(interventions, partial(autocast, device, precision))
         self.network = self.build_network(generators.torch("init"))
         self.target_network = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimization = Optimization(self.network, config.learning_rate, config.adam, config.max_grad_norm)
+        networks = {"online": self.network, "target": self.target_network}
+        groups = self.interventions.attach(networks, spaces.example(device), generators.torch("interventions"))
+        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm)
         storage = device if config.replay_device == "device" else torch.device("cpu")
         self.replay = Replay(
             spaces,
@@ -81,6 +90,13 @@ class ValueAgent:
             device,
             storage,
         )
+        drawing = generators.numpy("surgery's samples")
+        self.interventions.operate(
+            self.optimization.adam,
+            generators.torch("surgery", device),
+            lambda n: self.replay.sample(n, drawing).observations,
+            moments,
+        )
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
         self.steps = 0
@@ -89,10 +105,10 @@ class ValueAgent:
 
     def build_network(self, generator: torch.Generator) -> QNetwork:
         """A freshly initialised network of this agent's shape, on its device."""
-        config = self.config.network
+        config = self.interventions.configure(self.config.network, "encoder")
         torso = build_torso(self.spaces, config, generator)
-        atoms = self.objective.atoms
-        return QNetwork(torso, self.spaces.action_size, atoms, config.initializer, generator).to(self.device)
+        network = QNetwork(torso, self.spaces.action_size, self.objective.atoms, config.initializer, generator)
+        return self.interventions.build(network, generator).to(self.device).eval()
 
     @property
     def epsilon(self) -> float:
@@ -144,13 +160,25 @@ class ValueAgent:
         config, objective = self.config, self.objective
         batch = self.replay.sample(config.batch_size)
         target = self.target(batch.rewards, batch.discounts, batch.next_observations)
-        with autocast(self.device, self.precision):
-            outputs = take(self.network(batch.observations), batch.actions)
-        loss = objective.loss(outputs, target.regressand).mean()
-        gradient_norm = self.optimization.step(loss)
-        if self.optimization.gradient_steps % config.target_period == 0:
+        self.interventions.on_targets(target.values)
+        captured = self.interventions.capturing()
+        with autocast(self.device, self.precision), learning(self.network):
+            outputs = take(self.network(batch.observations, captured), batch.actions)
+        loss = self.loss(outputs, target.regressand).mean()
+        forward = self.interventions.forward(batch.observations, captured)
+        penalties = self.interventions.penalties(forward)
+        gradient_norm = self.optimization.step(sum(penalties.values(), start=loss))
+        gradient_step = self.optimization.gradient_steps
+        self.interventions.after_step(forward, gradient_step, self.steps)
+        if gradient_step % config.target_period == 0:
             self.sync_target()
-        return self._metrics(loss, gradient_norm, objective.values(outputs.detach()), target)
+            self.interventions.on_target_sync()
+        metrics = self._metrics(loss, gradient_norm, objective.values(outputs.detach()), target)
+        return metrics | {f"losses/penalty/{name}": penalty.detach() for name, penalty in penalties.items()}
+
+    def loss(self, outputs: Tensor, regressand: Tensor) -> Tensor:
+        """Loss per example [batch] of the taken action's outputs [batch(, atoms)]."""
+        return self.objective.loss(*self.interventions.regression(outputs, regressand))
 
     @torch.no_grad()
     def target(self, rewards: Tensor, discounts: Tensor, next_observations: Tensor) -> Target:
@@ -195,6 +223,7 @@ class ValueAgent:
         self.task_began = self.steps
         if self.config.replay.on_task_change == "clear":
             self.replay.keep_task(self.task)
+        self.interventions.on_task_change()
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the replay)."""
@@ -202,6 +231,7 @@ class ValueAgent:
             "network": self.network.state_dict(),
             "target_network": self.target_network.state_dict(),
             "optimization": self.optimization.state_dict(),
+            "interventions": self.interventions.state_dict(),
             "transform": self.transform.state_dict(),
             "steps": self.steps,
             "task_began": self.task_began,
@@ -212,6 +242,7 @@ class ValueAgent:
         self.network.load_state_dict(state["network"])
         self.target_network.load_state_dict(state["target_network"])
         self.optimization.load_state_dict(state["optimization"])
+        self.interventions.load_state_dict(state.get("interventions", {}))
         self.transform.load_state_dict(state["transform"])
         self.steps = state["steps"]
         self.task_began = state.get("task_began", 0)

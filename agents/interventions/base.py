@@ -1,12 +1,13 @@
-"""What an intervention is: a set of hooks that the agents call, all of which do nothing unless overridden. Before that,
-the words in which edits are told: `Units` of a layer, and the slices of weights that they own.
+"""What an intervention is: a set of hooks that the agents call, all of which do nothing unless overridden.
 
-The order of the calls:
+The order of the calls (lifecycle.py makes them):
 
-    configure            before the network is built
+    check                nothing is built yet: refuse settings of the agent that make no sense beside it
+    configure            before a torso is built
+    build                a network of the agent's shape has been built (the one to train, a probe's fresh one)
     attach               the networks exist, the optimizer does not
     parameter_groups     the optimizer is about to be built; then the surgeon is (see surgery.py)
-    every gradient step  loss + penalty(...), backward, optimizer step, after_step
+    every gradient step  on_targets, forward pass, regression, loss + penalty(...), backward, optimizer step, after_step
     on_target_sync       right after DQN's or C51's target copy; PPO: at the start of an update phase
     on_task_change       once, when every environment has entered the new task
     on_replaced, on_reset  within any of the three above (and after_step), after somebody's edit is complete
@@ -14,158 +15,26 @@ The order of the calls:
 Interventions are called in the order in which they were given. `penalty` alone runs with autograd.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from agents.config import NetworkConfig, require
-from agents.initializers import Initializer, initializer_for
+from agents.config import AgentConfig, NetworkConfig, require
+from agents.interventions.slices import Units
 from plasticity_probes.units import HiddenLayer
 
 if TYPE_CHECKING:
     from agents.interventions.surgery import Surgery
 
-NORM_START = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-
-
-class Slots(NamedTuple):
-    """At most k units of a layer, k from 1 to its number of units. Where `valid` is False the slot names no unit and
-    its index may be any number."""
-
-    index: Tensor
-    """int64 [k]"""
-    valid: Tensor
-    """bool [k]"""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Units:
-    """The units that an edit is about, as a mask and as k slots. Slots that name one unit twice agree."""
-
-    mask: Tensor
-    """bool [units]: the unit is edited."""
-    index: Tensor
-    """int64 [k]: the unit in each slot, 0 in an invalid one."""
-    hit: Tensor
-    """bool [k]: `mask[index]`. Also True in an invalid slot if another names unit 0, so that both write the same."""
-    source: Tensor
-    """int64 [k]: the first valid slot that names the same unit, whose draw it takes."""
-
-    @classmethod
-    def of(cls, given: Tensor | Slots, units: int, name: str, allowed: Tensor | None = None) -> "Units":
-        """From a bool mask [units] or `Slots`; none where the 0-d bool `allowed` is False. Errors name `name`."""
-        if isinstance(given, Tensor):
-            if given.dtype != torch.bool or given.shape != (units,):
-                raise ValueError(f"units of '{name}': {given.dtype} {list(given.shape)}, must be a bool mask [{units}]")
-            mask = given if allowed is None else given & allowed
-            index = torch.arange(units, device=given.device)
-            return cls(mask, index, mask, index)
-        index, valid = given
-        if index.dtype != torch.int64 or valid.dtype != torch.bool or index.ndim != 1 or index.shape != valid.shape:
-            raise ValueError(f"units of '{name}': slots must be an int64 index [k] and a bool validity flag [k]")
-        if not 1 <= len(index) <= units:
-            raise ValueError(f"units of '{name}': {len(index)} slots, must be 1 to {units}, the number of units")
-        valid = valid if allowed is None else valid & allowed
-        index, slots = torch.where(valid, index, 0), len(index)
-        if slots == 1:  # what follows, in fewer operations
-            mask = torch.zeros(units, dtype=torch.bool, device=index.device).index_copy_(0, index, valid)
-            return cls(mask, index, valid, torch.zeros_like(index))
-        order = torch.arange(slots, device=index.device).masked_fill(~valid, slots)
-        first = torch.full((units,), slots, device=index.device).scatter_reduce(0, index, order, "amin")
-        mask, source = first < slots, first[index]
-        return cls(mask, index, source < slots, source.clamp(max=slots - 1))
-
-
-class Owned:
-    """The slices of `tensor` along dimension `dim` that belong to a layer's units: `owner` int64 [size of that
-    dimension], -1 for none. Rows of a producer and its norm, columns of a consumer."""
-
-    def __init__(self, tensor: Tensor, dim: int, owner: Tensor, units: int, start: str | float = 0.0) -> None:
-        self.tensor, self.dim, self.owner, self.start = tensor, dim, owner, start
-        slices = [(owner.cpu() == unit).nonzero().squeeze(1) for unit in range(units)]
-        self.most = max(map(len, slices))
-        # where a unit owns fewer slices than another, position 0 stands in and is written with what it should hold
-        positions = torch.zeros(units, self.most, dtype=torch.int64)
-        present = torch.zeros(units, self.most, dtype=torch.bool)
-        for unit, mine in enumerate(slices):
-            positions[unit, : len(mine)], present[unit, : len(mine)] = mine, True
-        self.positions, self.present = positions.to(owner.device), present.to(owner.device)
-        self.regular = bool(present.all())
-
-    def owned_by(self, units: Units) -> Tensor:
-        """bool [size of the dimension]: which slices belong to `units`."""
-        return units.mask[self.owner.clamp(min=0)] & (self.owner >= 0)
-
-    def read(self, source: Tensor, units: Units) -> Tensor:
-        """The slots' slices of `source` (of the tensor's shape), one after another along the dimension."""
-        return source.index_select(self.dim, self._where(units))
-
-    def write(self, units: Units, *pairs: tuple[Tensor, Tensor | float]) -> None:
-        """For each pair, give the slices of `units` in the first (of the tensor's shape) the values of the second, in
-        place: a number, or a tensor as `read` gives it. Nothing else changes."""
-        fits = [-1 if axis == self.dim else 1 for axis in range(self.tensor.ndim)]
-        where, hit, whole = self._where(units), None, None
-        for into, values in pairs:
-            if not isinstance(values, Tensor) and len(where) >= len(self.owner):
-                whole = self.owned_by(units).view(fits) if whole is None else whole
-                into.masked_fill_(whole, values)
-                continue
-            hit = self._hit(units, where).view(fits) if hit is None else hit
-            old = into.index_select(self.dim, where)
-            new = torch.where(hit, values, old) if isinstance(values, Tensor) else old.masked_fill_(hit, values)
-            into.index_copy_(self.dim, where, new)
-
-    def _where(self, units: Units) -> Tensor:
-        return units.index if self.dim == 0 else self.positions[units.index].flatten()
-
-    def _hit(self, units: Units, where: Tensor) -> Tensor:
-        if not self.regular:
-            return self.owned_by(units)[where]
-        return units.hit if self.most == 1 else units.hit.repeat_interleave(self.most)
-
-    def survivors_mean(self, values: Tensor, units: Units) -> Tensor:
-        """Mean over the units that are not in `units` of their slices of `values`, as `write` takes it."""
-        dim, fits = self.dim, [1] * self.dim + [len(self.positions), self.most] + [1] * (values.ndim - self.dim - 1)
-        slices = values.index_select(dim, self.positions.flatten()).unflatten(dim, self.positions.shape)
-        alive = (self.present & ~units.mask[:, None]).to(values.dtype).view(fits)
-        mean = (slices * alive).sum(dim) / alive.sum(dim).clamp(min=1)
-        tiled = torch.cat([mean] * len(units.index), dim)
-        if self.regular:
-            return tiled
-        # what stands in for a missing slice is position 0, the first slice of whoever owns it
-        missing = ~self.present[units.index].view([-1 if axis == dim else 1 for axis in range(values.ndim)])
-        return torch.where(missing, mean.narrow(dim, 0, 1), tiled)
-
-
-class Slices:
-    """Everything the units of a separable `layer` own."""
-
-    def __init__(self, layer: HiddenLayer) -> None:
-        self.layer = layer
-        rows = torch.arange(layer.units, device=layer.producer.weight.device)
-        self.initializer: Initializer = layer.initializer or initializer_for("torch", layer.producer)
-        tensors = [(getattr(layer.producer, kind), kind) for kind in ("weight", "bias")]
-        tensors += [(getattr(layer.norm, kind, None), start) for kind, start in NORM_START.items()]
-        self.incoming = [Owned(tensor, 0, rows, layer.units, start) for tensor, start in tensors if tensor is not None]
-        self.outgoing = [Owned(module.weight, 1, owner, layer.units) for module, owner in layer.consumers]
-
-    def consumer_means(self, post: Tensor, consumer: int) -> Tensor:
-        """`post` [units (several times over), *positions], averaged over samples, as [units, columns a unit] of the
-        consumer's weight; a consumer with one column for all positions gets the mean over them."""
-        units, columns = self.layer.units, self.outgoing[consumer]
-        copies = post.shape[0] // units
-        by_unit = post.reshape(copies, units, -1).transpose(0, 1)
-        if columns.regular and columns.most == copies * by_unit.shape[2]:
-            return by_unit.flatten(1)
-        if columns.regular and columns.most == copies:
-            return by_unit.mean(2)
-        raise ValueError(
-            f"absorb of '{self.layer.name}': means of shape {list(post.shape)} do not say what each of the "
-            f"{columns.most} columns a unit has in consumer {consumer} reads"
-        )
+Part = Literal["all", "encoder", "actor", "critic"]
+Role = Literal["weight", "bias", "norm", "log_std"]
+Captured = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class Forward(NamedTuple):
@@ -175,16 +44,20 @@ class Forward(NamedTuple):
     """The network being trained."""
     observations: Tensor
     """[batch, ...] as the network takes them."""
-    captured: Mapping[str, tuple[Tensor, Tensor]]
+    captured: Captured
     """By layer name: the values before and after the nonlinearity, [batch, units, ...], part of the autograd graph.
-    Empty unless an intervention's `captures` asks for them."""
+    Empty unless an intervention's `captures` asks for them. CReLU and Fourier features: twice the units after it."""
+    again: Callable[[nn.Module], Captured] | None = None
+    """What `captured` would be in another network of the same structure, a frozen copy say, for these observations."""
 
 
+@dataclass(eq=False)
 class Intervention:
     """Something pluggable that is meant to keep plasticity.
 
     A subclass is a dataclass: its fields are its parameters (and so its flags), each with a docstring. They are fixed
-    once made; whatever else it remembers (ages, copies) is made in `attach` and goes through `state_dict`.
+    once made; whatever else it remembers (ages, copies) is made in `attach` and goes through `state_dict`. What it may
+    touch is `self.layers` and `self.named_parameters(network)`, which obey `only`.
 
         @dataclass(eq=False)
         class Decay(Intervention):
@@ -196,13 +69,27 @@ class Intervention:
                 self.require(0 <= self.rate < 1, "rate", "in [0, 1)")
 
             def after_step(self, surgery, forward, gradient_step):
-                surgery.project(forward.network.parameters(), lambda weight: weight * (1 - self.rate))
+                weights = [weight for _, weight in self.named_parameters(forward.network)]
+                surgery.project(weights, lambda weight: weight * (1 - self.rate))
     """
+
+    _: KW_ONLY
+    only: Part = "all"
+    """Limits it to a part of the network: encoder (what policy and value share; the torso of DQN and C51), actor,
+    critic (DQN and C51: the head)."""
 
     name: ClassVar[str] = ""
     """As it is written after --interventions and before the dot of its flags."""
     captures: ClassVar[frozenset[str]] = frozenset()
     """What the update's forward must return: any of "hidden" (after the nonlinearity), "preactivations"."""
+    conflicts: ClassVar[frozenset[str]] = frozenset()
+    """Names of interventions beside which it is refused, said by one of the two. What depends on parameters is
+    refused in `check`."""
+    layers: ClassVar[tuple[HiddenLayer, ...]] = ()
+    """The hidden layers of the online network in its part, in the order of their use, the ones whose units cannot be
+    replaced one by one included (`separable` says). Known from `attach` on."""
+    part_of: ClassVar[Callable[[str], str]] = staticmethod(lambda name: "encoder")
+    """The part that a parameter or module belongs to, by its name in the network. Known from `attach` on."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -225,29 +112,54 @@ class Intervention:
         """The parameters by name, as they stand in a run's configuration."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def within(self, name: str) -> bool:
+        """Whether the parameter or module called `name` in the network is in the part it is limited to."""
+        return self.only in ("all", self.part_of(name))
+
+    def named_parameters(self, network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of `network` that train and that it may touch."""
+        return (item for item in network.named_parameters() if item[1].requires_grad and self.within(item[0]))
+
+    def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
+        """Raise `ValueError`, naming the parameter, where it makes no sense with these settings or these others. Beside
+        no agent of ours (Stable-Baselines3) it is not called."""
+
     def configure(self, network: NetworkConfig) -> NetworkConfig:
-        """The architecture to build instead of `network`."""
+        """The architecture to build instead of `network`; called for each torso in its part."""
         return network
+
+    def build(self, network: nn.Module, generator: torch.Generator) -> None:
+        """Wrap or add modules in a freshly initialised `network` of the agent's shape: the one to train (its target is
+        a copy of it), a probe's fresh one. Nothing is remembered here."""
 
     def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
         """Prepare for `networks` ("online", and "target" where there is one), before the optimizer exists: remember
-        initial weights, add auxiliary heads or frozen copies. Structure never changes later."""
+        initial weights, make frozen copies and auxiliary heads. The networks' structure is as it will stay."""
 
     def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The groups the optimizer will be built from, each a dict as torch's optimizers take it."""
+        """The groups the optimizer will be built from. Each has "params" (a list), "name" of the one parameter of the
+        network in it (the groups of auxiliary heads have none), its "role" (weight, bias, norm, log_std), and what
+        torch's Adam takes. Set options, append groups. What stays equal is merged afterwards."""
         return groups
+
+    def on_targets(self, surgery: Surgery, targets: Tensor) -> None:
+        """The regression targets [n] that will be learned from, in units of the return, before the forward pass."""
+
+    def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What the regression loss compares, [batch] each, both in units of the return as they come."""
+        return outputs, targets
 
     def penalty(self, forward: Forward) -> Tensor | None:
         """A scalar that is added to the loss; None adds nothing."""
         return None
 
-    def after_step(self, surgery: "Surgery", forward: Forward, gradient_step: int) -> None:
+    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """After optimizer step number `gradient_step` (the first is 1); `forward` was taken before it."""
 
-    def on_target_sync(self, surgery: "Surgery") -> None:
+    def on_target_sync(self, surgery: Surgery) -> None:
         """The target network has just been copied (DQN, C51); an update phase begins (PPO)."""
 
-    def on_task_change(self, surgery: "Surgery") -> None:
+    def on_task_change(self, surgery: Surgery) -> None:
         """Every environment has entered the new task."""
 
     def on_replaced(self, layer: HiddenLayer, units: Units) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.initializers import Initializer, initializer_for
-from agents.interventions.base import NORM_START, Intervention, Owned, Slices, Slots, Units
+from agents.interventions.base import Captured, Intervention
+from agents.interventions.slices import NORM_START, Owned, Slices, Slots, Units
 from plasticity_probes.units import CONVOLUTIONS, NORMS, HiddenLayer
 
 Moments = Literal["zero", "keep", "mean", "local"]
@@ -43,7 +44,9 @@ class Surgery:
     """Edits the network "online" and, where asked, the same slices of the other `networks` with the same values.
 
     `networks` have equal structure; `layers` are the online network's; `generator` draws new weights (on the layers'
-    device where nothing is to wait for a copy); `sample(n)` gives n observations; `interventions` hear of edits.
+    device where nothing is to wait for a copy); `sample(n)` gives n observations; `interventions` hear of edits;
+    `capture(network, observations)` runs a network and gives what its layers hold; `moments` other than "own" takes the
+    place of what an edit asks for.
     ValueError: the optimizer is not Adam or lacks a trainable parameter of a separable layer; the networks differ.
     """
 
@@ -55,13 +58,18 @@ class Surgery:
         generator: torch.Generator,
         sample: Callable[[int], Tensor] | None = None,
         interventions: Sequence[Intervention] = (),
+        capture: Callable[[nn.Module, Tensor], Captured] | None = None,
+        moments: str = "own",
     ) -> None:
         if not isinstance(optimizer, torch.optim.Adam):
             raise ValueError(f"optimizer = {type(optimizer).__name__}: must be Adam (or AdamW)")
         self.networks, self.optimizer, self.generator = dict(networks), optimizer, generator
         self.layers = {layer.name: layer for layer in layers}
         self.interventions = tuple(interventions)
-        self._sample = sample
+        self._sample, self._capture, self.moments = sample, capture, moments
+        self.acting = ""  # the intervention whose hook is being called
+        self.steps = 0  # of the agent in its world, as it last told
+        self.done: dict[tuple[str, str, str], Tensor | int] = {}
         initialise_adam(optimizer)
         self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
         self.replaced = {
@@ -154,6 +162,7 @@ class Surgery:
         `networks`: "online" first; the others get the same new values (they absorb their own w_out), and a removed
         unit's columns become zero there too.
         """
+        moments = moments if self.moments == "own" else self.moments
         self._require_moments(moments, networks)
         edits = {self.of(key).layer.name: given for key, given in units.items()}
         absorb = {self.of(key).layer.name: means for key, means in (absorb or {}).items()}
@@ -225,6 +234,7 @@ class Surgery:
 
     def _tell(self, slices: Slices, units: Units) -> Tensor:
         count = units.mask.sum()
+        self.note("replaced", slices.layer.name, count)
         self.replaced[slices.layer.name] += count
         for intervention in self.interventions:
             intervention.on_replaced(slices.layer, units)
@@ -235,6 +245,7 @@ class Surgery:
         """Move each parameter to function(parameter), in place; moments and step stay as they are."""
         for parameter in parameters:
             self._assign(parameter, function(parameter))
+            self.note("projected", self._names[id(parameter)])
 
     @torch.no_grad()
     def reset(
@@ -255,6 +266,8 @@ class Surgery:
             for network in networks:
                 self._assign(self._twin(network, tensor), fresh)
         parameters = [tensor for *_, tensor in plan if isinstance(tensor, nn.Parameter)]
+        for parameter in parameters:
+            self.note("reset", self._names[id(parameter)])
         self.zero_moments(parameters)
         self.zero_step(parameters)
         for intervention in self.interventions:
@@ -311,6 +324,35 @@ class Surgery:
         for state in (self.optimizer.state.get(parameter, {}) for parameter in parameters):
             if state:
                 self._assign(state["step"], 0.0)
+
+    @torch.no_grad()
+    def activations(self, n: int) -> Captured:
+        """What the online network's layers hold for n sampled observations, by layer name: (before, after the
+        nonlinearity). RuntimeError where the surgeon was given no way to see them."""
+        if self._capture is None:
+            raise RuntimeError("activations: this surgeon was made without `capture`")
+        return self._capture(self.networks["online"], self.sample(n))
+
+    def note(self, what: str, where: str, amount: Tensor | int = 1) -> None:
+        """Add to the count of what was done since `take_done` was last called: (who acts, `what`, `where`)."""
+        key = (self.acting, what, where)
+        self.done[key] = self.done[key] + amount if key in self.done else amount
+
+    def take_done(self) -> dict[tuple[str, str, str], Tensor | int]:
+        """What was done since the last call, by (intervention, what, where): units replaced by layer, tensors reset by
+        parameter, tensors projected, moments and steps zeroed; tensors are 0-d and on the device."""
+        done, self.done = self.done, {}
+        return done
+
+    def fresh(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        """New values for whole tensors of the online network, each drawn by its own law (see `reset`), in their order;
+        nothing is edited."""
+        parameters = list(parameters)
+        drawn = {id(tensor): self._fresh(module, name, tensor) for module, name, tensor in self._plan(parameters)}
+        return [torch.as_tensor(drawn[id(p)], dtype=p.dtype, device=p.device).expand_as(p) for p in parameters]
+
+    def after_optimizer_step(self) -> None:
+        """Called right after every optimizer step, before anything else."""
 
     def sample(self, n: int) -> Tensor:
         """n observations from replay or rollout. RuntimeError where the surgeon was given no way to draw them."""

@@ -31,7 +31,7 @@ def latch(optimization):
 
 def prepared(network, latching, max_norm=0.5):
     """An optimization after two good steps, so that Adam's moments exist."""
-    optimization = Optimization(network, 0.1, AdamConfig(), max_norm)
+    optimization = Optimization(network.parameters(), 0.1, AdamConfig(), max_norm)
     if latching:
         latch(optimization)
     for _ in range(2):

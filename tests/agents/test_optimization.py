@@ -29,7 +29,7 @@ def loss_of(network, step):
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.99, 0.99), (0.0, 0.9)])
 def test_steps_are_clip_grad_norm_and_plain_adam(max_norm, betas):
     network, plain = model(), model()
-    optimization = Optimization(network, 0.01, AdamConfig(betas, 1e-5), max_norm)
+    optimization = Optimization(network.parameters(), 0.01, AdamConfig(betas, 1e-5), max_norm)
     adam = torch.optim.Adam(plain.parameters(), 0.01, betas=betas, eps=1e-5, foreach=False, fused=False)
     for step in range(30):
         adam.zero_grad()
@@ -45,7 +45,7 @@ def test_steps_are_clip_grad_norm_and_plain_adam(max_norm, betas):
 
 def test_the_norm_returned_is_that_before_clipping():
     network = nn.Linear(2, 1, bias=False)
-    optimization = Optimization(network, 0.1, AdamConfig(), max_norm=1.0)
+    optimization = Optimization(network.parameters(), 0.1, AdamConfig(), max_norm=1.0)
     norm = optimization.step((network.weight * torch.tensor([[3.0, 4.0]])).sum())  # gradient (3, 4)
     assert norm.item() == pytest.approx(5.0)
     torch.testing.assert_close(network.weight.grad, torch.tensor([[0.6, 0.8]]), atol=1e-5, rtol=0)
@@ -55,7 +55,7 @@ def test_adams_first_step_is_the_learning_rate_by_sign():
     # bias correction makes m / sqrt(v) = g / |g|
     network = nn.Linear(2, 1, bias=False)
     before = network.weight.detach().clone()
-    optimization = Optimization(network, 0.5, AdamConfig(), 0.0)
+    optimization = Optimization(network.parameters(), 0.5, AdamConfig(), 0.0)
     optimization.set_learning_rate(0.01)
     optimization.step((network.weight * torch.tensor([[3.0, -4.0]])).sum())
     torch.testing.assert_close(network.weight.detach() - before, torch.tensor([[-0.01, 0.01]]), atol=1e-6, rtol=0)
@@ -64,13 +64,13 @@ def test_adams_first_step_is_the_learning_rate_by_sign():
 def test_parameters_without_a_gradient_are_left_alone():
     network = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
     idle = snapshot(network[1])
-    Optimization(network, 0.1, AdamConfig(), 0.5).step(network[0].weight.square().sum())
+    Optimization(network.parameters(), 0.1, AdamConfig(), 0.5).step(network[0].weight.square().sum())
     assert same_tree(snapshot(network[1]), idle)
 
 
 def test_state_goes_on_where_it_was():
     first, second = model(), model(1)
-    a, b = (Optimization(network, 0.01, AdamConfig(), 0.5) for network in (first, second))
+    a, b = (Optimization(network.parameters(), 0.01, AdamConfig(), 0.5) for network in (first, second))
     for step in range(5):
         a.step(loss_of(first, step))
     second.load_state_dict(first.state_dict())

@@ -80,12 +80,12 @@ def test_a_bad_parameter_is_answered_with_a_sentence():
 
 def test_parameters_are_fixed_and_listed():
     decay = Decay()
-    assert decay.parameters() == {"rate": 0.25}
+    assert decay.parameters() == {"rate": 0.25, "only": "all"}
     with pytest.raises(AttributeError, match=r"decay\.rate: a parameter is fixed once made"):
         decay.rate = 0.5
     decay.steps = 3
     decay.steps = 4
-    assert replace(decay, rate=0.5).parameters() == {"rate": 0.5}
+    assert replace(decay, rate=0.5).parameters() == {"rate": 0.5, "only": "all"}
 
 
 def test_an_unknown_capture_is_refused_where_the_class_is_written():

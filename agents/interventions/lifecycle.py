@@ -1,0 +1,214 @@
+"""Calls the interventions of an agent in their order; agents know them through this alone.
+
+With no interventions every method is a plain pass-through: nothing is traced, drawn, added or kept.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import AgentConfig, NetworkConfig
+from agents.interventions.base import Captured, Forward, Intervention, Part, Role
+from agents.interventions.surgery import Surgery
+from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
+
+ByModule = dict[nn.Module, tuple[Tensor, Tensor]]
+
+
+def check_together(members: Sequence[Intervention]) -> None:
+    """Raise `ValueError` where one is given twice or two refuse each other, naming both."""
+    names = [member.name for member in members]
+    for index, member in enumerate(members):
+        if member.name in names[:index]:
+            raise ValueError(f"interventions: {member.name} is given twice")
+        for other in members[:index]:
+            if other.name in member.conflicts or member.name in other.conflicts:
+                raise ValueError(f"interventions: {other.name} and {member.name} cannot work together")
+
+
+def check_interventions(members: Sequence[Intervention], agent: AgentConfig) -> None:
+    """Raise `ValueError`, before anything is built, where these cannot work together or beside the agent's settings."""
+    check_together(members)
+    parts = parts_of(agent)
+    for member in members:
+        if member.only not in ("all", *parts):
+            why = "" if "encoder" in parts else ": actor and critic have torsos of their own"
+            raise ValueError(f"{member.name}.only = {member.only!r}: must be all, {' or '.join(parts)}{why}")
+        member.check(agent, [other for other in members if other is not member])
+
+
+def parts_of(agent: AgentConfig) -> tuple[Part, ...]:
+    """The parts that this agent's network has."""
+    shared = getattr(agent, "shared_torso", None)
+    if shared is None:
+        return ("encoder", "critic")
+    return ("encoder", "actor", "critic") if shared else ("actor", "critic")
+
+
+def roles(network: nn.Module) -> dict[str, Role]:
+    """The role of each parameter of `network`, by name."""
+    found: dict[str, Role] = {}
+    for prefix, module in network.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            role = "norm" if isinstance(module, NORMS) else "bias" if name == "bias" else "weight"
+            found[f"{prefix}.{name}".removeprefix(".")] = "log_std" if name == "log_std" else role
+    return found
+
+
+def merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with equal options as one each, in the order in which the options first occur."""
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        options = {key: value for key, value in group.items() if key not in ("params", "name", "role")}
+        same = (other for other in found if {k: v for k, v in other.items() if k != "params"} == options)
+        other = next(same, None)
+        if other is None:
+            found.append({"params": list(group["params"]), **options})
+        else:
+            other["params"] += group["params"]
+    return found
+
+
+class Lifecycle:
+    """The interventions `chosen` for one agent. Copies of them are kept in `members`: each remembers its network."""
+
+    def __init__(
+        self, chosen: Sequence[Intervention] = (), context: Callable[[], AbstractContextManager] = nullcontext
+    ) -> None:
+        self.members = tuple(dataclasses.replace(member) for member in chosen)
+        check_together(self.members)
+        self.context = context  # what the agent's forward passes run in (autocast)
+        self.network: nn.Module | None = None
+        self.layers: list[HiddenLayer] = []
+        self.surgery: Surgery | None = None
+        self._captures = any(member.captures for member in self.members)
+
+    def configure(self, network: NetworkConfig, part: Part) -> NetworkConfig:
+        """The settings of the torso that is `part` of the network."""
+        for member in self.members:
+            if member.only in ("all", part):
+                network = member.configure(network)
+        return network
+
+    def build(self, network: nn.Module, generator: torch.Generator) -> nn.Module:
+        """`network`, freshly initialised, as the interventions wrap it."""
+        for member in self.members:
+            member.part_of = network.part_of
+            member.build(network, generator)
+        return network
+
+    def attach(
+        self, networks: Mapping[str, nn.Module], example: Tensor, generator: torch.Generator
+    ) -> list[dict[str, Any]]:
+        """Prepare for `networks`; returns the groups to build the optimizer from. `example`: two observations."""
+        self.networks, self.network = dict(networks), networks["online"]
+        if not self.members:
+            return [{"params": list(self.network.parameters())}]
+        self.layers = hidden_layers(self.network, example)
+        for member in self.members:
+            member.part_of = self.network.part_of
+            member.layers = tuple(layer for layer in self.layers if member.within(layer.name))
+            member.attach(networks, generator)
+        role = roles(self.network)
+        groups = [{"params": [p], "name": n, "role": role[n]} for n, p in self.network.named_parameters()]
+        for member in self.members:
+            groups = member.parameter_groups(groups)
+        return merged(groups)
+
+    def operate(
+        self,
+        optimizer: torch.optim.Adam,
+        generator: torch.Generator,
+        sample: Callable[[int], Tensor],
+        moments: str = "own",
+    ) -> None:
+        """The optimizer exists: make the surgeon. `generator` draws new weights, `sample(n)` gives n observations,
+        `moments` other than "own" takes the place of every intervention's own choice."""
+        if self.members:
+            self.surgery = Surgery(
+                self.networks, optimizer, self.layers, generator, sample, self.members, self.capture, moments
+            )
+
+    def capture(self, network: nn.Module, observations: Tensor) -> Captured:
+        """What the hidden layers of `network`, of the trained one's structure, hold for `observations`."""
+        captured: ByModule = {}
+        with self.context():
+            network(observations, captured)
+        return self._by_name(network, captured)
+
+    def _by_name(self, network: nn.Module, captured: ByModule) -> Captured:
+        modules = dict(network.named_modules())
+        return {layer.name: captured[modules[layer.name]] for layer in self.layers if modules[layer.name] in captured}
+
+    def on_targets(self, targets: Tensor) -> None:
+        """These regression targets will be learned from."""
+        for member in self._acting():
+            member.on_targets(self.surgery, targets)
+
+    def capturing(self) -> ByModule | None:
+        """What to hand to the update's forward pass, to be filled; None where nobody asks for it."""
+        return {} if self._captures else None
+
+    def forward(self, observations: Tensor, captured: ByModule | None) -> Forward | None:
+        """The update's forward pass, as the interventions see it."""
+        if not self.members:
+            return None
+        named = {} if captured is None else self._by_name(self.network, captured)
+        return Forward(self.network, observations, named, lambda network: self.capture(network, observations))
+
+    def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What the regression loss compares."""
+        for member in self.members:
+            outputs, targets = member.regression(outputs, targets)
+        return outputs, targets
+
+    def penalties(self, forward: Forward | None) -> dict[str, Tensor]:
+        """The scalars to add to the loss, by the intervention's name."""
+        found = {member.name: member.penalty(forward) for member in self.members}
+        return {name: penalty for name, penalty in found.items() if penalty is not None}
+
+    def after_step(self, forward: Forward | None, gradient_step: int, steps: int) -> None:
+        """The optimizer has made step number `gradient_step`, after `steps` steps in the world."""
+        if self.surgery is not None:
+            self.surgery.steps = steps
+            self.surgery.after_optimizer_step()
+        for member in self._acting():
+            member.after_step(self.surgery, forward, gradient_step)
+
+    def on_target_sync(self) -> None:
+        """The target network has just been copied; an update phase begins."""
+        for member in self._acting():
+            member.on_target_sync(self.surgery)
+
+    def on_task_change(self) -> None:
+        """Every environment has entered the new task."""
+        for member in self._acting():
+            member.on_task_change(self.surgery)
+
+    def _acting(self):
+        """The members in turn, the surgeon told who asks."""
+        for member in self.members:
+            self.surgery.acting = member.name
+            yield member
+
+    def surgeries(self) -> dict[tuple[str, str, str], Tensor | int]:
+        """How much was done since the last call, by (intervention, what, where), see `Surgery.done`."""
+        return {} if self.surgery is None else self.surgery.take_done()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the members and the surgeon remember."""
+        if not self.members:
+            return {}
+        members = {member.name: member.state_dict() for member in self.members}
+        return {"members": members, "surgery": self.surgery.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for member in self.members:
+            member.load_state_dict(state["members"][member.name])
+        if self.members:
+            self.surgery.load_state_dict(state["surgery"])

@@ -1,0 +1,149 @@
+"""The words in which edits are told: `Units` of a layer, and the slices of weights and moments that they own."""
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.initializers import Initializer, initializer_for
+from plasticity_probes.units import HiddenLayer
+
+NORM_START = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+
+
+class Slots(NamedTuple):
+    """At most k units of a layer, k from 1 to its number of units. Where `valid` is False the slot names no unit and
+    its index may be any number."""
+
+    index: Tensor
+    """int64 [k]"""
+    valid: Tensor
+    """bool [k]"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """The units that an edit is about, as a mask and as k slots. Slots that name one unit twice agree."""
+
+    mask: Tensor
+    """bool [units]: the unit is edited."""
+    index: Tensor
+    """int64 [k]: the unit in each slot, 0 in an invalid one."""
+    hit: Tensor
+    """bool [k]: `mask[index]`. Also True in an invalid slot if another names unit 0, so that both write the same."""
+    source: Tensor
+    """int64 [k]: the first valid slot that names the same unit, whose draw it takes."""
+
+    @classmethod
+    def of(cls, given: Tensor | Slots, units: int, name: str, allowed: Tensor | None = None) -> "Units":
+        """From a bool mask [units] or `Slots`; none where the 0-d bool `allowed` is False. Errors name `name`."""
+        if isinstance(given, Tensor):
+            if given.dtype != torch.bool or given.shape != (units,):
+                raise ValueError(f"units of '{name}': {given.dtype} {list(given.shape)}, must be a bool mask [{units}]")
+            mask = given if allowed is None else given & allowed
+            index = torch.arange(units, device=given.device)
+            return cls(mask, index, mask, index)
+        index, valid = given
+        if index.dtype != torch.int64 or valid.dtype != torch.bool or index.ndim != 1 or index.shape != valid.shape:
+            raise ValueError(f"units of '{name}': slots must be an int64 index [k] and a bool validity flag [k]")
+        if not 1 <= len(index) <= units:
+            raise ValueError(f"units of '{name}': {len(index)} slots, must be 1 to {units}, the number of units")
+        valid = valid if allowed is None else valid & allowed
+        index, slots = torch.where(valid, index, 0), len(index)
+        if slots == 1:  # what follows, in fewer operations
+            mask = torch.zeros(units, dtype=torch.bool, device=index.device).index_copy_(0, index, valid)
+            return cls(mask, index, valid, torch.zeros_like(index))
+        order = torch.arange(slots, device=index.device).masked_fill(~valid, slots)
+        first = torch.full((units,), slots, device=index.device).scatter_reduce(0, index, order, "amin")
+        mask, source = first < slots, first[index]
+        return cls(mask, index, source < slots, source.clamp(max=slots - 1))
+
+
+class Owned:
+    """The slices of `tensor` along dimension `dim` that belong to a layer's units: `owner` int64 [size of that
+    dimension], -1 for none. Rows of a producer and its norm, columns of a consumer."""
+
+    def __init__(self, tensor: Tensor, dim: int, owner: Tensor, units: int, start: str | float = 0.0) -> None:
+        self.tensor, self.dim, self.owner, self.start = tensor, dim, owner, start
+        slices = [(owner.cpu() == unit).nonzero().squeeze(1) for unit in range(units)]
+        self.most = max(map(len, slices))
+        # where a unit owns fewer slices than another, position 0 stands in and is written with what it should hold
+        positions = torch.zeros(units, self.most, dtype=torch.int64)
+        present = torch.zeros(units, self.most, dtype=torch.bool)
+        for unit, mine in enumerate(slices):
+            positions[unit, : len(mine)], present[unit, : len(mine)] = mine, True
+        self.positions, self.present = positions.to(owner.device), present.to(owner.device)
+        self.regular = bool(present.all())
+
+    def owned_by(self, units: Units) -> Tensor:
+        """bool [size of the dimension]: which slices belong to `units`."""
+        return units.mask[self.owner.clamp(min=0)] & (self.owner >= 0)
+
+    def read(self, source: Tensor, units: Units) -> Tensor:
+        """The slots' slices of `source` (of the tensor's shape), one after another along the dimension."""
+        return source.index_select(self.dim, self._where(units))
+
+    def write(self, units: Units, *pairs: tuple[Tensor, Tensor | float]) -> None:
+        """For each pair, give the slices of `units` in the first (of the tensor's shape) the values of the second, in
+        place: a number, or a tensor as `read` gives it. Nothing else changes."""
+        fits = [-1 if axis == self.dim else 1 for axis in range(self.tensor.ndim)]
+        where, hit, whole = self._where(units), None, None
+        for into, values in pairs:
+            if not isinstance(values, Tensor) and len(where) >= len(self.owner):
+                whole = self.owned_by(units).view(fits) if whole is None else whole
+                into.masked_fill_(whole, values)
+                continue
+            hit = self._hit(units, where).view(fits) if hit is None else hit
+            old = into.index_select(self.dim, where)
+            new = torch.where(hit, values, old) if isinstance(values, Tensor) else old.masked_fill_(hit, values)
+            into.index_copy_(self.dim, where, new)
+
+    def _where(self, units: Units) -> Tensor:
+        return units.index if self.dim == 0 else self.positions[units.index].flatten()
+
+    def _hit(self, units: Units, where: Tensor) -> Tensor:
+        if not self.regular:
+            return self.owned_by(units)[where]
+        return units.hit if self.most == 1 else units.hit.repeat_interleave(self.most)
+
+    def survivors_mean(self, values: Tensor, units: Units) -> Tensor:
+        """Mean over the units that are not in `units` of their slices of `values`, as `write` takes it."""
+        dim, fits = self.dim, [1] * self.dim + [len(self.positions), self.most] + [1] * (values.ndim - self.dim - 1)
+        slices = values.index_select(dim, self.positions.flatten()).unflatten(dim, self.positions.shape)
+        alive = (self.present & ~units.mask[:, None]).to(values.dtype).view(fits)
+        mean = (slices * alive).sum(dim) / alive.sum(dim).clamp(min=1)
+        tiled = torch.cat([mean] * len(units.index), dim)
+        if self.regular:
+            return tiled
+        # what stands in for a missing slice is position 0, the first slice of whoever owns it
+        missing = ~self.present[units.index].view([-1 if axis == dim else 1 for axis in range(values.ndim)])
+        return torch.where(missing, mean.narrow(dim, 0, 1), tiled)
+
+
+class Slices:
+    """Everything the units of a separable `layer` own."""
+
+    def __init__(self, layer: HiddenLayer) -> None:
+        self.layer = layer
+        rows = torch.arange(layer.units, device=layer.producer.weight.device)
+        self.initializer: Initializer = layer.initializer or initializer_for("torch", layer.producer)
+        tensors = [(getattr(layer.producer, kind), kind) for kind in ("weight", "bias")]
+        tensors += [(getattr(layer.norm, kind, None), start) for kind, start in NORM_START.items()]
+        self.incoming = [Owned(tensor, 0, rows, layer.units, start) for tensor, start in tensors if tensor is not None]
+        self.outgoing = [Owned(module.weight, 1, owner, layer.units) for module, owner in layer.consumers]
+
+    def consumer_means(self, post: Tensor, consumer: int) -> Tensor:
+        """`post` [units (several times over), *positions], averaged over samples, as [units, columns a unit] of the
+        consumer's weight; a consumer with one column for all positions gets the mean over them."""
+        units, columns = self.layer.units, self.outgoing[consumer]
+        copies = post.shape[0] // units
+        by_unit = post.reshape(copies, units, -1).transpose(0, 1)
+        if columns.regular and columns.most == copies * by_unit.shape[2]:
+            return by_unit.flatten(1)
+        if columns.regular and columns.most == copies:
+            return by_unit.mean(2)
+        raise ValueError(
+            f"absorb of '{self.layer.name}': means of shape {list(post.shape)} do not say what each of the "
+            f"{columns.most} columns a unit has in consumer {consumer} reads"
+        )
