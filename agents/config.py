@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 Flat = tyro.conf.arg(name="")  # the fields of a part so marked become flags without a prefix
+Hidden = (tyro.conf.Fixed, tyro.conf.Suppress)  # no flag: an intervention sets the field
 
 Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
 Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
@@ -48,10 +49,32 @@ class NetworkConfig:
     initializer: Initializer = "torch"
     """Law of the weights: torch's default, LeCun uniform (Dohare24), orthogonal (CleanRL's PPO: gain sqrt 2, .01 for
     the policy, 1 for the value), Xavier uniform (Dopamine's DQN) or variance scaling by 1/sqrt 3 (Dopamine's C51)."""
+    norm: Annotated[Literal["none", "layer", "rms", "batch"], *Hidden] = "none"
+    """Norm right before the nonlinearity of every hidden layer."""
+    norm_affine: Annotated[bool, *Hidden] = True
+    """Whether the norm has a gain and a bias for each unit (rms: a gain)."""
+    doubled: Annotated[Literal["none", "crelu", "fourier"], *Hidden] = "none"
+    """crelu: concat(relu(x), relu(-x)), fourier: concat(sin x, cos x), both in place of `activation`."""
+    match: Annotated[Literal["features", "parameters"], *Hidden] = "features"
+    """Units of a hidden layer where `doubled`: half as many, so that as many features come out, or 1/sqrt 2 as many, so
+    that there are about as many parameters."""
+    negative_slope: Annotated[float, *Hidden] = 0.01
+    """Slope of leaky_relu below 0, in [0, 1)."""
+    dropout: Annotated[float, *Hidden] = 0.0
+    """Chance of a feature to be dropped after a nonlinearity while learning, in [0, 1)."""
+    spectral_layers: Annotated[int, *Hidden] = 0
+    """How many of the last hidden layers divide their weight by its largest singular value."""
+    spectral_relaxed: Annotated[bool, *Hidden] = False
+    """Divide only where that value is above 1."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", self.width, ">= 1")
         require(self.depth >= 0, "depth", self.depth, ">= 0")
+        halved = self.doubled != "none" and self.match == "features"
+        require(not halved or self.width % 2 == 0, "width", self.width, f"even where {self.doubled} halves the units")
+        require(0 <= self.negative_slope < 1, "negative_slope", self.negative_slope, "in [0, 1)")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require(self.spectral_layers >= 0, "spectral_layers", self.spectral_layers, ">= 0")
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,16 @@ class SupportConfig:
         require(self.v_min < self.v_max < inf, "v_max", self.v_max, f"> v_min = {self.v_min} and finite")
         require(self.num_atoms >= 2, "num_atoms", self.num_atoms, ">= 2")
         require(0.0 < self.hl_gauss_sigma < inf, "hl_gauss_sigma", self.hl_gauss_sigma, "> 0 and finite")
+
+
+@dataclass(frozen=True)
+class SurgeryConfig:
+    """How interventions edit weights."""
+
+    moments: Literal["own", "zero", "mean", "local", "keep"] = "own"
+    """What becomes of Adam's moments where units are replaced. own: what each method's paper does; zero: forgotten,
+    which overshoots under unequal betas (docs/interventions.md); mean: the first is forgotten, the second becomes the
+    mean of the units that stay; local: forgotten, with a step count per element (Dohare24's AdamGnT); keep."""
 
 
 @dataclass(frozen=True)

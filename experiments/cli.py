@@ -1,17 +1,23 @@
 """From the command line to settings. Answers a bad flag without importing torch."""
 
 import sys
+import textwrap
 from argparse import ArgumentParser
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import tyro
 
+from agents.config import Flat
+from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class
 from envs.config import family_of
 from experiments.config import AGENTS, TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.presets import PRESETS, preset_config
+
+if TYPE_CHECKING:
+    from agents.interventions.base import Intervention
 
 PRESET_HELP = "Defaults of a published protocol: {names}; auto: the one usual for the world."
 USAGE = """usage: train.py {dqn,c51,ppo} --env ID [--preset NAME] [OPTIONS]
@@ -20,6 +26,9 @@ USAGE = """usage: train.py {dqn,c51,ppo} --env ID [--preset NAME] [OPTIONS]
 Worlds: ALE/<Game>-v5 (Atari; several with commas between them are played in turn), Ant-v5 and the other MuJoCo ids,
         FrictionAnt-v0, ImageMDP-v0, any other gymnasium id. --task.period N changes the world every N steps.
 Presets: %s
+
+Interventions: --interventions NAME..., their parameters as flags (--interventions redo --redo.tau 0.025):
+         %s
 
 train.py dqn --help lists every option with its default for the world and preset beside it."""
 
@@ -37,7 +46,7 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
     """
     known = "\n         ".join(f"{agent}: {', '.join(names)}" for agent, names in PRESETS.items())
     if not arguments or (arguments[0] in ("-h", "--help")):
-        print(USAGE % known)
+        print(USAGE % (known, "\n         ".join(textwrap.wrap(", ".join([*NAMES, *COMBINATIONS]), 100))))
         raise SystemExit(0 if arguments else 2)
     algorithm = None
     if not arguments[0].startswith("-"):
@@ -45,18 +54,74 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
         if algorithm not in AGENTS:
             fail(f"algorithm = {algorithm!r}: must be one of {', '.join(AGENTS)}")
     try:
+        names, arguments = listed_interventions(arguments)
         default, rest = _defaults(algorithm, arguments)
-        return tyro.cli(
-            TrainConfig[type(default.agent)],
-            default=default,
-            args=rest,
-            prog=f"{program} {default.agent_name}",
-            description=f"Train {default.agent_name} and write a run directory. "
-            + PRESET_HELP.format(names=", ".join(PRESETS[default.agent_name]))
-            + " --config FILE replays the settings of an earlier run.",
-        )
+        if names is not None:
+            default = replace(default, interventions=_made(names))
+        refuse_unlisted(rest, default)
+        return _parse(default, rest, f"{program} {default.agent_name}")
     except ValueError as error:
         fail(str(error))
+
+
+def _parse(default: TrainConfig, rest: list[str], program: str) -> TrainConfig:
+    """`default` with what the flags `rest` say, those of its interventions among them."""
+    known = ", ".join([*NAMES, *COMBINATIONS])
+    text = (
+        f"Train {default.agent_name} and write a run directory. "
+        + PRESET_HELP.format(names=", ".join(PRESETS[default.agent_name]))
+        + f" --interventions NAME...: {known}; the parameters of those listed are flags (--redo.tau), in this help too."
+        + " --config FILE replays the settings of an earlier run."
+    )
+    kind = TrainConfig[type(default.agent)]
+    if not default.interventions:
+        return tyro.cli(kind, default=default, args=rest, prog=program, description=text)
+    own = {one.name: one for one in default.interventions}
+    fields = [("settings", Annotated[kind, Flat]), *((name, type(one)) for name, one in own.items())]
+    run = make_dataclass("Run", fields)
+    parsed = tyro.cli(run, default=run(default, **own), args=rest, prog=program, description=text)
+    chosen = tuple(getattr(parsed, one.name) for one in default.interventions)
+    return replace(parsed.settings, interventions=chosen)
+
+
+def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[str]]:
+    """(the names after --interventions, or None without that flag; the other arguments).
+
+    ValueError: a name is unknown, or none is given ("none" is).
+    """
+    names, rest, taking = None, [], False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag == "--interventions":
+            names, taking = (names or []) + ([value] if equals else []), True
+        elif taking and not argument.startswith("-"):
+            names.append(argument)
+        else:
+            taking = False
+            rest.append(argument)
+    if names is None:
+        return None, rest
+    names = [name.replace("-", "_") for name in names]
+    if names == ["none"]:
+        return [], rest
+    if not names:
+        raise ValueError("interventions: name some, or none: " + ", ".join([*NAMES, *COMBINATIONS]))
+    expanded(names)
+    return names, rest
+
+
+def _made(names: list[str]) -> tuple["Intervention", ...]:
+    return tuple(intervention_class(name)(**parameters) for name, parameters in expanded(names).items())
+
+
+def refuse_unlisted(arguments: list[str], config: TrainConfig) -> None:
+    """Raise ValueError for a parameter of an intervention that is not listed."""
+    listed = {intervention.name for intervention in config.interventions}
+    for argument in arguments:
+        name = argument.removeprefix("--").partition(".")[0].replace("-", "_")
+        if argument.startswith("--") and "." in argument and name in NAMES and name not in listed:
+            flag = argument.partition("=")[0]
+            raise ValueError(f"{flag}: its intervention is not listed; add {name} to --interventions")
 
 
 def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig, list[str]]:

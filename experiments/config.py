@@ -7,10 +7,17 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from agents.config import C51Config, DQNConfig, Flat, PPOConfig, require
+import tyro
+
+from agents.config import C51Config, DQNConfig, Flat, PPOConfig, SurgeryConfig, require
 from envs.config import WorldConfig
+
+if TYPE_CHECKING:
+    from agents.interventions.base import Intervention
+else:
+    Intervention = Any  # whose class would bring torch
 
 AgentT = TypeVar("AgentT", DQNConfig, C51Config, PPOConfig)
 NOT_IN_THE_NAME = (
@@ -104,6 +111,9 @@ class TrainConfig(Generic[AgentT]):
     world: Annotated[WorldConfig, Flat] = WorldConfig()
     run: Annotated[RunConfig, Flat] = RunConfig()
     probe: ProbeConfig = ProbeConfig()
+    surgery: SurgeryConfig = SurgeryConfig()
+    interventions: Annotated[tuple[Intervention, ...], tyro.conf.Suppress] = ()
+    """In the order in which they are called; made from --interventions and their own flags (see cli.py)."""
 
     @property
     def agent_name(self) -> str:
@@ -134,9 +144,15 @@ class TrainConfig(Generic[AgentT]):
         for key in NOT_IN_THE_NAME:
             del settings["run"][key]
         del settings["probe"]
+        if self.surgery == SurgeryConfig():
+            del settings["surgery"]
+        if not self.interventions:
+            del settings["interventions"]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         world = "".join(c if c.isalnum() or c in "-._" else "_" for c in self.world.env.removeprefix("ALE/"))
-        return f"{self.agent_name}_{world}_s{self.run.seed}_{digest}"
+        names = [intervention.name for intervention in self.interventions]
+        with_them = "" if not names else "_" + ("+".join(names) if len(names) <= 4 else f"{len(names)}interventions")
+        return f"{self.agent_name}_{world}{with_them}_s{self.run.seed}_{digest}"
 
 
 def to_dict(config: TrainConfig) -> dict:
@@ -146,7 +162,8 @@ def to_dict(config: TrainConfig) -> dict:
 
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        name = {"name": value.name} if isinstance(getattr(type(value), "name", None), str) else {}
+        return name | {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
@@ -158,18 +175,34 @@ def from_dict(settings: dict) -> TrainConfig:
     algorithm = settings.get("algorithm")
     require(algorithm in AGENTS, "algorithm", algorithm, "one of " + ", ".join(AGENTS))
     parts = {"agent": {}} | {name: value for name, value in settings.items() if name != "algorithm"}
-    return _build(TrainConfig, parts, "", {"agent": AGENTS[algorithm]})
+    return _build(TrainConfig, parts, "", {"agent": AGENTS[algorithm], "interventions": _interventions})
+
+
+def _interventions(listed: object) -> tuple[Intervention, ...]:
+    """The interventions of a JSON list of {"name": ..., parameter: ...}; torch is imported only if there are any."""
+    require(isinstance(listed, list), "interventions", listed, "a list")
+    found = []
+    for settings in listed:
+        require(isinstance(settings, dict) and "name" in settings, "interventions", settings, "objects with a name")
+        from agents.interventions import intervention_class
+
+        name, parameters = settings["name"], {key: value for key, value in settings.items() if key != "name"}
+        found.append(_build(intervention_class(name), parameters, f"{name}."))
+    return tuple(found)
 
 
 def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = types.MappingProxyType({})) -> object:
     """An object of the dataclass `kind`; absent fields keep their defaults, so that older files still load."""
     require(isinstance(settings, dict), path or "settings", settings, "a JSON object")
-    hints = typing.get_type_hints(kind)
+    known, hints = {field.name for field in dataclasses.fields(kind)}, typing.get_type_hints(kind)
+    hints = {name: hint for name, hint in hints.items() if name in known}
     values = {}
     for name, value in settings.items():
         require(name in hints, f"{path}{name}", value, "a known setting; known: " + ", ".join(hints))
         hint = kinds.get(name, hints[name])
-        if dataclasses.is_dataclass(hint):
+        if hint is _interventions:
+            value = _interventions(value)
+        elif dataclasses.is_dataclass(hint):
             value = _build(hint, value, f"{path}{name}.")
         else:
             value = _checked(hint, value, f"{path}{name}")

@@ -96,10 +96,9 @@ def evaluate(settings: EvaluateConfig) -> dict:
     """
     import torch
 
-    from agents import build_agent
     from agents.randomness import Generators
     from envs import make_vec_from_config
-    from experiments.setup import choose_device, spaces_of
+    from experiments.setup import agent_of, choose_device, spaces_of
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
@@ -113,14 +112,8 @@ def evaluate(settings: EvaluateConfig) -> dict:
         world_settings, generators.integer("evaluation world") // 2, settings.threads, render_mode
     )
     choose_task(world, config.world, settings.task, step)
-    agent = build_agent(
-        small_memory(config, world.num_envs),
-        spaces_of(world),
-        world.num_envs,
-        generators,
-        choose_device(settings.device),
-        config.run.precision,
-    )
+    playing = replace(config, agent=small_memory(config, world.num_envs))
+    agent = agent_of(playing, spaces_of(world), world.num_envs, generators, choose_device(settings.device))
     agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
     try:

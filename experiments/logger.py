@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.guard import Guard, NonFiniteError
 from experiments.loop import TaskChange, TaskDrift, Tick, Update
+from experiments.surgery_report import UNCOUNTED, Done, SurgeryReport, scalars, sentences
 from experiments.task_report import TaskSummary, in_words
 from plasticity_probes.catalogue import Findings
 from plasticity_probes.pictures import in_colours
@@ -24,6 +25,7 @@ class Logger:
 
     Episodes are written one by one at the step at which they end (charts/episodic_return, charts/episodic_length).
     Where the world changes, tasks/index and the task's numbers go with every line, and tasks/changes holds it in words.
+    surgery/NAME/... counts what an intervention did to the weights since the last line (units replaced, by layer).
     charts/SPS is steps per second since the start, learning included, as CleanRL counts it.
     """
 
@@ -34,12 +36,15 @@ class Logger:
         guard: Guard | None,
         scalars: Callable[[], dict[str, float]],
         tell: Callable[[str], None] = lambda sentence: None,
+        surgeries: Callable[[], Done] = dict,
     ) -> None:
         self.writer = SummaryWriter(str(directory), flush_secs=20)
         self.file = (directory / "metrics.jsonl").open("a", buffering=1)
+        self.surgery = SurgeryReport(surgeries)
         self.every, self.guard, self.scalars, self.tell = every, guard, scalars, tell
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.told_of: set[tuple[str, str]] = set()  # what interventions have done before
         self.not_finite: set[str] = set()  # probes that have been told of
         self.found: list[tuple[int, Findings]] = []  # of probes, still on the device
         self.recent_returns: deque[float] = deque(maxlen=100)
@@ -90,6 +95,7 @@ class Logger:
         """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where a device
         that is not the CPU met something not finite since the last flush."""
         self._flush_probes()
+        self._flush_surgeries(step)
         if step == self.flushed and not self.sums:
             return
         self.flushed = step
@@ -101,6 +107,19 @@ class Logger:
         self.write(step, values)
         if self.guard:
             self.guard.flush()
+
+    def _flush_surgeries(self, step: int) -> None:
+        """Write how much was done since the last flush; what an intervention does for the first time is told aloud."""
+        done = self.surgery.flush()
+        if done:
+            self.write(step, scalars(done))
+            rare = {key: amount for key, amount in done.items() if key[1] not in UNCOUNTED}
+            if rare:
+                self.writer.add_text("surgery/log", "; ".join(sentences(rare)), step)
+            first = {key: amount for key, amount in done.items() if key[:2] not in self.told_of}
+            self.told_of |= {key[:2] for key in first}
+            for sentence in sentences(first):
+                self.tell(f"by step {step:,}: {sentence}")
 
     def _flush_probes(self) -> None:
         for step, findings in self.found:

@@ -1,13 +1,13 @@
 """Probes of saved checkpoints, on the batches that were saved with the run."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from agents import build_agent
 from agents.config import require
 from agents.probing import learner_of
 from agents.randomness import Generators
@@ -17,7 +17,7 @@ from experiments.evaluate import small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.probing import CURRENT, REFERENCE
 from experiments.run_directory import all_checkpoints, find_checkpoint, load_checkpoint
-from experiments.setup import choose_device, spaces_from
+from experiments.setup import agent_of, choose_device, spaces_from
 from plasticity_probes.catalogue import OF_THE_NETWORK, PROBES, WITHOUT_BATCH, ProbeInput, RefitSettings
 from plasticity_probes.norms import snapshot
 from plasticity_probes.schedule import Findings, Learner, chosen, undisturbed
@@ -79,9 +79,8 @@ class _Measuring:
     ) -> None:
         generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
         world_info = describe(config.world)
-        self.agent = build_agent(
-            small_memory(config, 1), spaces_from(world_info), 1, generators, device, config.run.precision
-        )
+        measured = replace(config, agent=small_memory(config, 1))
+        self.agent = agent_of(measured, spaces_from(world_info), 1, generators, device)
         self.initial = snapshot(self.agent.network)
         self.agent.load_state_dict(state)
         self.learner: Learner = learner_of(self.agent, generators)

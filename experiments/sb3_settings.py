@@ -34,6 +34,8 @@ class DenseTorso(BaseFeaturesExtractor):
 def _refuse_common(config: TrainConfig, spaces: Spaces) -> None:
     network = config.agent.network
     require(not isinstance(config.agent, C51Config), "algorithm", "c51", "ppo or dqn: Stable-Baselines3 has no C51")
+    allowed = "none for this baseline; agents.interventions.sb3.InterventionCallback takes them to its models"
+    require(not config.interventions, "interventions", [one.name for one in config.interventions], allowed)
     require(config.run.precision == "fp32", "precision", config.run.precision, "fp32 for Stable-Baselines3")
     require(not config.run.wandb, "wandb", True, "off for Stable-Baselines3")
     if uses_nature_cnn(network, spaces):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
     from agents.ppo import PPO
+    from agents.randomness import Generators
     from agents.value_agent import ValueAgent
 
 
@@ -48,6 +49,10 @@ def check(config: TrainConfig) -> None:
     builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
     check_annealing(config)
     check_probes(config.run.probes)
+    if config.interventions:
+        from agents.interventions.lifecycle import check_interventions
+
+        check_interventions(config.interventions, config.agent)
     spaces = spaces_from(describe(config.world))
     if isinstance(config.agent, PPOConfig):
         check_ppo(config.agent, spaces, config.world.num_envs)
@@ -187,7 +192,6 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
     """The world and the agent of `config`, every random stream derived from its seed."""
     import torch
 
-    from agents import build_agent
     from agents.randomness import Generators
     from envs import make_vec_from_config
 
@@ -199,4 +203,18 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
     spaces = spaces_of(world)
     if isinstance(config.agent, ValueAgentConfig):
         require_device_memory(config.agent, spaces, device)
-    return world, build_agent(config.agent, spaces, world.num_envs, generators, device, config.run.precision)
+    return world, agent_of(config, spaces, world.num_envs, generators, device)
+
+
+def agent_of(
+    config: TrainConfig,
+    spaces: Spaces,
+    num_envs: int,
+    generators: "Generators",
+    device: "torch.device",
+) -> "ValueAgent | PPO":
+    """The agent of `config`, its interventions included."""
+    from agents import build_agent
+
+    chosen = {"interventions": config.interventions, "moments": config.surgery.moments}
+    return build_agent(config.agent, spaces, num_envs, generators, device, config.run.precision, **chosen)

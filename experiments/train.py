@@ -14,6 +14,7 @@ from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
 from experiments.probing import LAYOUT, Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
+from experiments.surgery_report import in_short, sentences
 from experiments.task_report import TaskReport, TaskSummary, in_words, table
 
 
@@ -32,6 +33,8 @@ def train(
         _start_wandb(config, directory.path)
     watchers = _Watchers(config, agent, directory, console)
     console.print(f"[bold]{directory.path}[/]  on {agent.device}, {_size(agent.network)} parameters", highlight=False)
+    if config.interventions:
+        console.print("interventions: " + ", ".join(map(in_short, config.interventions)), highlight=False)
     code, step, saved = 0, 0, 0
     try:
         with ProgressLine(config.run.steps, watchers.logger, console) as progress:
@@ -55,6 +58,8 @@ def train(
         watchers.close(step)
         world.close()
     directory.save(agent.state_dict(), step, final=code == 0)
+    for sentence in sentences(watchers.logger.surgery.total):
+        console.print(f"in all: {sentence}", highlight=False, soft_wrap=True)
     if watchers.report.summaries:
         console.print("\n".join(table(watchers.report.summaries)), highlight=False, soft_wrap=True)
     return directory.path, code
@@ -65,7 +70,8 @@ class _Watchers:
 
     def __init__(self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, console: Console) -> None:
         self.console = console
-        self.logger = Logger(directory.path, config.log_every, agent.optimization.guard, agent.scalars, self._say)
+        guard, surgeries = agent.optimization.guard, agent.interventions.surgeries
+        self.logger = Logger(directory.path, config.log_every, guard, agent.scalars, self._say, surgeries)
         self.logger.writer.add_custom_scalars(LAYOUT)
         self.probing = Probing(config, agent, directory, self._say)
         self.report = TaskReport(config.run.level_share, directory.path / "tasks.jsonl")

@@ -8,6 +8,7 @@ Importing this package is light: a name brings its module, and torch, when it is
 """
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,53 @@ NAMES = tuple(
 """The interventions there are, as they are written after --interventions: the names of their files."""
 
 
+COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "ln_wd": {"layer_norm": {}, "weight_decay": {}},
+    "cbp_l2": {
+        "adam_betas": {"betas": (0.99, 0.99)},
+        "l2": {"rate": 1e-4},
+        "cbp": {},
+    },
+    "redo_l2": {
+        "adam_betas": {"betas": (0.99, 0.99)},
+        "l2": {"rate": 1e-4},
+        "redo": {"tau": 0.1, "period": 100},
+    },
+}
+"""What the literature uses together: LayerNorm and weight decay (Lyle24); CBP and ReDo with L2 and tuned Adam
+(Dohare24). By intervention, the parameters that differ from its defaults."""
+
+
 def require_known(name: str) -> None:
-    """Raise `ValueError` naming what there is, unless `name` is an intervention's."""
-    if name not in NAMES:
-        raise ValueError(f"interventions = {name!r}: must be some of {', '.join(NAMES)}")
+    """Raise `ValueError` naming what there is, unless `name` is an intervention's or a combination's."""
+    if name not in NAMES and name not in COMBINATIONS:
+        together = ", ".join(f"{name} ({' + '.join(parts)})" for name, parts in COMBINATIONS.items())
+        raise ValueError(f"interventions = {name!r}: must be some of {', '.join(NAMES)}; or of {together}")
+
+
+def expanded(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """By intervention, in order, the parameters that the `names` of interventions and combinations give it.
+
+    ValueError: a name is unknown, or one intervention is named twice.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        require_known(name)
+        for part, parameters in COMBINATIONS.get(name, {name: {}}).items():
+            if part in found:
+                within = "" if name == part else f" (once in {name})"
+                raise ValueError(f"interventions: {part} is given twice{within}")
+            found[part] = parameters
+    return found
 
 
 def intervention_class(name: str) -> "type[Intervention]":
     """The class of the intervention called `name`, the one in its file that bears that name."""
     from agents.interventions.base import Intervention
 
-    require_known(name)
+    if name not in NAMES:
+        require_known(name)
+        raise ValueError(f"{name!r} is a combination of interventions, not one")
     module = importlib.import_module(f"{__name__}.{name}")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Intervention)]
     return next(kind for kind in kinds if kind.name == name)

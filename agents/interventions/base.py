@@ -18,6 +18,7 @@ Interventions are called in the order in which they were given. `penalty` alone 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -49,6 +50,11 @@ class Forward(NamedTuple):
     Empty unless an intervention's `captures` asks for them. CReLU and Fourier features: twice the units after it."""
     again: Callable[[nn.Module], Captured] | None = None
     """What `captured` would be in another network of the same structure, a frozen copy say, for these observations."""
+
+
+@functools.cache
+def _parameters_of(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(kind))
 
 
 @dataclass(eq=False)
@@ -97,11 +103,18 @@ class Intervention:
         require(not unknown, f"{cls.__name__}.captures", sorted(cls.captures), "of hidden, preactivations")
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        if attribute in self.__dict__ and attribute in getattr(type(self), "__dataclass_fields__", {}):
+        if attribute in self.__dict__ and attribute in _parameters_of(type(self)):
             raise AttributeError(
                 f"{self.name}.{attribute}: a parameter is fixed once made; dataclasses.replace makes another one"
             )
         super().__setattr__(attribute, value)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings; what either remembers does not count."""
+        return type(other) is type(self) and other.parameters() == self.parameters()
+
+    def __hash__(self) -> int:
+        return hash((type(self), tuple(self.parameters().items())))
 
     def require(self, condition: bool, field: str, allowed: str) -> None:
         """Raise `ValueError` naming the parameter as its flag does, its value and what is `allowed`, unless

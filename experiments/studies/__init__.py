@@ -1,0 +1,1 @@
+"""Small studies that answer one question each: `python -m experiments.studies.NAME --help`."""

@@ -1,0 +1,35 @@
+"""The arms that the studies compare, each a list of interventions at one strength."""
+
+from collections.abc import Sequence
+
+from agents.interventions import CBP, L2Init, LayerNorm, ReDo, WeightDecay
+from agents.interventions.base import Intervention
+
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "none": (0.0,),
+    "layer_norm": (0.0,),
+    "weight_decay": (1e-2, 1e-1, 1.0),
+    "layer_norm + weight_decay": (1e-2, 1e-1, 1.0),
+    "redo": (0.1, 0.025),
+    "cbp": (1e-4, 1e-3),
+    "l2_init": (1e-5, 1e-4, 1e-3),
+}
+"""What is tried for each arm: weight_decay's and l2_init's rate, ReDo's tau, CBP's replacement rate."""
+
+
+def interventions(arm: str, strength: float, task_steps: int) -> Sequence[Intervention]:
+    """Those of `arm` where a task lasts `task_steps` gradient steps.
+
+    Two clocks are set by that: ReDo looks ten times a task (at most every 1,000 steps), and CBP's units mature within
+    half a task. The papers' own (1,000 and 10,000 gradient steps) are longer than a task here.
+    """
+    looks, maturity = min(1_000, task_steps // 10), min(10_000, task_steps // 2)
+    return {
+        "none": [],
+        "layer_norm": [LayerNorm()],
+        "weight_decay": [WeightDecay(rate=strength)],
+        "layer_norm + weight_decay": [LayerNorm(), WeightDecay(rate=strength)],
+        "redo": [ReDo(tau=strength, period=looks)],
+        "cbp": [CBP(replacement_rate=strength, maturity=maturity)],
+        "l2_init": [L2Init(rate=strength)],
+    }[arm]

@@ -1,0 +1,97 @@
+"""What the studies share: jobs in parallel, means over seeds with their uncertainty, tables and figures."""
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from scipy.stats import bootstrap
+
+COLOURS = ("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a429", "#8c564b")
+
+
+def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple], workers: int, what: str) -> list[Any]:
+    """`function(*job)` for each of `jobs`, in processes of one thread each; results in the order of the jobs."""
+    spawning = get_context("spawn")
+    with ProcessPoolExecutor(workers, spawning, torch.set_num_threads, (1,)) as pool, Progress() as bars:
+        bar, futures = bars.add_task(what, total=len(jobs)), [pool.submit(function, *job) for job in jobs]
+        for future in futures:
+            future.add_done_callback(lambda _: bars.advance(bar))
+        return [future.result() for future in futures]
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the 95 % percentile bootstrap interval over seeds, 2,000 resamples; nan for a single seed."""
+    values = np.asarray(list(values), dtype=float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        edge = float("nan") if len(values) < 2 else values[0]
+        return float(values.mean()), edge, edge
+    interval = bootstrap(
+        (values,), np.mean, n_resamples=2_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(values.mean()), float(interval.low), float(interval.high)
+
+
+def worst_quarter(values: Iterable[float], lower_is_worse: bool) -> float:
+    """Mean of the worst quarter of the seeds (at least one of them)."""
+    ordered = np.sort(np.asarray(list(values), dtype=float))
+    ordered = ordered if lower_is_worse else ordered[::-1]
+    return float(ordered[: max(1, len(ordered) // 4)].mean())
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A .csv of `rows` with the keys of the first as its columns; numbers to six digits."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What `write_rows` wrote; everything that is a number as a float."""
+    with path.open(newline="") as file:
+        return [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw(path: Path, panels: dict[str, dict[str, dict[float, list[float]]]], across: str, title: str) -> None:
+    """A picture of one panel a measure: {panel: {arm: {x: values of the seeds}}}, means with their intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
+    for axis, (panel, arms) in zip(axes[0], panels.items(), strict=True):
+        for colour, (arm, points) in zip(COLOURS, arms.items(), strict=False):
+            places = sorted(points)
+            means, lows, highs = zip(*(mean_and_interval(points[x]) for x in places), strict=True)
+            axis.plot(places, means, color=colour, label=arm, linewidth=1.6)
+            axis.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        axis.set_xlabel(across)
+        axis.set_title(panel, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    axes[0][-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,345 @@
+"""Who calls which hook when, what an intervention is given, and that none of it changes a run without interventions."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
+from agents.interventions.base import Intervention
+from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, parts_of, roles
+from agents.networks import MLP, ActorCritic, QNetwork
+from plasticity_probes import activations
+from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, build, drive, same_tree
+
+VALUE = {
+    "network": SMALL,
+    "buffer_size": 400,
+    "learning_starts": 40,
+    "batch_size": 16,
+    "replay_ratio": 0.5,
+    "target_period": 7,
+    "support": SupportConfig(-3.0, 3.0, 13),
+}
+POLICY = {"network": SMALL, "rollout_steps": 16, "num_minibatches": 2, "update_epochs": 3}
+AGENTS = {
+    "dqn": (DQNConfig(**VALUE), VECTOR),
+    "c51": (C51Config(**VALUE), VECTOR),
+    "dqn, images": (DQNConfig(**VALUE), SMALL_IMAGE),
+    "ppo": (PPOConfig(**POLICY), VECTOR),
+    "ppo, apart, continuous": (PPOConfig(**POLICY, shared_torso=False, normalize_observations=True), CONTINUOUS),
+}
+every_agent = pytest.mark.parametrize("kind", AGENTS)
+
+
+def agent_of(kind, interventions=(), seed=0):
+    config, spaces = AGENTS[kind]
+    return build(config, spaces, seed=seed, interventions=interventions)
+
+
+def world_of(kind):
+    return NoiseWorld(AGENTS[kind][1], 2)
+
+
+@dataclass(eq=False)
+class Diary(Intervention):
+    """Writes down which hooks were called, with what."""
+
+    name = "diary"
+    captures = frozenset({"hidden", "preactivations"})
+
+    def attach(self, networks, generator):
+        self.page, self.networks, self.forwards = [], dict(networks), []
+
+    def on_targets(self, surgery, targets):
+        self.page.append("targets")
+        self.targets = targets
+
+    def regression(self, outputs, targets):
+        self.page.append("regression")
+        return outputs, targets
+
+    def penalty(self, forward):
+        self.page.append("penalty")
+        self.forwards.append(forward)
+
+    def after_step(self, surgery, forward, gradient_step):
+        self.page.append(f"step {gradient_step}")
+        self.seen = (surgery.acting, surgery.steps)
+
+    def on_target_sync(self, surgery):
+        self.page.append("sync")
+
+    def on_task_change(self, surgery):
+        self.page.append("task")
+
+    def state_dict(self):
+        return {"pages": len(self.page)}
+
+    def load_state_dict(self, state):
+        self.pages = state["pages"]
+
+
+@every_agent
+def test_an_intervention_that_does_nothing_changes_nothing(kind):
+    plain = drive(agent_of(kind), world_of(kind), 80)
+    idle = drive(agent_of(kind, [type("Idle", (Intervention,), {"name": "idle"})()]), world_of(kind), 80)
+    watched = drive(agent_of(kind, [Diary()]), world_of(kind), 80)
+    for other in (idle, watched):
+        assert same_tree(other.network.state_dict(), plain.network.state_dict())
+        assert same_tree(other.optimization.state_dict(), plain.optimization.state_dict())
+    assert plain.optimization.gradient_steps >= 20
+
+
+def test_dqn_without_interventions_is_the_plain_loop_bit_for_bit():
+    config = replace(AGENTS["dqn"][0], loss="mse")
+    agent, world = build(config), NoiseWorld(VECTOR, 2)
+    drive(agent, world, 20, learn=False)
+    network, target = copy.deepcopy(agent.network), copy.deepcopy(agent.network)
+    adam = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
+    batches, sample = [], agent.replay.sample
+    agent.replay.sample = lambda n: batches.append(sample(n)) or batches[-1]
+    drive(agent, world, 60)
+    rows = torch.arange(config.batch_size)
+    for step, batch in enumerate(batches, start=1):
+        with torch.no_grad():
+            wanted = batch.rewards + batch.discounts * target(batch.next_observations).amax(1)
+        loss = (network(batch.observations)[rows, batch.actions] - wanted).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        if step % config.target_period == 0:
+            target.load_state_dict(network.state_dict())
+    assert len(batches) >= 20
+    assert same_tree(agent.network.state_dict(), network.state_dict())
+    assert same_tree(agent.target_network.state_dict(), target.state_dict())
+    assert same_tree(agent.optimization.adam.state_dict()["state"], adam.state_dict()["state"])
+
+
+def test_nothing_is_traced_or_kept_without_interventions():
+    agent = agent_of("dqn")
+    assert agent.interventions.surgery is None
+    assert agent.interventions.layers == []
+    assert agent.interventions.capturing() is None
+    assert agent.interventions.forward(torch.zeros(2, 5), None) is None
+    assert agent.interventions.surgeries() == agent.interventions.state_dict() == {}
+    assert len(agent.optimization.adam.param_groups) == 1
+
+
+def test_hooks_of_a_value_agent_in_their_order():
+    agent = drive(agent_of("dqn", [Diary()]), world_of("dqn"), 60)
+    (diary,) = agent.interventions.members
+    assert diary.networks == {"online": agent.network, "target": agent.target_network}
+    expected = []
+    for step in range(1, agent.optimization.gradient_steps + 1):
+        expected += ["targets", "regression", "penalty", f"step {step}"] + ["sync"] * (step % 7 == 0)
+    assert diary.page == expected
+    assert diary.seen == ("diary", agent.steps)
+    agent.task = 1
+    agent.on_task_change()
+    assert diary.page[-1] == "task"
+
+
+def test_hooks_of_ppo_in_their_order():
+    agent = drive(agent_of("ppo", [Diary()]), world_of("ppo"), 32)
+    (diary,) = agent.interventions.members
+    assert list(diary.networks) == ["online"]
+    expected = []
+    for phase in range(2):
+        expected += ["sync", "targets"]
+        for step in range(1, 7):
+            expected += ["regression", "penalty", f"step {6 * phase + step}"]
+    assert diary.page == expected
+    assert diary.targets.shape == (32,)
+
+
+@every_agent
+def test_captured_is_what_the_layers_hold(kind):
+    agent = drive(agent_of(kind, [Diary()]), world_of(kind), 60)
+    (diary,) = agent.interventions.members
+    forward = diary.forwards[-1]
+    again = forward.again(agent.network)
+    slowly = activations(agent.network, forward.observations)
+    assert list(forward.captured) == list(again) == list(slowly) == [layer.name for layer in diary.layers]
+    for name, (before, after) in again.items():
+        torch.testing.assert_close(before, slowly[name].pre, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(after, slowly[name].post, rtol=1e-5, atol=1e-6)
+    assert all(before.requires_grad and after.requires_grad for before, after in forward.captured.values())
+    copied = forward.again(copy.deepcopy(agent.network))
+    assert all(torch.equal(copied[name][1], again[name][1]) for name in again)
+
+
+def test_a_penalty_is_added_to_the_loss_and_to_the_log():
+    @dataclass(eq=False)
+    class Pull(Intervention):
+        name = "pull"
+
+        def penalty(self, forward):
+            return 0.5 * sum(parameter.square().sum() for _, parameter in self.named_parameters(forward.network))
+
+    agent = agent_of("dqn", [Pull()])
+    drive(agent, world_of("dqn"), 21, learn=False)
+    before = copy.deepcopy(agent.network)
+    seen, sample = [], agent.replay.sample
+    agent.replay.sample = lambda n: seen.append(sample(n)) or seen[-1]
+    metrics = agent.update()
+    batch, rows = seen[0], torch.arange(16)
+    with torch.no_grad():
+        wanted = batch.rewards + batch.discounts * agent.target_network(batch.next_observations).amax(1)
+    F.smooth_l1_loss(before(batch.observations)[rows, batch.actions], wanted).backward()
+    norm = sum(parameter.detach().square().sum() for parameter in before.parameters())
+    torch.testing.assert_close(metrics["losses/penalty/pull"], 0.5 * norm)
+    for name, parameter in before.named_parameters():
+        gradient = dict(agent.network.named_parameters())[name].grad
+        torch.testing.assert_close(gradient, parameter.grad + parameter.detach())
+
+
+@pytest.mark.parametrize(("only", "touched"), [("all", "torso head"), ("encoder", "torso"), ("critic", "head")])
+def test_limits_of_a_q_network(only, touched):
+    agent = agent_of("dqn", [Diary(only=only)])
+    (diary,) = agent.interventions.members
+    names = {name.partition(".")[0] for name, _ in diary.named_parameters(agent.network)}
+    assert names == set(touched.split())
+    assert len(diary.layers) == (2 if "torso" in touched else 0)
+
+
+@pytest.mark.parametrize("only", ["actor", "critic"])
+def test_limits_of_an_actor_critic(only):
+    agent = agent_of("ppo, apart, continuous", [Diary(only=only)])
+    (diary,) = agent.interventions.members
+    names = {name.partition(".")[0] for name, _ in diary.named_parameters(agent.network)}
+    mine = {"actor": {"actor_torso", "policy_head", "log_std"}, "critic": {"critic_torso", "value_head"}}
+    assert names == mine[only]
+    assert [layer.name.partition("_")[0] for layer in diary.layers] == [only, only]
+
+
+def test_a_torso_that_is_limited_is_configured_alone():
+    @dataclass(eq=False)
+    class Wide(Intervention):
+        name = "wide"
+
+        def configure(self, network):
+            return replace(network, width=24)
+
+    agent = agent_of("ppo, apart, continuous", [Wide(only="critic")])
+    assert (agent.network.actor_torso.features, agent.network.critic_torso.features) == (16, 24)
+    drive(agent, world_of("ppo, apart, continuous"), 32)
+
+
+def test_parts():
+    assert parts_of(DQNConfig()) == parts_of(C51Config()) == ("encoder", "critic")
+    assert parts_of(PPOConfig()) == ("encoder", "actor", "critic")
+    assert parts_of(PPOConfig(shared_torso=False)) == ("actor", "critic")
+    with pytest.raises(ValueError, match=r"diary\.only = 'actor': must be all, encoder or critic"):
+        check_interventions([Diary(only="actor")], DQNConfig())
+    with pytest.raises(ValueError, match=r"must be all, actor or critic: actor and critic have torsos of their own"):
+        check_interventions([Diary(only="encoder")], PPOConfig(shared_torso=False))
+
+
+def test_refusals_name_both_and_come_before_anything_is_built():
+    @dataclass(eq=False)
+    class Rival(Intervention):
+        name = "rival"
+        conflicts = frozenset({"diary"})
+
+        def build(self, network, generator):
+            raise AssertionError("built")
+
+    for pair in ([Diary(), Rival()], [Rival(), Diary()]):
+        with pytest.raises(ValueError, match=f"interventions: {pair[0].name} and {pair[1].name} cannot work together"):
+            agent_of("dqn", pair)
+    with pytest.raises(ValueError, match="diary is given twice"):
+        agent_of("ppo", [Diary(), Diary()])
+
+
+def test_a_setting_of_the_agent_can_be_refused():
+    @dataclass(eq=False)
+    class Picky(Intervention):
+        name = "picky"
+
+        def check(self, agent, others):
+            self.require(not isinstance(agent, PPOConfig) and len(others) == 1, "only", "elsewhere")
+
+    agent_of("dqn", [Picky(), Diary()])
+    for kind, others in (("ppo", [Diary()]), ("dqn", [])):
+        with pytest.raises(ValueError, match=r"picky\.only = 'all': must be elsewhere"):
+            agent_of(kind, [Picky(), *others])
+
+
+def test_roles():
+    network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Conv2d(1, 1, 1))
+    assert set(roles(network).items()) == {
+        ("0.weight", "weight"),
+        ("0.bias", "bias"),
+        ("1.weight", "norm"),
+        ("1.bias", "norm"),
+        ("2.weight", "weight"),
+        ("2.bias", "bias"),
+    }
+    generator = torch.Generator().manual_seed(0)
+    policy = ActorCritic(
+        CONTINUOUS, SMALL, shared_torso=True, value_atoms=1, normalize_observations=False, generator=generator
+    )
+    assert roles(policy)["log_std"] == "log_std"
+
+
+def test_groups_with_equal_options_become_one():
+    a, b, c, d = (nn.Parameter(torch.zeros(1)) for _ in range(4))
+    groups = [
+        {"params": [a], "name": "a", "role": "weight", "weight_decay": 0.1},
+        {"params": [b], "name": "b", "role": "bias"},
+        {"params": [c], "name": "c", "role": "weight", "weight_decay": 0.1},
+        {"params": [d]},
+    ]
+    first, second = merged(groups)
+    assert (first["params"], first["weight_decay"], set(first)) == ([a, c], 0.1, {"params", "weight_decay"})
+    assert (second["params"], set(second)) == ([b, d], {"params"})
+
+
+def test_members_are_copies_so_that_settings_can_be_used_again():
+    diary = Diary()
+    first, second = agent_of("dqn", [diary]), agent_of("ppo", [diary])
+    assert first.interventions.members[0] is not second.interventions.members[0]
+    assert not hasattr(diary, "page")
+    assert first.interventions.members[0] == second.interventions.members[0] == diary
+    assert diary != Diary(only="encoder")
+
+
+def test_state_goes_through_the_agent_s():
+    agent = drive(agent_of("dqn", [Diary()]), world_of("dqn"), 60)
+    other = agent_of("dqn", [Diary()])
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    assert other.interventions.members[0].pages == len(agent.interventions.members[0].page)
+    agent_of("dqn").load_state_dict(agent_of("dqn").state_dict())
+
+
+def test_what_was_done_is_handed_out_once():
+    @dataclass(eq=False)
+    class Cut(Intervention):
+        name = "cut"
+
+        def after_step(self, surgery, forward, gradient_step):
+            units = torch.zeros(16, dtype=torch.bool)
+            units[:3] = gradient_step == 2
+            surgery.replace({self.layers[0].name: units})
+
+    agent = drive(agent_of("dqn", [Diary(), Cut()]), world_of("dqn"), 60)
+    done = agent.interventions.surgeries()
+    assert {key: int(amount) for key, amount in done.items()} == {("cut", "replaced", "torso.layers.dense1"): 3}
+    assert agent.interventions.surgeries() == {}
+
+
+def test_a_lifecycle_beside_a_network_of_ones_own():
+    generator = torch.Generator().manual_seed(0)
+    life = Lifecycle([Diary()])
+    torso = MLP((5,), life.configure(NetworkConfig(width=8, depth=1), "encoder"), generator)
+    network = life.build(QNetwork(torso, 3, 1, "torch", generator), generator)
+    groups = life.attach({"online": network}, torch.zeros(2, 5), generator)
+    life.operate(torch.optim.Adam(groups, fused=True), generator, lambda n: torch.zeros(n, 5))
+    captured = life.capturing()
+    network(torch.zeros(4, 5), captured)
+    assert list(life.forward(torch.zeros(4, 5), captured).captured) == ["torso.layers.dense1"]
+    assert list(life.surgery.activations(6)) == ["torso.layers.dense1"]
