@@ -1,34 +1,25 @@
 """Torsos and heads. Every Linear and convolution keeps its `initializer` (see initializers.py).
 
 Images come in as uint8 [batch, channels, height, width] and are scaled to [0, 1] inside; vectors as float
-[batch, features]. Layers carry the names the logs use: conv1..conv3, dense1..denseN, head.
+[batch, features]. Layers carry the names the logs use: conv1..conv3, dense1..denseN, head. What goes with a hidden
+layer has its number: spectral1, conv1, norm1, activation1, dropout1 (see layers.py).
 
 Torsos and networks take a second argument `captured`, a dict: it is filled with each hidden layer's values before and
 after the nonlinearity, by producer (the Linear or convolution), in the order of their use.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from agents.checks import uses_nature_cnn
-from agents.config import NetworkConfig
+from agents.config import NetworkConfig, require
 from agents.initializers import initialize
+from agents.layers import ACTIVATIONS as ACTIVATIONS
+from agents.layers import MODED, NONLINEARITIES, add_hidden, columns_of, units_of
 from agents.transitions import Spaces
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-MODED: frozenset[type] = frozenset()
-"""Modules that do something else while learning."""
-NONLINEARITIES = frozenset(ACTIVATIONS.values())
 
 
 def linear(
@@ -41,11 +32,11 @@ def linear(
 
 def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator) -> nn.Sequential:
     """`config.depth` hidden layers of `config.width` units: dense1, activation1, dense2, ..."""
-    layers = nn.Sequential()
+    layers, units = nn.Sequential(), units_of(config.width, config)
     for index in range(1, config.depth + 1):
-        layers.add_module(f"dense{index}", linear(inputs, config.width, config.initializer, generator))
-        layers.add_module(f"activation{index}", ACTIVATIONS[config.activation]())
-        inputs = config.width
+        layer = linear(inputs, units, config.initializer, generator)
+        add_hidden(layers, "dense", index, layer, config, after=config.depth - index)
+        inputs = columns_of(units, config)
     return layers
 
 
@@ -66,14 +57,26 @@ def through(layers: nn.Sequential, x: Tensor, captured: Captured | None) -> Tens
     return x
 
 
+def require_hidden(config: NetworkConfig, hidden: int) -> None:
+    """Raise ValueError where more layers are to be spectrally normalised than the torso's `hidden` ones."""
+    wanted, allowed = config.spectral_layers, f"<= {hidden}, the hidden layers of this torso"
+    require(wanted <= hidden, "spectral_norm.hidden_layers", wanted, allowed)
+
+
+def features_of(config: NetworkConfig, inputs: int) -> int:
+    """What comes out of the dense layers."""
+    return columns_of(units_of(config.width, config), config) if config.depth else inputs
+
+
 class MLP(nn.Module):
     """Dense hidden layers on a flat observation; uint8 input is scaled to [0, 1]. Output [batch, features]."""
 
     def __init__(self, observation_shape: tuple[int, ...], config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
         inputs = math.prod(observation_shape)
+        require_hidden(config, config.depth)
         self.layers = dense_layers(inputs, config, generator)
-        self.features = config.width if config.depth else inputs
+        self.features = features_of(config, inputs)
 
     def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
         scale = 255.0 if observations.dtype == torch.uint8 else 1.0
@@ -92,14 +95,17 @@ class ConvolutionalTorso(nn.Module):
         super().__init__()
         self.convolutions = nn.Sequential()
         channels, height, width = observation_shape
+        hidden = len(self.shapes) + config.depth
+        require_hidden(config, hidden)
         for index, (filters, kernel, stride) in enumerate(self.shapes, start=1):
-            layer = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel, stride)
-            self.convolutions.add_module(f"conv{index}", initialize(layer, config.initializer, generator))
-            self.convolutions.add_module(f"activation{index}", ACTIVATIONS[config.activation]())
-            channels, height, width = filters, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            layer = nn.utils.skip_init(nn.Conv2d, channels, units_of(filters, config), kernel, stride)
+            initialize(layer, config.initializer, generator)
+            add_hidden(self.convolutions, "conv", index, layer, config, after=hidden - index)
+            channels = columns_of(layer.out_channels, config)
+            height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
         flat = channels * height * width
         self.dense = dense_layers(flat, config, generator)
-        self.features = config.width if config.depth else flat
+        self.features = features_of(config, flat)
 
     def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
         # channels_last takes a third off the convolutions' time on a CPU and costs nothing elsewhere
@@ -125,15 +131,33 @@ class SmallCNN(ConvolutionalTorso):
     shapes = ((64, 5, 2), (64, 3, 2))
 
 
-@contextmanager
-def learning(network: nn.Module) -> Iterator[None]:
-    """Within, dropout drops and batch norm goes by the batch, as in training; outside networks stay in eval mode."""
-    moded = [module for module in network.modules() if type(module) in MODED]
-    for module in moded:
-        module.training = True
-    yield
-    for module in moded:
-        module.training = False
+class _Learning:
+    """Switches these modules into training mode and, however it ends, back."""
+
+    def __init__(self, moded: tuple[nn.Module, ...]) -> None:
+        self.moded = moded
+
+    def __enter__(self) -> None:
+        for module in self.moded:
+            module.training = True
+
+    def __exit__(self, *error: object) -> None:
+        for module in self.moded:
+            module.training = False
+
+
+NOTHING_TO_SWITCH = nullcontext()
+
+
+def learning(network: nn.Module) -> AbstractContextManager[None]:
+    """Within, dropout drops and batch norm goes by the batch, as in training; outside networks stay in eval mode.
+
+    What is to be switched is looked up at the first call and kept by the network, whose structure stays then.
+    """
+    moded = vars(network).get("moded")
+    if moded is None:
+        moded = network.moded = tuple(module for module in network.modules() if type(module) in MODED)
+    return _Learning(moded) if moded else NOTHING_TO_SWITCH
 
 
 def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generator) -> MLP | ConvolutionalTorso:

@@ -321,7 +321,7 @@ def lose(tags: list[Tag], why: str) -> Lost:
     return lost
 
 
-def _stepped(trace: Follower, number: int, path: Path, out: Tensor, ids: Tensor, expression: str) -> Path:
+def stepped(trace: Follower, number: int, path: Path, out: Tensor, ids: Tensor, expression: str) -> Path:
     """The path to `out`, one operation further."""
     layer = trace.layers[number]
     if expression != path.expression:
@@ -337,7 +337,7 @@ def _same_for_all(trace: Follower, call: Call, tag: Tag, maps: list[Tensor]) -> 
     tags = []
     for out, ids in zip(call.outs, maps, strict=True):
         present = {n: path for n, path in tag.paths.items() if bool(trace.layers[n].mine(ids).any())}
-        paths = {n: _stepped(trace, n, path, out, ids, path.expression) for n, path in present.items()}
+        paths = {n: stepped(trace, n, path, out, ids, path.expression) for n, path in present.items()}
         tags.append(Tag(ids, paths, tag.lost))
     return tags
 
@@ -392,7 +392,7 @@ def _concatenated(trace: Follower, call: Call, tags: list[Tag]) -> list[Tag]:
     for number, parts in _by_layer(tags).items():
         expressions = [part.expression for part in parts]
         expression = expressions[0] if len(set(expressions)) == 1 else f"cat({', '.join(expressions)})"
-        paths[number] = _stepped(trace, number, parts[0], call.outs[0], ids, expression)
+        paths[number] = stepped(trace, number, parts[0], call.outs[0], ids, expression)
     return [Tag(ids, paths, {number: lost for tag in tags for number, lost in tag.lost.items()})]
 
 
@@ -433,7 +433,7 @@ def _elementwise(trace: Follower, call: Call) -> list[Tag]:
     for number, parts in _by_layer(tags).items():
         inner = ", ".join(part.expression for part in parts)
         expression = f"{name or call.name}({inner})" if name or len(parts) > 1 else inner
-        paths[number] = _stepped(trace, number, parts[0], call.outs[0], ids, expression)
+        paths[number] = stepped(trace, number, parts[0], call.outs[0], ids, expression)
     return [Tag(ids, paths, tags[0].lost if len(tags) == 1 else {})] * len(call.outs)
 
 

@@ -33,6 +33,7 @@ from plasticity_probes.tracing import (
     along,
     lose,
     normalize,
+    stepped,
     tensors,
 )
 
@@ -48,7 +49,9 @@ ACTIVATIONS = {
     "relu(cat(x, neg(x)))": "crelu",
     "mul(x, sigmoid(x))": "silu",
     "div(x, abs(x))": "softsign",
+    "cat(sin(x), cos(x))": "fourier",
 }
+DOUBLED = ("crelu", "fourier")  # unit i is in columns i and i + n
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class HiddenLayer:
     norm: nn.Module | None
     """LayerNorm, RMSNorm, GroupNorm, BatchNorm or InstanceNorm between producer and nonlinearity."""
     activation: str
-    """relu, tanh, crelu, gelu, silu, ..., identity; a formula in the preactivation x where it has no name."""
+    """relu, tanh, crelu, fourier, gelu, silu, ..., identity; a formula in the preactivation x where it has no name."""
     initializer: object | None
     """The producer's attribute `initializer`."""
     separable: bool
@@ -112,8 +115,9 @@ class LayerActivations:
     """A layer's values, detached: [samples, units], or [samples, channels, height, width] of a convolution.
 
     `pre` goes into the nonlinearity (after the norm), `post` comes out of it; with no nonlinearity both are the same.
-    CReLU's `post` has 2n columns or channels, those of unit i are i and i + n. Where the units do not lie along
-    dimension 1 (channels last, a nonlinearity after flattening) they are brought there: [samples, units, positions].
+    `post` of CReLU and Fourier features has 2n columns or channels, those of unit i are i and i + n. Where the units do
+    not lie along dimension 1 (channels last, a nonlinearity after flattening) they are brought there: [samples, units,
+    positions].
     """
 
     pre: Tensor
@@ -258,9 +262,13 @@ def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 def _kind(module: nn.Module) -> str:
-    """layer, norm, opaque (weights used in a way that is not known here), or "": followed operation by operation."""
+    """layer, norm, scale, opaque (weights used in a way that is not known here), or "": followed operation by
+    operation."""
     if isinstance(module, (torch.jit.ScriptModule, *TABLES)):
         return ""
+    declared = getattr(type(module), "traced_as", "")
+    if declared == "scale" or (declared == "norm" and isinstance(module, NORMS)):
+        return declared
     if "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn."):
         if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             return "layer"
@@ -338,6 +346,8 @@ class _Tracer(Follower):
         try:
             if _kind(module) == "norm":
                 self._normed(module, output)
+            elif _kind(module) == "scale":
+                self._scaled(output)
             else:
                 for tensor, tag in self._read:
                     self._consumed(module, tensor, tag)
@@ -347,12 +357,21 @@ class _Tracer(Follower):
 
     def _normed(self, norm: nn.Module, output: Tensor) -> None:
         for _, tag in self._read:
-            shape = getattr(norm, "normalized_shape", None)
+            shape = None if hasattr(norm, "traced_as") else getattr(norm, "normalized_shape", None)
             try:
                 tag = normalize(self, tag, output, -len(shape) if shape else 1, norm, self.name(norm))
             except NotFollowed as why:
                 tag = Tag(lost=lose([tag], str(why)))
             self.set(output, tag)
+
+    def _scaled(self, output: Tensor) -> None:
+        """Every element stays where it was, and does not show in the expression."""
+        for _, tag in self._read:
+            if tag.ids is not None and tag.ids.shape == output.shape:
+                paths = {n: stepped(self, n, path, output, tag.ids, path.expression) for n, path in tag.paths.items()}
+                self.set(output, replace(tag, paths=paths))
+            else:
+                self.set(output, Tag(lost=lose([tag], "a module that scales gives another shape")))
 
     def _consumed(self, module: nn.Module, tensor: Tensor, tag: Tag) -> None:
         """Note whose units the columns of `module`'s input are."""
@@ -441,7 +460,7 @@ def _reasons(trace: _Tracer, layer: Layer, path: Path, shared: set[int]) -> Iter
 def _captures(trace: _Tracer, layer: Layer, path: Path) -> tuple[_Capture, _Capture] | None:
     """How to get hold of the tensors before and after the nonlinearity; None where one does not hold every unit."""
     pre = path.post if path.expression == "x" else path.pre
-    halves = 2 if ACTIVATIONS.get(path.expression) == "crelu" else 1
+    halves = 2 if ACTIVATIONS.get(path.expression) in DOUBLED else 1
     before = _capture(trace, layer, pre, 1, repeats=False)
     after = _capture(trace, layer, path.post, halves, repeats="cat(" in path.expression)
     return None if before is None or after is None else (before, after)

@@ -28,7 +28,7 @@ COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "cbp_l2": {
         "adam_betas": {"betas": (0.99, 0.99)},
         "l2": {"rate": 1e-4},
-        "cbp": {},
+        "cbp": {"accumulation": "bernoulli", "moments": "keep"},
     },
     "redo_l2": {
         "adam_betas": {"betas": (0.99, 0.99)},

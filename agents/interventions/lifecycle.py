@@ -97,7 +97,8 @@ class Lifecycle:
     def build(self, network: nn.Module, generator: torch.Generator) -> nn.Module:
         """`network`, freshly initialised, as the interventions wrap it."""
         for member in self.members:
-            member.part_of = network.part_of
+            if self.network is None:  # the one to train; another that is built later names its parts alike
+                member.part_of = network.part_of
             member.build(network, generator)
         return network
 

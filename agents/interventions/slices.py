@@ -1,13 +1,15 @@
-"""The words in which edits are told: `Units` of a layer, and the slices of weights and moments that they own."""
+"""The words in which edits are told: `Units` of a layer, the slices of weights and moments that they own, and the laws
+by which whole tensors are drawn."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.initializers import Initializer, initializer_for
-from plasticity_probes.units import HiddenLayer
+from plasticity_probes.units import CONVOLUTIONS, NORMS, HiddenLayer
 
 NORM_START = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
@@ -133,9 +135,10 @@ class Slices:
         self.incoming = [Owned(tensor, 0, rows, layer.units, start) for tensor, start in tensors if tensor is not None]
         self.outgoing = [Owned(module.weight, 1, owner, layer.units) for module, owner in layer.consumers]
 
-    def consumer_means(self, post: Tensor, consumer: int) -> Tensor:
+    def by_column(self, post: Tensor, consumer: int) -> Tensor | None:
         """`post` [units (several times over), *positions], averaged over samples, as [units, columns a unit] of the
-        consumer's weight; a consumer with one column for all positions gets the mean over them."""
+        consumer's weight, a unit's columns in ascending order; a consumer with one column for all positions gets the
+        mean over them. None where the shapes do not say what each column reads."""
         units, columns = self.layer.units, self.outgoing[consumer]
         copies = post.shape[0] // units
         by_unit = post.reshape(copies, units, -1).transpose(0, 1)
@@ -143,7 +146,80 @@ class Slices:
             return by_unit.flatten(1)
         if columns.regular and columns.most == copies:
             return by_unit.mean(2)
-        raise ValueError(
-            f"absorb of '{self.layer.name}': means of shape {list(post.shape)} do not say what each of the "
-            f"{columns.most} columns a unit has in consumer {consumer} reads"
-        )
+        return None
+
+    def consumer_means(self, post: Tensor, consumer: int) -> Tensor:
+        """As `by_column`. ValueError where the shapes do not say what each column reads."""
+        means = self.by_column(post, consumer)
+        if means is None:
+            raise ValueError(
+                f"absorb of '{self.layer.name}': means of shape {list(post.shape)} do not say what each of the "
+                f"{self.outgoing[consumer].most} columns a unit has in consumer {consumer} reads"
+            )
+        return means
+
+
+class Laws:
+    """By which law each tensor of `network` is drawn anew; `names` of its tensors by id, for messages."""
+
+    def __init__(self, network: nn.Module, names: Mapping[int, str]) -> None:
+        self._network, self._names = network, names
+        self._start = {id(p): p.detach().clone() for p in network.parameters() if p.ndim < 2}
+
+    def plan(self, what: Iterable[nn.Module | nn.Parameter]) -> list[tuple[nn.Module, str, Tensor]]:
+        """(module, name in it, tensor) of what is to be redrawn, in the network's order. ValueError: a tensor is not
+        the network's, or its law is not known."""
+        chosen: set[int] = set()
+        for item in what:
+            tensors = [item] if isinstance(item, Tensor) else [*item.parameters(), *_statistics(item)]
+            if any(id(tensor) not in self._names for tensor in tensors):
+                raise ValueError(f"reset: {type(item).__name__} is not part of networks['online']")
+            chosen |= set(map(id, tensors))
+        plan = [
+            (module, name, tensor)
+            for module in self._network.modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and id(tensor) in chosen
+        ]
+        for module, _, tensor in plan:
+            if not isinstance(module, (nn.Linear, *CONVOLUTIONS, *NORMS)) and id(tensor) not in self._start:
+                name = f"'{self._names[id(tensor)]}' ({type(module).__name__})"
+                raise ValueError(f"reset: the law of {name} is not known")
+        return plan
+
+    def draw(self, module: nn.Module, name: str, tensor: Tensor, generator: torch.Generator) -> Tensor | float:
+        """A new value for `tensor`, which `module` calls `name`."""
+        if isinstance(module, NORMS):
+            return NORM_START.get(name, 0)
+        if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+            return self._start[id(tensor)]
+        law, shape = getattr(module, "initializer", None) or initializer_for("torch", module), tensor.shape
+        if name == "bias":
+            return law.bias_rows(len(tensor), generator).to(tensor)
+        return law.weight_rows(shape[0], tuple(shape[1:]), generator).to(tensor)
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    """The running statistics of all norms in `module`."""
+    norms = [part for part in module.modules() if isinstance(part, NORMS)]
+    return [buffer for norm in norms for buffer in norm._buffers.values() if buffer is not None]
+
+
+def trains(layer: HiddenLayer) -> bool:
+    """Whether new units would learn: the layer's own weight and that of at least one consumer need a gradient now."""
+    return layer.producer.weight.requires_grad and any(module.weight.requires_grad for module, _ in layer.consumers)
+
+
+def replaceable(layers: Sequence[HiddenLayer], who: str) -> tuple[HiddenLayer, ...]:
+    """Those of `layers` whose units can be replaced one by one, for the intervention `who` that replaces units. Some
+    may be frozen now and train later (a plasticity injection's): ask `trains` when it matters.
+
+    ValueError, naming `who`: the units of one that trains cannot be replaced one by one, or none trains.
+    """
+    for layer in layers:
+        if not layer.separable and any(parameter.requires_grad for parameter in layer.producer.parameters()):
+            raise ValueError(f"{who}: the units of '{layer.name}' cannot be replaced one by one: {layer.reason}")
+    found = tuple(layer for layer in layers if layer.separable)
+    if not any(map(trains, found)):
+        raise ValueError(f"{who}: there is no hidden layer that trains in its part of the network")
+    return found

@@ -11,33 +11,19 @@ set (see agents/guard.py) every edit leaves everything as it is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from agents.initializers import Initializer, initializer_for
 from agents.interventions.base import Captured, Intervention
-from agents.interventions.slices import NORM_START, Owned, Slices, Slots, Units
-from plasticity_probes.units import CONVOLUTIONS, NORMS, HiddenLayer
+from agents.interventions.slices import Laws, Owned, Slices, Slots, Units
+from agents.moments import MOMENTS, AdamState, initialise_adam
+from plasticity_probes.units import HiddenLayer
+
+__all__ = ["MOMENTS", "Moments", "Surgery", "initialise_adam"]
 
 Moments = Literal["zero", "keep", "mean", "local"]
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-
-
-def initialise_adam(optimizer: torch.optim.Adam) -> None:
-    """Give every parameter without state the one that Adam would give it at its first step."""
-    for group in optimizer.param_groups:
-        on_device = group["capturable"] or group["fused"]
-        wide = not group["fused"] and torch.get_default_dtype() == torch.float64
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if state:
-                continue
-            device = parameter.device if on_device else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
-            for name in MOMENTS if group["amsgrad"] else MOMENTS[:2]:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
 class Surgery:
@@ -45,9 +31,10 @@ class Surgery:
 
     `networks` have equal structure; `layers` are the online network's; `generator` draws new weights (on the layers'
     device where nothing is to wait for a copy); `sample(n)` gives n observations; `interventions` hear of edits;
-    `capture(network, observations)` runs a network and gives what its layers hold; `moments` other than "own" takes the
-    place of what an edit asks for.
-    ValueError: the optimizer is not Adam or lacks a trainable parameter of a separable layer; the networks differ.
+    `capture(network, observations)` runs a network and gives what its layers hold; `moments` other than "own" (zero,
+    keep, mean or local) takes the place of what a replacement asks for.
+    ValueError: the optimizer is not Adam or lacks a trainable parameter of a separable layer; the networks differ;
+    `moments` is not known, or "local" beside amsgrad.
     """
 
     def __init__(
@@ -70,7 +57,6 @@ class Surgery:
         self.acting = ""  # the intervention whose hook is being called
         self.steps = 0  # of the agent in its world, as it last told
         self.done: dict[tuple[str, str, str], Tensor | int] = {}
-        initialise_adam(optimizer)
         self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
         self.replaced = {
             name: torch.zeros((), dtype=torch.int64, device=slices.layer.producer.weight.device)
@@ -79,7 +65,8 @@ class Surgery:
         online = self._tensors("online")
         self._names = {id(tensor): name for name, tensor in online.items()}
         self._twins = {name: self._tensors(name) for name in self.networks}
-        self._start = {id(p): p.detach().clone() for p in self.networks["online"].parameters() if p.ndim < 2}
+        self._laws = Laws(self.networks["online"], self._names)
+        self._adam = AdamState(optimizer, self._names)
         self._check(online)
 
     def _tensors(self, network: str) -> dict[str, Tensor]:
@@ -87,6 +74,8 @@ class Surgery:
         return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
     def _check(self, online: dict[str, Tensor]) -> None:
+        if self.moments != "own":
+            self._require_moments(self.moments)
         for name, tensors in self._twins.items():
             if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in online.items()}:
                 raise ValueError(f"networks[{name!r}]: its parameters are not those of networks['online']")
@@ -94,20 +83,8 @@ class Surgery:
             for tensor in (owned.tensor for owned in (*slices.incoming, *slices.outgoing)):
                 if id(tensor) not in self._names:
                     raise ValueError(f"layers: a parameter of '{slices.layer.name}' is not in networks['online']")
-                if tensor.requires_grad and not self.optimizer.state.get(tensor):
+                if tensor.requires_grad and not self._adam.of(tensor):
                     raise ValueError(f"optimizer: lacks '{self._names[id(tensor)]}', which would never train again")
-
-    def _allowed(self) -> Tensor | None:
-        """0-d bool: whether edits may take place; None where nothing can forbid them."""
-        found = getattr(self.optimizer, "found_inf", None)
-        return None if found is None else found == 0
-
-    def _assign(self, tensor: Tensor, value: Tensor | float) -> None:
-        allowed = self._allowed()
-        if allowed is None:
-            tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
-        else:
-            tensor.copy_(torch.where(allowed.to(tensor.device), value, tensor))
 
     def of(self, layer: HiddenLayer | str) -> Slices:
         """What the units of a layer own. ValueError naming the layer and the reason where units are not separable."""
@@ -150,8 +127,9 @@ class Surgery:
         (0-d int64 on the device).
 
         `moments`, on exactly those slices: "zero"; "keep"; "mean": first moment 0, second the mean over the surviving
-        units' slices of that tensor, so that the first steps are not overlong. The tensor's shared step stays. "local"
-        (a step count per element, AdamGnT in Dohare24) is refused: NotImplementedError.
+        units' slices of that tensor, so that the first steps are not overlong. The tensor's shared step stays, and with
+        it the age that a slice may have of its own. "local": 0, and the elements count their steps from now (AdamGnT in
+        Dohare24's code; `AdamState.correct` says how and at what cost). ValueError for "local" beside amsgrad.
 
         `absorb`: by layer, the mean over samples of what comes out of the nonlinearity, [units, *positions] (CReLU:
         twice the units). Before anything else, column by column, w_out * mean is added to the consumers' biases, whose
@@ -163,13 +141,14 @@ class Surgery:
         unit's columns become zero there too.
         """
         moments = moments if self.moments == "own" else self.moments
-        self._require_moments(moments, networks)
+        self._require_moments(moments)
+        self._require_networks(networks)
         edits = {self.of(key).layer.name: given for key, given in units.items()}
         absorb = {self.of(key).layer.name: means for key, means in (absorb or {}).items()}
         draws = {self.of(key).layer.name: drawn for key, drawn in (draws or {}).items()}
         if not set(absorb) <= set(edits):
             raise ValueError(f"absorb: {', '.join(sorted(set(absorb) - set(edits)))} must be among the replaced layers")
-        allowed = self._allowed()
+        allowed = self._adam.allowed()
         chosen = [(self.slices[k], Units.of(given, self.layers[k].units, k, allowed)) for k, given in edits.items()]
         means = [self._column_means(slices, absorb.get(slices.layer.name)) for slices, _ in chosen]
         for (slices, which), columns in zip(chosen, means, strict=True):
@@ -186,15 +165,11 @@ class Surgery:
                 self._edit(owned, which, 0.0, moments, networks)
         return {slices.layer.name: self._tell(slices, which) for slices, which in chosen}
 
-    def _require_moments(self, moments: str, networks: Sequence[str]) -> None:
+    def _require_moments(self, moments: str) -> None:
+        if moments not in get_args(Moments):
+            raise ValueError(f"moments = {moments!r}: must be {', '.join(get_args(Moments))}")
         if moments == "local":
-            raise NotImplementedError(
-                "moments = 'local': torch's Adam has one step count a tensor, and nothing that is done to the moments "
-                "at the time of the edit gives a slice its own bias correction; use 'mean'"
-            )
-        if moments not in ("zero", "keep", "mean"):
-            raise ValueError(f"moments = {moments!r}: must be zero, keep or mean")
-        self._require_networks(networks)
+            self._adam.require_local()
 
     def _require_networks(self, networks: Sequence[str]) -> None:
         if tuple(networks)[:1] != ("online",) or not set(networks) <= set(self.networks):
@@ -225,12 +200,14 @@ class Surgery:
     ) -> None:
         """Write the values into the slices in every one of `networks`, and what belongs there into the moments."""
         pairs = [(self._twin(name, owned.tensor), values) for name in networks]
-        state = self.optimizer.state.get(owned.tensor, {}) if moments != "keep" else {}
+        state = self._adam.of(owned.tensor) if moments != "keep" else {}
         for name in MOMENTS:
             if name in state:
                 mean = moments == "mean" and name != "exp_avg"
                 pairs.append((state[name], owned.survivors_mean(state[name], units) if mean else 0.0))
         owned.write(units, *pairs)
+        if moments == "local":
+            self._adam.born(owned.tensor, owned.dim, owned.owned_by(units))
 
     def _tell(self, slices: Slices, units: Units) -> Tensor:
         count = units.mask.sum()
@@ -244,7 +221,7 @@ class Surgery:
     def project(self, parameters: Iterable[nn.Parameter], function: Callable[[nn.Parameter], Tensor]) -> None:
         """Move each parameter to function(parameter), in place; moments and step stay as they are."""
         for parameter in parameters:
-            self._assign(parameter, function(parameter))
+            self._adam.assign(parameter, function(parameter))
             self.note("projected", self._names[id(parameter)])
 
     @torch.no_grad()
@@ -260,11 +237,11 @@ class Surgery:
         ValueError, before anything is edited: a tensor is not the online network's, or its law is not known.
         """
         self._require_networks(networks)
-        plan = list(self._plan(what))
+        plan = self._laws.plan(what)
         for module, name, tensor in plan:
-            fresh = self._fresh(module, name, tensor)
+            fresh = self._laws.draw(module, name, tensor, self.generator)
             for network in networks:
-                self._assign(self._twin(network, tensor), fresh)
+                self._adam.assign(self._twin(network, tensor), fresh)
         parameters = [tensor for *_, tensor in plan if isinstance(tensor, nn.Parameter)]
         for parameter in parameters:
             self.note("reset", self._names[id(parameter)])
@@ -272,7 +249,7 @@ class Surgery:
         self.zero_step(parameters)
         for intervention in self.interventions:
             intervention.on_reset(parameters)
-        redrawn, allowed = set(map(id, parameters)), self._allowed()
+        redrawn, allowed = set(map(id, parameters)), self._adam.allowed()
         for slices in self.slices.values():
             layer, weight = slices.layer, slices.layer.producer.weight
             if id(weight) in redrawn:
@@ -280,50 +257,15 @@ class Surgery:
                 self._tell(slices, Units.of(everything, layer.units, layer.name, allowed))
         return parameters
 
-    def _plan(self, what: Iterable[nn.Module | nn.Parameter]) -> Iterable[tuple[nn.Module, str, Tensor]]:
-        """(module, name in it, tensor) to redraw, in the network's order."""
-        chosen: set[int] = set()
-        for item in what:
-            tensors = [item] if isinstance(item, Tensor) else [*item.parameters(), *_statistics(item)]
-            if any(id(tensor) not in self._names for tensor in tensors):
-                raise ValueError(f"reset: {type(item).__name__} is not part of networks['online']")
-            chosen |= set(map(id, tensors))
-        plan = [
-            (module, name, tensor)
-            for module in self.networks["online"].modules()
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None and id(tensor) in chosen
-        ]
-        for module, _, tensor in plan:
-            if not isinstance(module, (nn.Linear, *CONVOLUTIONS, *NORMS)) and id(tensor) not in self._start:
-                name = f"'{self._names[id(tensor)]}' ({type(module).__name__})"
-                raise ValueError(f"reset: the law of {name} is not known")
-        return plan
-
-    def _fresh(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor | float:
-        if isinstance(module, NORMS):
-            return NORM_START.get(name, 0)
-        if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            return self._start[id(tensor)]
-        law, shape = _law(module), tensor.shape
-        if name == "bias":
-            return law.bias_rows(len(tensor), self.generator).to(tensor)
-        return law.weight_rows(shape[0], tuple(shape[1:]), self.generator).to(tensor)
-
     @torch.no_grad()
     def zero_moments(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Forget Adam's moments of whole tensors; the step stays."""
-        for state in (self.optimizer.state.get(parameter, {}) for parameter in parameters):
-            for name in MOMENTS:
-                if name in state:
-                    self._assign(state[name], 0.0)
+        """Forget Adam's moments of whole tensors; the step stays, and the age that elements have of their own."""
+        self._adam.zero_moments(parameters)
 
     @torch.no_grad()
     def zero_step(self, parameters: Iterable[nn.Parameter]) -> None:
         """Restart the bias correction of whole tensors; the moments stay."""
-        for state in (self.optimizer.state.get(parameter, {}) for parameter in parameters):
-            if state:
-                self._assign(state["step"], 0.0)
+        self._adam.zero_step(parameters)
 
     @torch.no_grad()
     def activations(self, n: int) -> Captured:
@@ -348,11 +290,14 @@ class Surgery:
         """New values for whole tensors of the online network, each drawn by its own law (see `reset`), in their order;
         nothing is edited."""
         parameters = list(parameters)
-        drawn = {id(tensor): self._fresh(module, name, tensor) for module, name, tensor in self._plan(parameters)}
+        plan = self._laws.plan(parameters)
+        drawn = {id(tensor): self._laws.draw(module, name, tensor, self.generator) for module, name, tensor in plan}
         return [torch.as_tensor(drawn[id(p)], dtype=p.dtype, device=p.device).expand_as(p) for p in parameters]
 
     def after_optimizer_step(self) -> None:
-        """Called right after every optimizer step, before anything else."""
+        """Called right after every optimizer step, before anything else: elements that moments = "local" gave an age of
+        their own get the step that belongs to it."""
+        self._adam.correct()
 
     def sample(self, n: int) -> Tensor:
         """n observations from replay or rollout. RuntimeError where the surgeon was given no way to draw them."""
@@ -361,22 +306,13 @@ class Surgery:
         return self._sample(n)
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state and the counts of replaced units."""
-        return {"generator": self.generator.get_state(), "replaced": dict(self.replaced)}
+        """The generator's state, the counts of replaced units and the ages that moments = "local" keeps."""
+        replaced = {name: count.clone() for name, count in self.replaced.items()}
+        return {"generator": self.generator.get_state(), "replaced": replaced, "births": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.generator.set_state(state["generator"].cpu())
         for name, count in self.replaced.items():
             count.copy_(state["replaced"][name])
-
-
-def _law(module: nn.Module) -> Initializer:
-    """A layer's own law, or torch's default."""
-    return getattr(module, "initializer", None) or initializer_for("torch", module)
-
-
-def _statistics(module: nn.Module) -> list[Tensor]:
-    """The running statistics of all norms in `module`."""
-    norms = [part for part in module.modules() if isinstance(part, NORMS)]
-    return [buffer for norm in norms for buffer in norm._buffers.values() if buffer is not None]
+        self._adam.load_state_dict(state.get("births", {}))

@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figure", type=Path, help="the .png to draw; its .csv holds the numbers")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--tasks", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--arms", nargs="+", default=list(STRENGTHS), choices=list(STRENGTHS))
     given = parser.parse_args(arguments)

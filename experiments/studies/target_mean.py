@@ -3,8 +3,8 @@
     python -m experiments.studies.target_mean docs/results/target_mean.png
 
 500 images of Fashion-MNIST have targets c + g(image), g without structure and of unit variance, for 2,000 gradient
-steps of 64; then a new g with the same c, for as many. Reported: the squared error at the end of the second task, and the
-effective rank of the last layer's features, raw and centred, at the end of the first. Raw ranks fall with any common
+steps of 64; then a new g with the same c, for as many. Reported: the squared error at the end of the second task, and
+the effective rank of the last features, raw and centred, at the end of the first. Raw ranks fall with any common
 mean, so that the error on the next task decides. One arm begins with its output bias at c: what is left there is not
 the mean's doing. HL-Gauss spreads targets over 101 atoms on [-5, c + 5]; its error is that of its expectation.
 Arms that the .csv of the same name holds are not run again.

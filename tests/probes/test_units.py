@@ -624,6 +624,73 @@ def test_what_is_not_understood_is_not_separable(name):
     assert words in layer.reason
 
 
+class OwnNorm(nn.RMSNorm):
+    traced_as = "norm"
+
+    def forward(self, x):
+        shape = (-1, *[1] * (x.ndim - 2))
+        return x / x.square().mean(tuple(range(1, x.ndim)), keepdim=True).sqrt() * self.weight.view(shape)
+
+
+class ByWeight(nn.Module):
+    """Divides by a norm of another module's weight."""
+
+    traced_as = "scale"
+
+    def __init__(self, layer, flatten=False):
+        super().__init__()
+        self.layer, self.flatten = (layer,), flatten
+
+    def forward(self, x):
+        x = x.flatten(1) if self.flatten else x
+        return x / self.layer[0].weight.square().sum().sqrt()
+
+
+def test_modules_that_say_what_they_are():
+    first, second, head = nn.Conv2d(1, 4, 2), nn.Conv2d(4, 3, 2), nn.Linear(3, 2)
+    model = nn.Sequential(
+        *(ByWeight(first), first, OwnNorm(4), nn.ReLU(), ByWeight(second), second, nn.Tanh(), nn.Flatten()),
+        *(ByWeight(head), head),
+    )
+    layers = hidden_layers(model, torch.randn(2, 1, 3, 3))
+    assert [layer.producer for layer in layers] == [first, second]
+    assert [layer.norm for layer in layers] == [model[2], None]
+    assert [layer.activation for layer in layers] == ["relu", "tanh"]
+    assert all(layer.separable for layer in layers)
+    assert [[(m, owner.tolist()) for m, owner in layer.consumers] for layer in layers] == [
+        [(second, [0, 1, 2, 3])],
+        [(head, [0, 1, 2])],
+    ]
+    batch = torch.randn(5, 1, 3, 3)
+    found = activations(model, batch)
+    assert torch.equal(found["5"].post, model[:7](batch))
+    assert torch.equal(found["1"].pre, model[:3](batch))
+
+
+def test_who_says_nothing_or_what_is_not_so_is_not_believed():
+    silent = type("Silent", (ByWeight,), {"traced_as": ""})
+    head = nn.Linear(4, 2)
+    layer = hidden_layers(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), silent(head), head), torch.randn(2, 3))[0]
+    assert not layer.separable and "(Linear) is used elsewhere as well" in layer.reason
+    head = nn.Linear(16, 2)
+    model = nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), ByWeight(head, flatten=True), head)
+    layer = hidden_layers(model, torch.randn(2, 1, 3, 3))[0]
+    assert not layer.separable and "another shape" in layer.reason
+
+
+def test_fourier_features():
+    model = two(lambda m, x: m.second(torch.cat([torch.sin(h := m.first(x)), torch.cos(h)], 1)), second=nn.Linear(8, 1))
+    (layer,) = hidden_layers(model, torch.randn(2, 3))
+    assert layer.activation == "fourier" and layer.separable
+    assert [owner.tolist() for _, owner in layer.consumers] == [[0, 1, 2, 3] * 2]
+    assert activations(model, torch.randn(5, 3))["first"].post.shape == (5, 8)
+    pieces = {"first": nn.Conv2d(1, 4, 2), "second": nn.Linear(32, 1)}
+    model = two(lambda m, x: m.second(torch.cat([torch.sin(h := m.first(x).flatten(1)), torch.cos(h)], 1)), **pieces)
+    batch = torch.randn(5, 1, 3, 3)
+    found, h = activations(model, batch)["first"].post, model.first(batch).flatten(2)
+    assert torch.equal(found, torch.cat([torch.sin(h), torch.cos(h)], 1))
+
+
 # Rarer steps on the way that are understood: [function, owner of the 4 or 8 columns of `second`]
 STEPS = {
     "max_pool1d": (lambda h: F.max_pool1d(F.pad(h[:, :, None], (1, 1)), 3).relu().squeeze(2), [0, 1, 2, 3]),

@@ -1,0 +1,234 @@
+"""How useful a hidden layer's units are: what continual backprop (cbp.py) measures at every gradient step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.interventions.base import Captured
+from agents.interventions.slices import Slices
+from plasticity_probes.units import HiddenLayer
+
+Utility = Literal[
+    "contribution", "zero_contribution", "adaptable_contribution", "weight", "adaptation", "feature_by_input"
+]
+CENTRED = ("zero_contribution", "adaptable_contribution", "feature_by_input")
+BY_INPUT = ("adaptable_contribution", "adaptation", "feature_by_input")
+BY_OUTPUT = ("contribution", "zero_contribution", "adaptable_contribution", "weight")
+STEPS_TOGETHER = 16
+SMALL = 2**15
+"""Numbers, of hidden values and weights, that are rather kept for a while than averaged at once."""
+PIECE = 2**16
+NOT_NEGATIVE = ("relu", "crelu", "sigmoid")
+"""Nonlinearities after which |h| is h."""
+
+
+class LayerUtility:
+    """One layer's units: `ages` [units] in gradient steps, `utilities` [units], running averages that decay by `decay`.
+
+    `absorbs`: the running average of h is kept as the consumers' biases need it. ValueError, named after `who`: then a
+    consumer has no bias, or columns that do not belong to the units one by one.
+    """
+
+    def __init__(
+        self,
+        layer: HiddenLayer,
+        ages: Tensor,
+        utilities: Tensor,
+        kind: Utility,
+        decay: float,
+        absorbs: bool,
+        who: str,
+    ) -> None:
+        self.layer, self.ages, self.utilities = layer, ages, utilities
+        self.kind, self.decay, self.absorbs = kind, decay, absorbs
+        self.trains = False
+        """Whether new units would learn, as it was last seen."""
+        self.running: Tensor | None = None
+        """Average of h [units (several times over), positions or 1] once it is known; None where it is not needed."""
+        self.slices = Slices(layer)
+        outgoing = [(owned, owned.tensor[:, 0].numel()) for owned in self.slices.outgoing]
+        self._weights = sum(owned.present.sum(1) * outputs for owned, outputs in outgoing).clamp(min=1)
+        self._in_order = [_in_order(owned.positions, owned.tensor) for owned, _ in outgoing]
+        self._by_position: bool | None = None
+        for owned, (module, _) in zip(self.slices.outgoing, layer.consumers, strict=True) if absorbs else ():
+            if module.bias is None or not owned.regular:
+                why = "has no bias" if module.bias is None else "does not read all units alike"
+                raise ValueError(f"{who}: a {type(module).__name__} that reads '{layer.name}' {why}")
+
+    def update(self, post: Tensor) -> None:
+        """Take in what came out of the nonlinearity for a batch, [batch, units (several times over), positions...]."""
+        if self._by_position is None:
+            self._see_shape(post)
+        if self.running is not None:
+            self.running.lerp_(_batch_mean(post, self.running.shape[1] > 1), 1 - self.decay)
+        self.utilities.lerp_(self._measure(post), 1 - self.decay)
+
+    def _see_shape(self, post: Tensor) -> None:
+        copies, positions = post.shape[1] // self.layer.units, post[0, 0].numel()
+        wanted = copies * positions
+        self._by_position = positions > 1 and any(o.regular and o.most == wanted for o in self.slices.outgoing)
+        if self.running is None and (self.absorbs or self.kind in CENTRED):
+            columns = positions if self._by_position and self.absorbs else 1
+            self.running = torch.zeros(post.shape[1], columns, device=post.device)
+        for consumer in range(len(self.slices.outgoing)) if self.absorbs else ():
+            self.slices.consumer_means(self.running, consumer)  # refuses what it does not understand
+
+    def _measure(self, post: Tensor) -> Tensor:
+        sizes, units = None, self.layer.units
+        if self.kind in CENTRED:
+            centre = self.averages().mean(1).view([1, -1, *[1] * (post.ndim - 2)])
+            sizes = _batch_mean((post - centre).abs(), self._by_position)
+        elif self.kind == "contribution":
+            sizes = _batch_mean(post if self.layer.activation in NOT_NEGATIVE else post.abs(), self._by_position)
+        if self.kind in BY_OUTPUT:
+            found = self._outgoing(sizes)
+        else:
+            found = 1.0 if sizes is None else sizes.view(-1, units, sizes.shape[1]).mean((0, 2))
+        return found / self.layer.producer.weight.abs().flatten(1).mean(1) if self.kind in BY_INPUT else found
+
+    def _outgoing(self, sizes: Tensor | None) -> Tensor:
+        """Mean over a unit's outgoing weights of |w|, times what its column holds."""
+        total = 0
+        for consumer, (owned, in_order) in enumerate(zip(self.slices.outgoing, self._in_order, strict=True)):
+            sums = _column_sums(owned.tensor)
+            sums = sums.view_as(owned.positions) if in_order else sums[owned.positions] * owned.present
+            if sizes is not None:
+                columns = self.slices.by_column(sizes, consumer)
+                if columns is None:  # a pooling or a slice in between: every column holds the unit's average
+                    columns = sizes.view(-1, self.layer.units, sizes.shape[1]).mean((0, 2))[:, None]
+                sums = sums * columns
+            total = total + sums.sum(1)
+        return total / self._weights
+
+    def averages(self) -> Tensor:
+        """The running average of h without its bias towards 0, as `running`."""
+        copies = len(self.running) // self.layer.units
+        return self.running / corrections(self.ages, self.decay).repeat(copies)[:, None]
+
+    def forget(self, units: Tensor) -> None:
+        """Age, utility and average of the units in the mask start anew."""
+        self.ages.masked_fill_(units, 0)
+        self.utilities.masked_fill_(units, 0)
+        if self.running is not None:
+            self.running.masked_fill_(units.repeat(len(self.running) // self.layer.units)[:, None], 0)
+
+
+class AlikeContribution:
+    """The contribution of dense layers with equally many units, together and several gradient steps at a time.
+
+    In small layers an operation costs a CPU more than its arithmetic, the more so right after an update. So at a step
+    the hidden values and a copy of the outgoing weights are only kept (in larger layers their means, which are best
+    taken while they are in the cache), until `update` is called, at the latest when `full`. `utilities`: [layers,
+    units] of `layers`, for each of which `fits` holds.
+    """
+
+    def __init__(self, layers: Sequence[LayerUtility], utilities: Tensor, decay: float) -> None:
+        self._names = [follow.layer.name for follow in layers]
+        self._utilities, self._decay = utilities, decay
+        self._outgoing = [[owned.tensor for owned in follow.slices.outgoing] for follow in layers]
+        self._weights = [weight for weights in self._outgoing for weight in weights]
+        lags = torch.arange(STEPS_TOGETHER - 1, -1, -1, dtype=torch.float64)
+        self._fading = ((1 - decay) * decay**lags).float().to(utilities.device)
+        self._small: bool | None = None
+        self._kept: list[tuple[list[Tensor], Tensor]] = []
+
+    @staticmethod
+    def fits(layer: HiddenLayer) -> bool:
+        """Whether column u of every consumer, a Linear, belongs to unit u of this Linear."""
+        order = torch.arange(layer.units)
+        pairs = [(layer.producer, order), *layer.consumers]
+        return all(isinstance(module, nn.Linear) and torch.equal(owner.cpu(), order) for module, owner in pairs)
+
+    @property
+    def full(self) -> bool:
+        """Whether no further step can be kept."""
+        return len(self._kept) == STEPS_TOGETHER
+
+    def keep(self, captured: Captured) -> None:
+        """What a step's batch gave, [batch, units] for each layer, and the weights as they are now."""
+        posts = [captured[name][1].detach() for name in self._names]
+        if self._small is None:
+            self._see_size(sum(tensor.numel() for tensor in (*posts, *self._weights)))
+        if self._small:
+            self._kept.append((posts, torch.cat(self._weights)))
+            return
+        sums = torch.stack([weight.abs().sum(0) for weight in self._weights])
+        self._kept.append(([post.abs().mean(0, dtype=torch.float32) for post in posts], sums))
+
+    def _see_size(self, numbers: int) -> None:
+        self._small = numbers <= SMALL
+        blocks = []
+        for weights in self._outgoing:
+            height = sum(map(len, weights))
+            blocks.append(torch.full((1, height if self._small else len(weights)), 1 / height))
+        self._average = torch.block_diag(*blocks).to(self._utilities.device)  # [layers, what was kept of the weights]
+
+    def update(self) -> None:
+        """Bring the utilities up to date with all that was kept."""
+        steps, posts = len(self._kept), [post for posts, _ in self._kept for post in posts]
+        if not steps:
+            return
+        if not self._small:
+            sizes = torch.stack(posts)
+        elif len(set(map(len, posts))) == 1:
+            sizes = torch.stack(posts).abs_().mean(1, dtype=torch.float32)
+        else:
+            sizes = torch.stack([post.abs().mean(0, dtype=torch.float32) for post in posts])
+        outgoing = self._average @ torch.stack([weights for _, weights in self._kept]).abs_()
+        found = self._fading[-steps:] @ (sizes.view_as(outgoing) * outgoing).flatten(1)
+        self._utilities.mul_(self._decay**steps).add_(found.view_as(self._utilities))
+        self._kept = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was kept and not yet used: a checkpoint must not change when that happens, not even by a rounding."""
+        kept = [([post.clone() for post in posts], weights.clone()) for posts, weights in self._kept]
+        return {"kept": kept, "small": self._small}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.to(self._utilities.device, copy=True)
+
+        self._kept = [([own(post) for post in posts], own(weights)) for posts, weights in state["kept"]]
+        if state["small"] is not None:
+            self._see_size(0 if state["small"] else SMALL + 1)
+
+
+def corrections(ages: Tensor, decay: float) -> Tensor:
+    """1 - decay^age, by which a running average that started at 0 falls short (1 at age 0)."""
+    lag = ages.clamp(min=1) * (math.log(decay) if decay > 0 else -math.inf)
+    return torch.where(ages > 0, -torch.expm1(lag), 1.0)
+
+
+def _in_order(positions: Tensor, weight: Tensor) -> bool:
+    """Whether the columns of `weight` are the first unit's, then the second's, and so on."""
+    order = torch.arange(positions.numel(), device=positions.device)
+    return positions.numel() == weight.shape[1] and torch.equal(positions.flatten(), order)
+
+
+def _batch_mean(values: Tensor, by_position: bool) -> Tensor:
+    """[batch, channels, positions...] averaged over the batch, as [channels, positions], or over positions as well, as
+    [channels, 1]. Sums along memory: other orders take up to ten times as long on a CPU."""
+    channels, last = values.shape[1], values.movedim(1, -1)
+    if values.ndim == 2:
+        return values.mean(0, dtype=torch.float32)[:, None]
+    if last.is_contiguous():  # channels_last
+        if by_position:
+            return last.flatten(1).mean(0, dtype=torch.float32).view(-1, channels).t()
+        return last.flatten(0, -2).mean(0, dtype=torch.float32)[:, None]
+    if by_position:
+        return values.flatten(1).mean(0, dtype=torch.float32).view(channels, -1)
+    return values.flatten(2).mean((0, 2), dtype=torch.float32)[:, None]
+
+
+def _column_sums(weight: Tensor) -> Tensor:
+    """Sums of |w| over everything but dimension 1."""
+    others = [dim for dim in range(weight.ndim) if dim != 1]
+    if weight.numel() <= PIECE or weight.device.type != "cpu":
+        return weight.abs().sum(others)
+    pieces = weight.split(max(1, PIECE // weight[0].numel()))  # no large temporary: its memory would cost the most
+    return torch.stack([piece.abs().sum(others) for piece in pieces]).sum(0)

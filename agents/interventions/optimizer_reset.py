@@ -1,0 +1,68 @@
+"""Resets of Adam's state: of all of it (Asadi23) or of its step alone (Adam-Rel)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from agents.config import AgentConfig, PPOConfig, require
+from agents.interventions.base import Intervention
+
+if TYPE_CHECKING:
+    from agents.interventions.surgery import Surgery
+
+
+@dataclass(eq=False)
+class OptimizerReset(Intervention):
+    """Forgets Adam's state for the network's parameters in its part whenever the problem is a new one; weights stay.
+
+    Asadi et al. 2023 (arXiv 2306.17833) set moments and step to zero at each copy into the target network. Adam-Rel
+    (Ellis et al. 2024, arXiv 2412.17113) sets the step alone to zero and keeps the moments. Moments alone, under an old
+    step, let a steady gradient move a weight by up to 6.57 learning rates (betas .9, .999). The state of auxiliary
+    heads of other interventions stays.
+    """
+
+    name = "optimizer_reset"
+
+    at: Literal["target_sync", "task_change"] = "target_sync"
+    """target_sync: after each target copy (DQN, C51) or at the start of each update phase (PPO); task_change: once when
+    every environment has entered a new task."""
+    what: Literal["all", "moments", "step"] = "all"
+    """all: moments and step (Asadi23); moments: the step stays; step: the moments stay (Adam-Rel)."""
+
+    def __post_init__(self) -> None:
+        self.require(self.at in ("target_sync", "task_change"), "at", "target_sync or task_change")
+        self.require(self.what in ("all", "moments", "step"), "what", "all, moments or step")
+
+    def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
+        """Refuse a target copy at every gradient step."""
+        if self.at == "target_sync" and not isinstance(agent, PPOConfig):
+            allowed = "> 1 beside optimizer_reset.at = target_sync, or Adam would never have a state"
+            require(agent.target_period > 1, "target_period", agent.target_period, allowed)
+
+    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+        """Choose the parameters. ValueError: there are none."""
+        self._parameters = [parameter for _, parameter in self.named_parameters(networks["online"])]
+        if not self._parameters:
+            raise ValueError(f"optimizer_reset: no parameter to act on with only = {self.only!r}")
+
+    def on_target_sync(self, surgery: Surgery) -> None:
+        """Forget, where it is time."""
+        if self.at == "target_sync":
+            self._forget(surgery)
+
+    def on_task_change(self, surgery: Surgery) -> None:
+        """Forget, where it is time."""
+        if self.at == "task_change":
+            self._forget(surgery)
+
+    def _forget(self, surgery: Surgery) -> None:
+        if self.what in ("all", "moments"):
+            surgery.zero_moments(self._parameters)
+        if self.what in ("all", "step"):
+            surgery.zero_step(self._parameters)
+        surgery.note("optimizer reset", self.at)

@@ -1,0 +1,103 @@
+"""Proximal feature optimisation: preactivations are held near what they were at the last synchronisation (Moalla24)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.interventions.base import Forward, Intervention
+from agents.interventions.infer import frozen_copy, last_layers, tensors_of
+from agents.interventions.l2_init import Followers
+from agents.interventions.slices import Units
+from plasticity_probes.units import HiddenLayer
+
+if TYPE_CHECKING:
+    from agents.interventions.surgery import Surgery
+
+
+@dataclass(eq=False)
+class PFO(Intervention):
+    """Adds coefficient * ||z(s) - z_old(s)||^2 to the loss, z being the values that go into the nonlinearities
+    (Moalla24), z_old those of the network at the last target copy (DQN, C51) or at the start of this update
+    phase (PPO, as in the paper), at first of the network as it was made. Mean over the batch.
+
+    The paper writes the squared norm; the authors' code takes the mean over the units as well, and its coefficients are
+    for that. Encoder, actor and critic are averaged each over all its chosen layers' units and positions, then added
+    up. The paper regularises the policy's network (only = actor). When units are replaced or tensors reset the old
+    network gets the same edit. Costs one more forward pass a gradient step.
+    """
+
+    name = "pfo"
+    captures = frozenset({"preactivations"})
+
+    coefficient: float = 1.0
+    """Weight; >= 0. The authors' code: 1 on Atari with layers = last, 10 with layers = all."""
+    layers_used: Literal["last", "all"] = "last"
+    """last: the last hidden layer of each branch; all: every hidden layer."""
+    average: bool = True
+    """Mean over the units, as the authors' code takes it; off: their sum, as the paper writes it."""
+
+    def __post_init__(self) -> None:
+        self.require(0 <= self.coefficient < inf, "coefficient", ">= 0 and finite")
+        self.require(self.layers_used in ("last", "all"), "layers_used", "last or all")
+
+    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+        """Choose the layers and copy the network. ValueError: there is no layer."""
+        chosen = last_layers(self.layers) if self.layers_used == "last" else self.layers
+        if not chosen:
+            raise ValueError(f"pfo: no hidden layer to act on with only = {self.only!r}")
+        self._parts: dict[str, list[str]] = {}
+        for layer in chosen:
+            self._parts.setdefault(self.part_of(layer.name), []).append(layer.name)
+        self.old = frozen_copy(networks["online"])
+        self._followers = Followers(self._pairs(networks["online"]), self.layers)
+
+    def _pairs(self, network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Each tensor of `network` and what it is in the old one."""
+        pairs = list(zip(network.parameters(), self.old.parameters(), strict=True))
+        return pairs + list(zip(network.buffers(), self.old.buffers(), strict=True))
+
+    def penalty(self, forward: Forward) -> Tensor | None:
+        """The change of the preactivations; nothing at coefficient 0."""
+        if self.coefficient == 0:
+            return None
+        with torch.no_grad():
+            old = forward.again(self.old)
+        total = 0.0
+        for names in self._parts.values():
+            changes = [_in_full(forward.captured[name][0]) - _in_full(old[name][0]) for name in names]
+            values = sum(change.numel() for change in changes) if self.average else len(changes[0])
+            total = total + sum(change.square().sum() for change in changes) / values
+        return self.coefficient * total
+
+    @torch.no_grad()
+    def on_target_sync(self, surgery: Surgery) -> None:
+        """The old network is the network as it is now."""
+        online, old = zip(*self._pairs(surgery.networks["online"]), strict=True)
+        torch._foreach_copy_(old, online)
+
+    def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
+        """Those slices of the old network are as they are now."""
+        self._followers.replaced(layer, units)
+
+    def on_reset(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Those tensors of the old network are as they are now."""
+        self._followers.reset(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The old network."""
+        return {"old": tensors_of(self.old)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the old network."""
+        self.old.load_state_dict(state["old"])
+
+
+def _in_full(values: Tensor) -> Tensor:
+    """At least in float32, whatever autocast made of them."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,69 @@
+"""Decoupled weight decay (AdamW, Loshchilov & Hutter 2019), and what is shared with the other pulls on parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from agents.interventions.base import Intervention
+from agents.interventions.lifecycle import roles
+
+Beyond = Literal["norm", "bias", "log_std"]
+"""Roles of parameters that are no weights."""
+
+
+def check_pull(intervention: Intervention) -> None:
+    """Raise `ValueError` unless `rate` and `include` of `intervention` make sense."""
+    intervention.require(0 <= intervention.rate < inf, "rate", ">= 0 and finite")
+    include = tuple(intervention.include)
+    known = set(include) <= {"norm", "bias", "log_std"} and len(set(include)) == len(include)
+    intervention.require(known, "include", "some of norm, bias and log_std, each once")
+
+
+def pulled(intervention: Intervention, network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `network` in the part of `intervention` that are weights or of a role that it includes, by
+    name. ValueError where there are none."""
+    role = roles(network)
+    wanted = {"weight", *intervention.include}
+    found = {name: p for name, p in intervention.named_parameters(network) if role[name] in wanted}
+    if not found:
+        raise ValueError(f"{intervention.name}: no parameter to act on with only = {intervention.only!r}")
+    return found
+
+
+@dataclass(eq=False)
+class WeightDecay(Intervention):
+    """Decoupled weight decay: at each gradient step a parameter first loses the share learning rate * `rate` of itself,
+    then Adam's update is made as if nothing had happened (AdamW, algorithm 2 without a schedule multiplier).
+
+    Lyle24 combines LayerNorm with an L2 coefficient of 0, 1e-6 or 1e-5 and does not say whether norms' gains and biases
+    decay with the weights: they do not here unless included. Auxiliary heads of other interventions do not decay.
+    """
+
+    name = "weight_decay"
+    conflicts = frozenset({"l2"})  # a group of Adam's has one weight_decay, coupled or decoupled
+
+    rate: float = 1e-5
+    """Decay; >= 0. A gradient step takes away the share learning rate * rate: at a learning rate of 2.5e-4 the paper's
+    1e-5 halves an unused weight in 2.8e8 gradient steps, AdamW's usual 1e-2 in 2.8e5."""
+    include: tuple[Beyond, ...] = ()
+    """What decays beside the weights: any of norm (gains and biases of norms), bias and log_std."""
+
+    def __post_init__(self) -> None:
+        check_pull(self)
+
+    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+        """Choose the parameters. ValueError: there are none."""
+        self._names = set(pulled(self, networks["online"]))
+
+    def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Set the decay of the chosen ones."""
+        for group in groups:
+            if self.rate > 0 and group.get("name") in self._names:
+                group |= {"weight_decay": self.rate, "decoupled_weight_decay": True}
+        return groups

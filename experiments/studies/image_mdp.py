@@ -1,0 +1,111 @@
+"""Does an agent keep learning when the world changes? DQN on ImageMDP-v0, all labels drawn anew in every task.
+
+    python -m experiments.studies.image_mdp docs/results/image_mdp_interventions.png
+
+100 images of Fashion-MNIST with random labels; a task lasts 10,000 steps (5,000 gradient steps) and the replay is
+cleared at its end, so that no old label contradicts a new one. Squared error, epsilon .1: the best mean return is 91
+of 100. The learning rate is the one that is best for plain DQN on the first task; the strength of each arm is the one
+with the best mean return over four tasks, with a seed of its own. Reported: the mean return over the last tenth of
+each task. Arms that the .csv of the same name holds are not run again.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from experiments.cli import parse_train
+from experiments.setup import build, check
+from experiments.studies.arms import STRENGTHS, interventions
+from experiments.studies.report import draw, in_parallel, mean_and_interval, read_rows, table, worst_quarter, write_rows
+from experiments.train import train
+
+PERIOD, GRADIENT_STEPS, TUNING_SEED, TUNING_TASKS = 10_000, 5_000, 1_001, 4
+FLAGS = (
+    "--image.variant random_label --image.num-images 100 --width 256 --loss mse --learning-rate 3e-4"
+    " --replay-ratio 0.5 --target-period 100 --buffer-size 20000 --replay.on-task-change clear"
+    f" --task.period {PERIOD} --threads 1 --probes none"
+)
+
+
+def run(arm: str, strength: float, seed: int, tasks: int) -> list[dict[str, Any]]:
+    """One row a task."""
+    flags = f"dqn --env ImageMDP-v0 --steps {tasks * PERIOD} --seed {seed} {FLAGS}"
+    config = parse_train(flags.split())
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = tuple(interventions(arm, strength, GRADIENT_STEPS))
+        config = replace(config, interventions=chosen, run=replace(config.run, runs_dir=Path(folder)))
+        check(config)
+        directory, code = train(config, *build(config), Console(quiet=True))
+        summaries = [json.loads(line) for line in (directory / "tasks.jsonl").read_text().splitlines()]
+    if code:
+        raise RuntimeError(f"{arm}, strength {strength}, seed {seed}: the run stopped with exit code {code}")
+    row = {"arm": arm, "strength": strength, "seed": seed}
+    return [
+        {**row, "task": task, "return": summary["last_tenth_return"]} for task, summary in enumerate(summaries, start=1)
+    ]
+
+
+def tuned(arms: list[str], workers: int) -> dict[str, float]:
+    """The strength of each arm."""
+    jobs = [
+        (arm, strength, TUNING_SEED, TUNING_TASKS)
+        for arm in arms
+        for strength in STRENGTHS[arm]
+        if len(STRENGTHS[arm]) > 1
+    ]
+    found = in_parallel(run, jobs, workers, "strengths")
+    mean = {job[:2]: np.mean([row["return"] for row in rows]) for job, rows in zip(jobs, found, strict=True)}
+    return {arm: max(STRENGTHS[arm], key=lambda s, arm=arm: mean.get((arm, s), 0.0)) for arm in arms}
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A table of first and last task by arm, in Markdown."""
+    last = max(row["task"] for row in rows)
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        begun = np.mean([row["return"] for row in mine if row["task"] == 1])
+        ended = [row["return"] for row in mine if row["task"] == last]
+        mean, low, high = mean_and_interval(ended)
+        worst = worst_quarter(ended, lower_is_worse=True)
+        lines.append(
+            [arm, f"{mine[0]['strength']:g}", f"{begun:.1f}", f"{mean:.1f} [{low:.1f}, {high:.1f}]", f"{worst:.1f}"]
+        )
+    return table(["arm", "strength", "task 1", f"task {last:.0f} [95 %]", "worst quarter"], lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the arms that the .csv lacks, draw, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", type=Path, help="the .png to draw; its .csv holds the numbers")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tasks", type=int, default=6)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--arms", nargs="+", default=list(STRENGTHS), choices=list(STRENGTHS))
+    given = parser.parse_args(arguments)
+    path = given.figure.with_suffix(".csv")
+    rows = read_rows(path) if path.exists() else []
+    missing = [arm for arm in given.arms if arm not in {row["arm"] for row in rows}]
+    if missing:
+        choices = tuned(missing, given.workers)
+        jobs = [(arm, choices[arm], seed, given.tasks) for arm in missing for seed in range(1, given.seeds + 1)]
+        rows += [row for found in in_parallel(run, jobs, given.workers, "arms") for row in found]
+        rows.sort(key=lambda row: list(STRENGTHS).index(row["arm"]))
+        write_rows(path, rows)
+    points: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        points.setdefault(row["arm"], {}).setdefault(row["task"], []).append(row["return"])
+    draw(given.figure, {"mean return over the last tenth of a task": points}, "task", "DQN, all labels drawn anew")
+    print(summary(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
