@@ -9,7 +9,7 @@ from agents.randomness import Generators
 from agents.value_agent import ValueAgent, take
 from plasticity_probes.schedule import Head, Learner
 
-CONTAINERS = frozenset({"torso", "layers", "convolutions", "dense"})
+CONTAINERS = frozenset({"torso", "layers", "convolutions", "dense", "encoder", "linear"})
 
 
 def learner_of(agent: ValueAgent | PPO, generators: Generators) -> Learner:

@@ -34,7 +34,9 @@ def train(
     watchers = _Watchers(config, agent, directory, console)
     console.print(f"[bold]{directory.path}[/]  on {agent.device}, {_size(agent.network)} parameters", highlight=False)
     if config.interventions:
-        console.print("interventions: " + ", ".join(map(in_short, config.interventions)), highlight=False)
+        console.print(
+            "interventions: " + ", ".join(map(in_short, config.interventions)), highlight=False, soft_wrap=True
+        )
     code, step, saved = 0, 0, 0
     try:
         with ProgressLine(config.run.steps, watchers.logger, console) as progress:

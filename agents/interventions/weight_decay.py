@@ -27,11 +27,11 @@ def check_pull(intervention: Intervention) -> None:
 
 def pulled(intervention: Intervention, network: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of `network` in the part of `intervention` that are weights or of a role that it includes, by
-    name. ValueError where there are none."""
+    name; also those that are frozen now and may learn later. ValueError where none learns."""
     role = roles(network)
     wanted = {"weight", *intervention.include}
-    found = {name: p for name, p in intervention.named_parameters(network) if role[name] in wanted}
-    if not found:
+    found = {name: p for name, p in network.named_parameters() if intervention.within(name) and role[name] in wanted}
+    if not any(parameter.requires_grad for parameter in found.values()):
         raise ValueError(f"{intervention.name}: no parameter to act on with only = {intervention.only!r}")
     return found
 

@@ -142,6 +142,16 @@ def same_training_of_networks(first, second):
     return same_tree(snapshot(first.network), snapshot(second.network)) and same_tree(*states)
 
 
+def test_the_frozen_network_sees_observations_as_the_online_one_does():
+    agent = learn("continuous ppo", InFeR())
+    initial, observations = make("continuous ppo").network, torch.randn(4, 5)
+    with torch.no_grad():
+        expected = initial.actor_torso(agent.network.normalizer(observations))
+        captured = agent.interventions.capture(member(agent, InFeR).frozen, observations)
+    assert agent.network.normalizer.count > 0
+    assert torch.equal(captured["actor_torso.layers.dense2"][1], expected)
+
+
 @every_agent
 def test_it_goes_on_after_a_restart(name):
     assert goes_on_after_a_restart(name, InFeR())

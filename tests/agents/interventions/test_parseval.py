@@ -82,6 +82,9 @@ def test_frozen_layers_and_parts():
     parseval.attach({"online": patient.network}, patient.generator)
     parseval.penalty(Forward(patient.network, patient.batch, {})).backward()
     assert patient.network.a.weight.grad is None and patient.network.b.weight.grad is not None
+    patient.network.b.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="parseval: no hidden layer to act on"):
+        parseval.attach({"online": patient.network}, patient.generator)
     with pytest.raises(ValueError, match="parseval: no hidden layer to act on with only = 'critic'"):
         Parseval(only="critic").attach({"online": patient.network}, patient.generator)
 

@@ -11,6 +11,7 @@ from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig
 from agents.interventions.infer import InFeR
 from agents.interventions.l2 import L2
 from agents.interventions.lifecycle import Lifecycle, roles
+from agents.interventions.plasticity_injection import PlasticityInjection
 from agents.interventions.weight_decay import WeightDecay
 from agents.randomness import Generators
 from tests.agents.helpers import CONTINUOUS, CPU, SMALL, VECTOR, NoiseWorld, drive, same_tree, snapshot
@@ -163,3 +164,12 @@ def test_nothing_to_decay_is_an_error():
     network.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="weight_decay: no parameter to act on"):
         WeightDecay().attach({"online": network}, torch.Generator())
+
+
+def test_what_is_frozen_now_and_learns_later_decays_then():
+    agent = make("dqn", PlasticityInjection(at_gradient_step=3), WeightDecay(rate=0.1))
+    groups = agent.optimization.adam.param_groups
+    decays = {id(p): group["weight_decay"] == 0.1 for group in groups for p in group["params"]}
+    weights = {name: p for name, p in agent.network.named_parameters() if name.endswith("weight")}
+    assert any(".a." in name for name in weights)
+    assert all(decays[id(weight)] for weight in weights.values())
