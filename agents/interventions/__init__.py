@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
 SHARED = ("base", "lifecycle", "slices", "surgery")
-EXTRA = ("sb3",)
-NAMES = tuple(
-    sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in (*SHARED, *EXTRA))
-)
+NAMES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in SHARED))
 """The interventions there are, as they are written after --interventions: the names of their files."""
 
 

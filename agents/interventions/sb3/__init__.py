@@ -1,0 +1,301 @@
+"""The interventions on a Stable-Baselines3 model, by one line:
+
+    model.learn(100_000, callback=InterventionCallback([ReDo(tau=0.025), L2Init(rate=1e-3)]))
+
+Layers and parameters are called as in `named_modules()` of DQN's `q_net` and PPO's `policy`. Parts: what policy and
+value share (DQN: the features extractor) is the encoder; DQN's Q-network is the critic; PPO's `policy_net`,
+`action_net` and log_std are the actor, `value_net` and the value's own features extractor the critic.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+from agents.interventions.base import Forward, Intervention
+from agents.interventions.lifecycle import Lifecycle
+from agents.interventions.sb3.groups import Groups
+from agents.interventions.sb3.networks import Watch, WithPenalty, keep_laws, networks_of, quiet, require_supported
+from agents.interventions.sb3.observations import Observations, example_for
+from agents.interventions.sb3.report import Report
+from agents.randomness import Generators
+
+LAYERS_OF_YOUR_OWN = "a features extractor with such layers, and net_arch=[] (docs/interventions_with_sb3.md)"
+INSTEAD = {
+    "activation": "policy_kwargs=dict(activation_fn=torch.nn.Tanh), say",
+    "batch_norm": LAYERS_OF_YOUR_OWN,
+    "crelu": LAYERS_OF_YOUR_OWN,
+    "dropout": LAYERS_OF_YOUR_OWN,
+    "layer_norm": LAYERS_OF_YOUR_OWN,
+    "spectral_norm": LAYERS_OF_YOUR_OWN,
+}
+"""What does in Stable-Baselines3 what interventions that build the network do in our agents."""
+
+
+class InterventionCallback(BaseCallback):
+    """Applies interventions to a DQN or PPO model at each of its gradient steps.
+
+    The interventions are copied; one callback may serve several models in turn, and starts anew with each, and where
+    the count of steps is set back. After `learn(..., reset_num_timesteps=False)` it goes on. At the end of training the
+    model is plain again, and what is saved in between loads in plain Stable-Baselines3, without auxiliary heads; what
+    the interventions remember is in `state_dict`. A model has one such callback, given to `learn` itself or in a list.
+
+    Penalties join the backward pass of SB3's own loss, so that gradient clipping sees them as in our agents; but the
+    norm is that of the policy's gradients alone, without those of auxiliary heads. Their mean since the last dump is
+    logged as train/penalty/NAME, and what was done as surgery/NAME/....
+
+    Target sync: right after SB3's (DQN); the end of each rollout (PPO). Task change: when every environment's info has
+    a larger `task_index`, or by `on_task_change()`. PPO's `sample` draws from the latest complete rollout. Replaced and
+    reset layers are drawn by the law that SB3 initialised them with.
+
+    Args:
+        interventions: in the order in which they are to act.
+        moments: as of `Surgery`: other than "own" takes the place of every intervention's own choice.
+        seed: of the interventions' random numbers; the global generators are left alone.
+
+    Raises:
+        ValueError: two that cannot work together; when training starts: another algorithm, an optimizer other than
+            Adam, an intervention that has to build the network or to know the regression targets.
+    """
+
+    def __init__(
+        self, interventions: Sequence[Intervention], moments: str = "own", seed: int = 0, verbose: int = 0
+    ) -> None:
+        super().__init__(verbose)
+        self.chosen, self.moments, self.seed = tuple(interventions), moments, seed
+        self.lifecycle = Lifecycle(self.chosen)
+        """Calls the interventions; `lifecycle.members` are the copies that act."""
+        self.gradient_steps = 0
+        """Of the model since the callback was first used on it."""
+        self._policy: nn.Module | None = None
+        self._steps = 0
+        self._task: int | None = None
+        self._updating = False
+        self._forward: Forward | None = None
+        self._watch: Watch | None = None
+        self._hooks: list[Any] = []
+        self._pending: dict[str, Any] | None = None  # a state that waits for a model
+
+    def _on_training_start(self) -> None:
+        self._let_go()
+        if self._policy is not self.model.policy or self.model.num_timesteps < self._steps:
+            self._policy, self.gradient_steps, self._task, self._forward = None, 0, None, None
+            require_supported(self.model)
+            _refuse(self.chosen)
+            self._begin()
+            self._policy = self.model.policy
+        self._steps, self._syncs = self.model.num_timesteps, self._target_syncs()
+        if self.chosen:
+            self._take_hold()
+        self._take_over()
+
+    def _begin(self) -> None:
+        """Attach the interventions to a model that they have not seen."""
+        model, generators = self.model, Generators(self.seed)
+        self.lifecycle = Lifecycle(self.chosen)
+        if not self.chosen:
+            return
+        self._view, networks = networks_of(model)
+        parts = dict.fromkeys(self._view.part_of(name) for name, _ in self._view.named_parameters())
+        for one in self.chosen:
+            one.require(one.only in ("all", *parts), "only", f"all or one of {', '.join(parts)} in this model")
+        keep_laws(model)
+        self._observations = Observations(model, generators.torch("surgery's samples"))
+        self._report = Report(self.lifecycle.surgeries)
+        with quiet(self._view):
+            example = example_for(model, generators.torch("example"))
+            self._view.find_points(example)
+            networks |= {name: network.like(self._view) for name, network in networks.items() if name != "online"}
+            groups = self.lifecycle.attach(networks, example, generators.torch("interventions"))
+        if any(member.captures for member in self.lifecycle.members):
+            self._view.require_seen()
+        self._groups = Groups(model.policy.optimizer, groups)
+        drawn_on = generators.torch("surgery", model.device)
+        self._groups.put_in()
+        try:
+            self.lifecycle.operate(model.policy.optimizer, drawn_on, self._observations.sample, self.moments)
+        finally:
+            self._groups.take_out()
+
+    def _take_hold(self) -> None:
+        """Everything that is put on the model, `_let_go` takes off."""
+        policy, optimizer = self.model.policy, self.model.policy.optimizer
+        self._groups.put_in()
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+        if isinstance(self.model, DQN):
+            q_net = policy.q_net  # copies of it inherit the hooks
+            self._hooks += [
+                q_net.register_forward_pre_hook(lambda network, _: self._open() if network is q_net else None),
+                q_net.register_forward_hook(
+                    lambda network, _, outputs: self._close(outputs) if network is q_net else None, always_call=True
+                ),
+            ]
+        else:
+            # PPO's update is the one caller of this method, which no hook of a module can tell
+            evaluating = lambda this, *args, **kwargs: self._evaluating(this, *args, **kwargs)  # noqa: E731
+            policy.evaluate_actions = types.MethodType(evaluating, policy)
+        self._report.attach(self.logger)
+
+    def _let_go(self) -> None:
+        self._updating = False
+        if not self._hooks:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        vars(self._policy).pop("evaluate_actions", None)
+        self._groups.take_out()
+        self._report.detach()
+
+    def _on_training_end(self) -> None:
+        self._let_go()
+
+    def _on_rollout_start(self) -> None:
+        self._updating = False
+
+    def _on_step(self) -> bool:
+        self._steps = self.model.num_timesteps
+        self._hear_of_sync()
+        tasks = [info.get("task_index") for info in self.locals.get("infos", ())]
+        if tasks and None not in tasks:
+            task = int(min(tasks))
+            if self._task is not None and task > self._task:
+                self.on_task_change()
+            self._task = task if self._task is None else max(task, self._task)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.chosen and isinstance(self.model, PPO):
+            self._observations.keep_rollout()
+            with self._acting():
+                self.lifecycle.on_target_sync()
+        self._hear_of_sync()
+        self._updating = True
+
+    def _target_syncs(self) -> int:
+        """How many times DQN has updated its target network; it does so after `_on_step` of the callbacks."""
+        if not isinstance(self.model, DQN):
+            return 0
+        return self.model._n_calls // max(self.model.target_update_interval // self.model.n_envs, 1)
+
+    def _hear_of_sync(self) -> None:
+        syncs = self._target_syncs()
+        if syncs > self._syncs:
+            with self._acting():
+                self.lifecycle.on_target_sync()
+        self._syncs = syncs
+
+    def on_task_change(self) -> None:
+        """Tell the interventions that every environment has entered a new task. RuntimeError before any training."""
+        if self._policy is None:
+            raise RuntimeError("on_task_change: training has not started")
+        with self._acting():
+            self.lifecycle.on_task_change()
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        if self.lifecycle.surgery is None:
+            yield
+            return
+        self.lifecycle.surgery.steps = self.model.num_timesteps
+        with quiet(self._view):
+            yield
+
+    def _open(self) -> None:
+        """The update's forward pass begins, if this is it: SB3 takes all others without gradients."""
+        if self._updating and torch.is_grad_enabled():
+            self._watch = Watch(self._view, self.lifecycle.capturing())
+
+    def _close(self, outputs: Tensor | None) -> Tensor | None:
+        """It has ended (with an error: no outputs). Returns `outputs` with the penalties behind them."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return None
+        watch.stop()
+        if outputs is None or watch.observations is None:
+            return None
+        with quiet(self._view):
+            self._forward = self.lifecycle.forward(watch.observations, watch.captured)
+            penalties = self.lifecycle.penalties(self._forward)
+        self._report.penalized(penalties)
+        return WithPenalty.apply(outputs, sum(penalties.values())) if penalties else None
+
+    def _evaluating(self, this: ActorCriticPolicy, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        """`evaluate_actions` of the policy `this` (a copy inherits it, but its modules are not watched)."""
+        self._open()
+        values = joined = None
+        try:
+            values, *others = type(this).evaluate_actions(this, *args, **kwargs)
+        finally:
+            joined = self._close(values)
+        return values if joined is None else joined, *others
+
+    def _before_step(self) -> None:
+        if self._forward is None:
+            raise RuntimeError(
+                "InterventionCallback: the optimizer is about to step after no forward pass of an update; the callback "
+                "must be given to learn() itself or in a list, and the model must train as SB3's own does"
+            )
+
+    def _after_step(self) -> None:
+        forward, self._forward = self._forward, None
+        self.gradient_steps += 1
+        with self._acting():
+            self.lifecycle.after_step(forward, self.gradient_steps, self.model.num_timesteps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the interventions remember, as tensors and primitives; beside what `model.save` writes. {} before any
+        training."""
+        if self._pending is not None or self._policy is None:
+            return self._pending or {}
+        state = {"gradient_steps": self.gradient_steps, "task": self._task}
+        if self.chosen:
+            state["interventions"] = self.lifecycle.state_dict()
+            state["drawing"] = self._observations.generator.get_state()
+            state["auxiliary"] = self._groups.auxiliary_state()
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, now or when training starts. ValueError: it is of other interventions."""
+        members = state.get("interventions", {}).get("members", {}).keys()
+        names = [member.name for member in self.chosen]
+        if state and sorted(members) != sorted(names):
+            raise ValueError(f"state: is of {', '.join(members) or 'none'}, must be of {', '.join(names) or 'none'}")
+        self._pending = copy.deepcopy(state) or None
+        if self._hooks:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        state, self._pending = self._pending, None
+        if state is None:
+            return
+        self.gradient_steps, self._task = state["gradient_steps"], state["task"]
+        if self.chosen:
+            self.lifecycle.load_state_dict(state["interventions"])
+            self._observations.generator.set_state(state["drawing"].cpu())
+            self._groups.load_auxiliary_state(state["auxiliary"])
+
+
+def _refuse(interventions: Sequence[Intervention]) -> None:
+    """ValueError, naming it, for an intervention that is not supported."""
+    for one in interventions:
+        kind = type(one)
+        builds = kind.configure is not Intervention.configure or kind.build is not Intervention.build
+        if builds and one.name != "nap":  # which is content with norms that are there already
+            instead = INSTEAD.get(one.name)
+            why = f"; instead: {instead}" if instead else ", and SB3 has nothing that does the same"
+            raise ValueError(f"{one.name}: is a matter of building the network, which SB3 has done already{why}")
+        if kind.on_targets is not Intervention.on_targets or kind.regression is not Intervention.regression:
+            raise ValueError(f"{one.name}: needs the regression targets, which SB3 tells nobody")

@@ -1,0 +1,239 @@
+"""Stable-Baselines3's DQN and PPO networks, as interventions see networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.dqn.policies import QNetwork
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.initializers import initializer_for
+from plasticity_probes.units import HiddenLayer, LayerActivations, activations, hidden_layers
+
+ByModule = dict[nn.Module, tuple[Tensor, Tensor]]
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "crelu": lambda x: torch.cat([x.relu(), (-x).relu()], 1),
+}
+"""Those that torch has no function for; the others are called as theirs."""
+
+
+class View(nn.Module):
+    """A network of SB3's, its modules shared and called as there, that runs as our agents' networks do: on preprocessed
+    observations, drawing nothing, and filling `captured` where it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
+        """By layer: the module whose output is the value before the nonlinearity, and the nonlinearity."""
+        self.unseen: dict[str, str] = {}
+        """Layers whose values no such hook can tell, and what their nonlinearity seems to be."""
+        self.copies = False
+        """Whether values are overwritten after they have been handed over."""
+
+    def forward(self, observations: Tensor, captured: ByModule | None = None) -> Any:
+        if captured is None:
+            return self.run(observations)
+        self.require_seen()
+        watch = Watch(self, captured)
+        try:
+            return self.run(observations)
+        finally:
+            watch.stop()
+
+    def require_seen(self) -> None:
+        """ValueError naming a layer whose values cannot be captured."""
+        for name, activation in self.unseen.items():
+            raise ValueError(f"layer '{name}': its values are not those of {activation}, and cannot be captured")
+
+    def like(self, other: View) -> View:
+        """Captures as the `other` one of the same structure."""
+        self.points, self.unseen, self.copies = other.points, other.unseen, other.copies
+        return self
+
+    @torch.no_grad()
+    def find_points(self, example: Tensor) -> None:
+        """Where to capture each hidden layer, held against what `activations` finds out operation by operation."""
+        layers, names = hidden_layers(self, example), {module: name for name, module in self.named_modules()}
+        self.copies = any(getattr(module, "inplace", False) for module in self.modules())
+        before = {layer.name: layer.producer if layer.norm is None else layer.norm for layer in layers}
+        self.points = {name: (names[module], NONLINEARITIES["identity"]) for name, module in before.items()}
+        found: ByModule = {}
+        self(example, found)
+        known = activations(self, example, layers=layers)
+        for layer in layers:
+            function = _nonlinearity(layer)
+            pre = found.get(layer.producer, (None,))[0]
+            if pre is not None and layer.name in known and _same(pre, function, known[layer.name]):
+                self.points[layer.name] = (names[before[layer.name]], function)
+            else:
+                del self.points[layer.name]
+                self.unseen[layer.name] = layer.activation
+
+
+class QView(View):
+    """DQN's `q_net`; forward(observations) -> Q-values [batch, actions]."""
+
+    def __init__(self, q_net: QNetwork) -> None:
+        super().__init__()
+        self.features_extractor, self.q_net = q_net.features_extractor, q_net.q_net
+
+    @staticmethod
+    def part_of(name: str) -> str:
+        """encoder or critic, for the name of a parameter or module."""
+        return "encoder" if name.startswith("features_extractor") else "critic"
+
+    def run(self, observations: Tensor) -> Tensor:
+        """The forward pass as SB3 takes it."""
+        return self.q_net(self.features_extractor(observations))
+
+
+class PolicyView(View):
+    """PPO's policy; forward(observations) -> what its distribution is made of [batch, ...], and values [batch, 1]."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.shared = policy.share_features_extractor
+        self.log_std = getattr(policy, "log_std", None)
+        self.features_extractor = policy.pi_features_extractor
+        self.vf_features_extractor = None if self.shared else policy.vf_features_extractor
+        self.mlp_extractor = policy.mlp_extractor
+        self.action_net, self.value_net = policy.action_net, policy.value_net
+
+    def part_of(self, name: str) -> str:
+        """encoder, actor or critic, for the name of a parameter or module."""
+        if self.shared and name.startswith("features_extractor"):
+            return "encoder"
+        return "critic" if name.startswith(("vf_", "mlp_extractor.value_net", "value_net")) else "actor"
+
+    def run(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward pass as SB3's update takes it, without the distribution."""
+        features = self.features_extractor(observations)
+        of_critic = features if self.shared else self.vf_features_extractor(observations)
+        policy = self.action_net(self.mlp_extractor.forward_actor(features))
+        return policy, self.value_net(self.mlp_extractor.forward_critic(of_critic))
+
+
+class Watch:
+    """Remembers what goes into a view's modules, and fills `captured` where it is given, until it is stopped."""
+
+    def __init__(self, view: View, captured: ByModule | None) -> None:
+        self.observations: Tensor | None = None
+        self.captured, self._copies = captured, view.copies
+        self._hooks = [view.features_extractor.register_forward_pre_hook(self._enter)]
+        modules = dict(view.named_modules()) if captured is not None else {}
+        for name, (before, function) in view.points.items() if modules else ():
+            hook = self._capturing(modules[name], function)
+            self._hooks.append(modules[before].register_forward_hook(hook))
+
+    def _enter(self, module: nn.Module, args: tuple[Tensor]) -> None:
+        self.observations = args[0]
+
+    def _capturing(self, producer: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            pre = output.clone() if self._copies else output
+            self.captured[producer] = (pre, function(pre))
+
+        return hook
+
+    def stop(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+class WithPenalty(torch.autograd.Function):
+    """The outputs as they are; their backward pass is that of the penalty as well."""
+
+    @staticmethod
+    def forward(context: Any, outputs: Tensor, penalty: Tensor) -> Tensor:
+        context.ones = torch.ones_like(penalty)
+        return outputs.view_as(outputs)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, context.ones
+
+
+def require_supported(model: BaseAlgorithm) -> None:
+    """ValueError, naming what is not supported, unless the networks and the optimizer of `model` are."""
+    if not isinstance(model, (DQN, PPO)):
+        raise ValueError(f"model = {type(model).__name__}: must be DQN or PPO of Stable-Baselines3")
+    policy, optimizer = model.policy, model.policy.optimizer
+    if model.observation_space.shape is None:
+        raise ValueError(f"observation space = {type(model.observation_space).__name__}: must not be of several parts")
+    if getattr(model, "use_sde", False):
+        raise ValueError("use_sde = True: must be False, for its noise reads the last hidden layer's units")
+    if isinstance(model, DQN) and type(policy.q_net).forward is not QNetwork.forward:
+        raise ValueError(f"q_net = {type(policy.q_net).__name__}: must run as SB3's QNetwork does")
+    if isinstance(model, PPO) and not isinstance(policy, ActorCriticPolicy):
+        raise ValueError(f"policy = {type(policy).__name__}: must be an ActorCriticPolicy")
+    if not isinstance(optimizer, torch.optim.Adam):
+        allowed = "torch.optim.Adam or AdamW"
+        raise ValueError(f"policy_kwargs['optimizer_class'] = {type(optimizer).__name__}: must be {allowed}")
+    if len(optimizer.param_groups) != 1:
+        raise ValueError(f"optimizer: has {len(optimizer.param_groups)} groups of parameters, must have one")
+
+
+def networks_of(model: BaseAlgorithm) -> tuple[View, dict[str, View]]:
+    """The network that trains, and all that there are by name. ValueError: the policy has other parameters too."""
+    if isinstance(model, DQN):
+        networks = {"online": QView(model.q_net), "target": QView(model.q_net_target)}
+    else:
+        networks = {"online": PolicyView(model.policy)}
+    view = networks["online"]
+    known = set(map(id, view.parameters()))
+    names = {id(parameter): name for name, parameter in model.policy.named_parameters()}
+    for parameter in model.policy.optimizer.param_groups[0]["params"]:
+        if id(parameter) not in known:
+            raise ValueError(f"policy: '{names.get(id(parameter))}' is in no part that SB3's own policies have")
+    return view, networks
+
+
+def keep_laws(model: BaseAlgorithm) -> None:
+    """Tell PPO's layers what SB3 initialised them with; torch's default, DQN's, is the one that is assumed."""
+    policy = model.policy
+    if not getattr(policy, "ortho_init", False):
+        return
+    root = 2**0.5
+    gains = {policy.pi_features_extractor: root, policy.vf_features_extractor: root, policy.mlp_extractor: root}
+    for part, gain in {**gains, policy.action_net: 0.01, policy.value_net: 1.0}.items():
+        for module in part.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and not hasattr(module, "initializer"):
+                module.initializer = initializer_for("orthogonal", module, gain)
+
+
+def _nonlinearity(layer: HiddenLayer) -> Callable[[Tensor], Tensor] | None:
+    name = layer.activation
+    return NONLINEARITIES.get(name) or getattr(F, name, None) or getattr(torch, name, None)
+
+
+def _same(pre: Tensor, function: Callable[[Tensor], Tensor] | None, known: LayerActivations) -> bool:
+    """Whether these are the values of a layer."""
+    if function is None or pre.shape != known.pre.shape:
+        return False
+    try:
+        post = function(pre)
+    except TypeError:  # it takes more than one argument
+        return False
+    return post.shape == known.post.shape and torch.allclose(pre, known.pre) and torch.allclose(post, known.post)
+
+
+@contextmanager
+def quiet(view: nn.Module) -> Iterator[None]:
+    """Within, the network is in eval mode, as an intervention expects it."""
+    training = [module for module in view.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
