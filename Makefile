@@ -6,11 +6,12 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help .venv demo test lint format bench clean
+.PHONY: help .venv demo test exhaustive lint format bench clean
 
 help:
 	@echo "make demo     train for about three minutes and see it learn"
 	@echo "make test     run the tests"
+	@echo "make exhaustive   all triples of interventions on every agent (about N minutes)"
 	@echo "make lint     check style and format (make format repairs what it can)"
 	@echo "make bench    steps per second, beside Stable-Baselines3 on the same worlds"
 	@echo "make clean    remove caches and build leftovers; runs/ and .venv stay"
@@ -32,6 +33,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+exhaustive: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff check .

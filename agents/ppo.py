@@ -54,7 +54,7 @@ class PPO:
         self.rollout = Rollout(spaces, config.rollout_steps, num_envs, device)
         self._drawing = generators.torch("surgery's samples", device)
         surgical = generators.torch("surgery", device)
-        self.interventions.operate(self.optimization.adam, surgical, self._sample, moments)
+        self.interventions.operate(self.optimization.adam, surgical, self._sample, moments, self._drawing)
         self.exploration = generators.torch("exploration", device)
         self.shuffle = generators.torch("minibatches", device)
         self.steps = 0
@@ -78,8 +78,12 @@ class PPO:
         return self.interventions.build(network, generator).to(self.device).eval()
 
     def _sample(self, n: int) -> Tensor:
-        """n observations of the rollout, with replacement."""
-        observations = self.rollout.observations.flatten(0, 1)
+        """n observations of the rollout, with replacement: of the rows filled by now, or, where there is none, of the
+        rollout before. RuntimeError where there is no such."""
+        filled = self.rollout.row or (self.rollout.observations.shape[0] if self.optimization.gradient_steps else 0)
+        if not filled:
+            raise RuntimeError("sample: the first rollout has no observation yet")
+        observations = self.rollout.observations[:filled].flatten(0, 1)
         rows = torch.randint(len(observations), (n,), generator=self._drawing, device=self.device)
         return observations[rows]
 

@@ -96,6 +96,7 @@ class ValueAgent:
             generators.torch("surgery", device),
             lambda n: self.replay.sample(n, drawing).observations,
             moments,
+            drawing,
         )
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")

@@ -3,6 +3,7 @@
 import sys
 import textwrap
 from argparse import ArgumentParser
+from collections.abc import Iterable
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -57,7 +58,7 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
         names, arguments = listed_interventions(arguments)
         default, rest = _defaults(algorithm, arguments)
         if names is not None:
-            default = replace(default, interventions=_made(names))
+            default = replace(default, interventions=_made(names, default.interventions))
         refuse_unlisted(rest, default)
         return _parse(default, rest, f"{program} {default.agent_name}")
     except ValueError as error:
@@ -110,8 +111,12 @@ def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[s
     return names, rest
 
 
-def _made(names: list[str]) -> tuple["Intervention", ...]:
-    return tuple(intervention_class(name)(**parameters) for name, parameters in expanded(names).items())
+def _made(names: list[str], known: Iterable["Intervention"]) -> tuple["Intervention", ...]:
+    """Those named, as they are in `known` (a file's) or else with their defaults."""
+    settled = {one.name: one for one in known}
+    return tuple(
+        settled.get(name) or intervention_class(name)(**parameters) for name, parameters in expanded(names).items()
+    )
 
 
 def refuse_unlisted(arguments: list[str], config: TrainConfig) -> None:

@@ -212,7 +212,7 @@ def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = typ
 
 def _checked(hint: object, value: object, field: str) -> object:
     """`value` as the field's type; a JSON file can hold anything, so what the command line would refuse is refused."""
-    if typing.get_origin(hint) is types.UnionType:  # X | None
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None
         present = next(kind for kind in typing.get_args(hint) if kind is not type(None))
         return None if value is None else _checked(present, value, field)
     if typing.get_origin(hint) is Literal:

@@ -53,6 +53,7 @@ def check(config: TrainConfig) -> None:
         from agents.interventions.lifecycle import check_interventions
 
         check_interventions(config.interventions, config.agent)
+        check_in_this_run(config)
     spaces = spaces_from(describe(config.world))
     if isinstance(config.agent, PPOConfig):
         check_ppo(config.agent, spaces, config.world.num_envs)
@@ -80,6 +81,22 @@ def spaces_from(info: WorldInfo) -> Spaces:
         info.num_actions if info.actions == "discrete" else info.action_dim,
         frame_stack=info.frame_stack,
     )
+
+
+def check_in_this_run(config: TrainConfig) -> None:
+    """Raise ValueError for an intervention that could never act in this run, and for moments that nobody would obey."""
+    for one in config.interventions:
+        if one.waits_for_a_task_change and config.world.change is None:
+            raise ValueError(f"{one.name}: waits for a task change, and this world has none (--task.period)")
+    chosen = config.surgery.moments
+    if chosen != "own":
+        owners = [one for one in config.interventions if "moments" in one.parameters()]
+        allowed = "own where no intervention that is listed replaces units"
+        require(bool(owners), "surgery.moments", chosen, allowed)
+        for one in owners:
+            told = one.moments != type(one).moments and one.moments != chosen
+            allowed = f"own, or {one.moments!r} as {one.name}.moments"
+            require(not told, "surgery.moments", chosen, allowed)
 
 
 def check_probes(names: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agents.interventions.base import Intervention
 from agents.probing import layer_name
+from experiments.config import TrainConfig
 
 Done = Mapping[tuple[str, str, str], Tensor | int]
 UNCOUNTED = frozenset({"projected"})
@@ -53,6 +54,12 @@ def sentences(done: Mapping[tuple[str, str, str], int]) -> list[str]:
     for (who, what, where), amount in done.items():
         deeds.setdefault((who, what), {})[where] = amount
     return [_sentence(who, what, places) for (who, what), places in deeds.items()]
+
+
+def idle(config: TrainConfig, done: Mapping[tuple[str, str, str], int]) -> list[str]:
+    """A sentence for each intervention that edits weights now and then and never did."""
+    active = {who for who, *_ in done}
+    return [f"{one.name} never acted" for one in config.interventions if one.operates and one.name not in active]
 
 
 def in_short(intervention: Intervention) -> str:

@@ -14,7 +14,7 @@ from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
 from experiments.probing import LAYOUT, Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
-from experiments.surgery_report import in_short, sentences
+from experiments.surgery_report import idle, in_short, sentences
 from experiments.task_report import TaskReport, TaskSummary, in_words, table
 
 
@@ -60,7 +60,7 @@ def train(
         watchers.close(step)
         world.close()
     directory.save(agent.state_dict(), step, final=code == 0)
-    for sentence in sentences(watchers.logger.surgery.total):
+    for sentence in [*sentences(watchers.logger.surgery.total), *idle(config, watchers.logger.surgery.total)]:
         console.print(f"in all: {sentence}", highlight=False, soft_wrap=True)
     if watchers.report.summaries:
         console.print("\n".join(table(watchers.report.summaries)), highlight=False, soft_wrap=True)

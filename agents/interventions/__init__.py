@@ -30,11 +30,12 @@ COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "redo_l2": {
         "adam_betas": {"betas": (0.99, 0.99)},
         "l2": {"rate": 1e-4},
-        "redo": {"tau": 0.1, "period": 100},
+        "redo": {"tau": 0.1, "period": 100, "samples": 128, "moments": "keep"},
     },
 }
-"""What the literature uses together: LayerNorm and weight decay (Lyle24); CBP and ReDo with L2 and tuned Adam
-(Dohare24). By intervention, the parameters that differ from its defaults."""
+"""What the literature uses together: LayerNorm and weight decay (Lyle24); CBP and ReDo with L2 and tuned Adam, as the
+authors' PPO (Dohare24; their ReDo scores the minibatch itself, ours as many observations of the rollout). By
+intervention, the parameters that differ from its defaults."""
 
 
 def require_known(name: str) -> None:

@@ -18,6 +18,7 @@ class Activation(Intervention):
     """Another nonlinearity in every hidden layer than the agent's, whose weights are drawn as they were (gains too)."""
 
     name = "activation"
+    needs_hidden_layers = True
     conflicts = frozenset({"crelu"})  # there is one nonlinearity after a layer
 
     kind: Literal["leaky_relu", "tanh", "gelu", "swish", "fourier"] = "leaky_relu"

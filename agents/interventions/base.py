@@ -91,6 +91,10 @@ class Intervention:
     conflicts: ClassVar[frozenset[str]] = frozenset()
     """Names of interventions beside which it is refused, said by one of the two. What depends on parameters is
     refused in `check`."""
+    needs_hidden_layers: ClassVar[bool] = False
+    """Whether it acts on hidden layers, and so makes no sense in a part that has none (the critic of DQN, its head)."""
+    operates: ClassVar[bool] = False
+    """Whether it edits weights or Adam's state now and then, so that a run in which it never did should say so."""
     layers: ClassVar[tuple[HiddenLayer, ...]] = ()
     """The hidden layers of the online network in its part, in the order of their use, the ones whose units cannot be
     replaced one by one included (`separable` says). Known from `attach` on."""
@@ -124,6 +128,11 @@ class Intervention:
     def parameters(self) -> dict[str, Any]:
         """The parameters by name, as they stand in a run's configuration."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def waits_for_a_task_change(self) -> bool:
+        """Whether, with its parameters, it does nothing in a world that never changes."""
+        return False
 
     def within(self, name: str) -> bool:
         """Whether the parameter or module called `name` in the network is in the part it is limited to."""
@@ -159,7 +168,8 @@ class Intervention:
         """The regression targets [n] that will be learned from, in units of the return, before the forward pass."""
 
     def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the regression loss compares, [batch] each, both in units of the return as they come."""
+        """What the loss of the value compares. With a regression loss [batch] each, in units of the return; with a
+        categorical one logits and probabilities [batch, atoms]. PPO asks for its unclipped squared error alone."""
         return outputs, targets
 
     def penalty(self, forward: Forward) -> Tensor | None:

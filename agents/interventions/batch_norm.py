@@ -22,6 +22,7 @@ class BatchNorm(Intervention):
     """
 
     name = "batch_norm"
+    needs_hidden_layers = True
     conflicts = frozenset({"layer_norm"})  # there is one norm before a nonlinearity
 
     affine: bool = True

@@ -18,6 +18,7 @@ class CReLU(Intervention):
     """
 
     name = "crelu"
+    needs_hidden_layers = True
     conflicts = frozenset({"activation"})  # there is one nonlinearity after a layer
 
     match: Literal["features", "parameters"] = "features"

@@ -21,6 +21,7 @@ class Dropout(Intervention):
     """
 
     name = "dropout"
+    needs_hidden_layers = True
 
     rate: float = 0.1
     """Chance of a feature to be dropped at a gradient step, in [0, 1); the others are divided by 1 - rate. 0: off."""

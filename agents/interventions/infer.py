@@ -47,7 +47,11 @@ class InFeR(Intervention):
     """
 
     name = "infer"
+    needs_hidden_layers = True
     captures = frozenset({"hidden"})
+    # the features of an injection are three, of which two are frozen; a batch norm's running statistics mean nothing in
+    # a network that never learned
+    conflicts = frozenset({"plasticity_injection", "batch_norm"})
 
     heads: int = 10
     """Auxiliary heads on the features of each branch; >= 1."""

@@ -41,5 +41,5 @@ class L2(Intervention):
         """Set the decay of the chosen ones."""
         for group in groups:
             if self.rate > 0 and group.get("name") in self._names:
-                group["weight_decay"] = self.rate
+                group |= {"weight_decay": self.rate, "decoupled_weight_decay": False}  # an AdamW's default is True
         return groups

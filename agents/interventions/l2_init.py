@@ -95,8 +95,9 @@ class L2Init(Intervention):
         """The distance to theta_0; nothing at rate 0."""
         if self.rate == 0:
             return None
-        distance = _Distance.apply(self.norm == "squared", list(self.start.values()), *self._parameters)
-        return self.rate * distance
+        pairs = zip(self.start.values(), self._parameters, strict=True)
+        start, learning = zip(*((then, now) for then, now in pairs if now.requires_grad), strict=True)
+        return self.rate * _Distance.apply(self.norm == "squared", list(start), *learning)
 
     def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
         """Those slices of theta_0 are as they are now."""

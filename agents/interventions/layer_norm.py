@@ -20,6 +20,7 @@ class LayerNorm(Intervention):
     """
 
     name = "layer_norm"
+    needs_hidden_layers = True
     conflicts = frozenset({"batch_norm"})  # there is one norm before a nonlinearity
 
     affine: bool = True

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,11 +35,20 @@ def check_interventions(members: Sequence[Intervention], agent: AgentConfig) -> 
     """Raise `ValueError`, before anything is built, where these cannot work together or beside the agent's settings."""
     check_together(members)
     parts = parts_of(agent)
+    torsos = [part for part in parts if part == "encoder"] or list(parts)
     for member in members:
         if member.only not in ("all", *parts):
             why = "" if "encoder" in parts else ": actor and critic have torsos of their own"
             raise ValueError(f"{member.name}.only = {member.only!r}: must be all, {' or '.join(parts)}{why}")
+        if member.needs_hidden_layers and member.only not in ("all", *torsos):
+            raise ValueError(
+                f"{member.name}.only = {member.only!r}: must be a part with hidden layers: all or {torsos[0]}"
+            )
         member.check(agent, [other for other in members if other is not member])
+    for torso in torsos:
+        network = agent.network
+        for member in members:
+            network = member.configure(network) if member.only in ("all", torso) else network
 
 
 def parts_of(agent: AgentConfig) -> tuple[Part, ...]:
@@ -63,6 +73,8 @@ def merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The groups with equal options as one each, in the order in which the options first occur."""
     found: list[dict[str, Any]] = []
     for group in groups:
+        if "lr" in group:
+            raise ValueError("parameter_groups: lr is the agent's, which anneals it, and cannot be a group's own")
         options = {key: value for key, value in group.items() if key not in ("params", "name", "role")}
         same = (other for other in found if {k: v for k, v in other.items() if k != "params"} == options)
         other = next(same, None)
@@ -85,6 +97,7 @@ class Lifecycle:
         self.network: nn.Module | None = None
         self.layers: list[HiddenLayer] = []
         self.surgery: Surgery | None = None
+        self.drawing: torch.Generator | np.random.Generator | None = None
         self._captures = any(member.captures for member in self.members)
 
     def configure(self, network: NetworkConfig, part: Part) -> NetworkConfig:
@@ -126,9 +139,12 @@ class Lifecycle:
         generator: torch.Generator,
         sample: Callable[[int], Tensor],
         moments: str = "own",
+        drawing: torch.Generator | np.random.Generator | None = None,
     ) -> None:
-        """The optimizer exists: make the surgeon. `generator` draws new weights, `sample(n)` gives n observations,
-        `moments` other than "own" takes the place of every intervention's own choice."""
+        """The optimizer exists: make the surgeon. `generator` draws new weights, `sample(n)` gives n observations drawn
+        by `drawing`, whose state is kept with the rest; `moments` other than "own" takes the place of every
+        intervention's own choice."""
+        self.drawing = drawing
         if self.members:
             self.surgery = Surgery(
                 self.networks, optimizer, self.layers, generator, sample, self.members, self.capture, moments
@@ -205,7 +221,7 @@ class Lifecycle:
         if not self.members:
             return {}
         members = {member.name: member.state_dict() for member in self.members}
-        return {"members": members, "surgery": self.surgery.state_dict()}
+        return {"members": members, "surgery": self.surgery.state_dict(), "drawing": _state_of(self.drawing)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -213,3 +229,17 @@ class Lifecycle:
             member.load_state_dict(state["members"][member.name])
         if self.members:
             self.surgery.load_state_dict(state["surgery"])
+            _restore(self.drawing, state["drawing"])
+
+
+def _state_of(generator: torch.Generator | np.random.Generator | None) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return None if generator is None else generator.get_state()
+
+
+def _restore(generator: torch.Generator | np.random.Generator | None, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif generator is not None:
+        generator.set_state(state.cpu())

@@ -27,6 +27,7 @@ class OptimizerReset(Intervention):
     """
 
     name = "optimizer_reset"
+    operates = True
 
     at: Literal["target_sync", "task_change"] = "target_sync"
     """target_sync: after each target copy (DQN, C51) or at the start of each update phase (PPO); task_change: once when
@@ -38,6 +39,11 @@ class OptimizerReset(Intervention):
         self.require(self.at in ("target_sync", "task_change"), "at", "target_sync or task_change")
         self.require(self.what in ("all", "moments", "step"), "what", "all, moments or step")
 
+    @property
+    def waits_for_a_task_change(self) -> bool:
+        """Whether the time that was chosen is a task change."""
+        return self.at == "task_change"
+
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """Refuse a target copy at every gradient step."""
         if self.at == "target_sync" and not isinstance(agent, PPOConfig):
@@ -46,8 +52,9 @@ class OptimizerReset(Intervention):
 
     def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
         """Choose the parameters. ValueError: there are none."""
-        self._parameters = [parameter for _, parameter in self.named_parameters(networks["online"])]
-        if not self._parameters:
+        named = networks["online"].named_parameters()
+        self._parameters = [parameter for name, parameter in named if self.within(name)]  # what may learn later too
+        if not any(parameter.requires_grad for parameter in self._parameters):
             raise ValueError(f"optimizer_reset: no parameter to act on with only = {self.only!r}")
 
     def on_target_sync(self, surgery: Surgery) -> None:
@@ -65,4 +72,4 @@ class OptimizerReset(Intervention):
             surgery.zero_moments(self._parameters)
         if self.what in ("all", "step"):
             surgery.zero_step(self._parameters)
-        surgery.note("optimizer reset", self.at)
+        surgery.note("forgotten", self.at)

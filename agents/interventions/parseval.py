@@ -25,6 +25,7 @@ class Parseval(Intervention):
     """
 
     name = "parseval"
+    needs_hidden_layers = True
 
     rate: float = 1e-3
     """Coefficient; >= 0. The authors' code: 1e-3 in Gridworld and MetaWorld, 1e-4 in LunarLander and Quadruped, with
@@ -40,16 +41,16 @@ class Parseval(Intervention):
     def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
         """Choose the layers. ValueError: there are none."""
         layers = (layer.producer for layer in self.layers if isinstance(layer.producer, (nn.Linear, *CONVOLUTIONS)))
-        trained = [layer for layer in layers if layer.weight.requires_grad]
-        if not trained:
+        self._regularized = [(layer, torch.eye(len(layer.weight)).to(layer.weight)) for layer in layers]
+        if not any(layer.weight.requires_grad for layer, _ in self._regularized):
             raise ValueError(f"parseval: no hidden layer to act on with only = {self.only!r}")
-        self._regularized = [(layer, torch.eye(len(layer.weight)).to(layer.weight)) for layer in trained]
 
     def penalty(self, forward: Forward) -> Tensor | None:
         """The distance from scaled orthogonality; nothing at rate 0."""
         if self.rate == 0:
             return None
-        return self.rate * sum(self._distance(layer.weight.flatten(1), eye) for layer, eye in self._regularized)
+        learning = ((layer.weight, eye) for layer, eye in self._regularized if layer.weight.requires_grad)
+        return self.rate * sum(self._distance(weight.flatten(1), eye) for weight, eye in learning)
 
     def _distance(self, rows: Tensor, identity: Tensor) -> Tensor:
         return torch.addmm(identity, rows, rows.T, beta=-self.scale).square().sum()

@@ -33,7 +33,10 @@ class PFO(Intervention):
     """
 
     name = "pfo"
+    needs_hidden_layers = True
     captures = frozenset({"preactivations"})
+    # the old network has no batch statistics and drops nothing: the difference of the modes would be penalised
+    conflicts = frozenset({"batch_norm", "dropout"})
 
     coefficient: float = 1.0
     """Weight; >= 0. The authors' code: 1 on Atari with layers = last, 10 with layers = all."""

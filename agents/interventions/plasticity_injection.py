@@ -83,6 +83,7 @@ class PlasticityInjection(Intervention):
     """
 
     name = "plasticity_injection"
+    operates = True
     # popart rescales one head to keep its outputs; here the outputs are a sum over three, of which two are frozen
     conflicts: ClassVar[frozenset[str]] = frozenset({"popart"})
 
@@ -107,9 +108,18 @@ class PlasticityInjection(Intervention):
         self.timed = given > 0
         self.born = False
 
+    @property
+    def waits_for_a_task_change(self) -> bool:
+        """Whether the time that was chosen is a task change."""
+        return self.at_task_change
+
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """The birth needs a time. A torso that two heads share, or that is the encoder, is injected with its heads."""
         self._require_a_time()
+        for other in others:
+            # a - b would be noise, and a frozen layer would not stay as it is; the heads alone have neither
+            if other.name in ("batch_norm", "dropout") and self.last != 1:
+                raise ValueError(f"interventions: {self.name} and {other.name} cannot work together, but with last = 1")
         separate = not getattr(agent, "shared_torso", True)
         allowed = "all" + (", actor or critic" if separate else ": the torso is injected with every head that reads it")
         self.require(self.only == "all" or (separate and self.only != "encoder"), "only", allowed)

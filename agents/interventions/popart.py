@@ -51,6 +51,8 @@ class PopArt(Intervention):
     """
 
     name = "popart"
+    # the head's weights grow with the targets' scale falling: clipped, they would not keep the outputs
+    conflicts = frozenset({"weight_clip"})
 
     step_size: float = 3e-4
     """Step size of the statistics per batch of targets, in (0, 1]: DQN has one a gradient step, PPO one an update

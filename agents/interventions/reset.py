@@ -24,6 +24,7 @@ class Reset(Intervention):
     """
 
     name = "reset"
+    operates = True
     last: int = 1
     """How many layers, counted back from the outputs: 1 for the heads, 2 for the layers too that only heads read, ...;
     0 for everything, log_std included (Nikishin22: 1 for SPR, everything for SAC)."""
@@ -45,7 +46,12 @@ class Reset(Intervention):
             self.require(value is None or value >= 1, field, ">= 1")
             self.require(value is None or given == 1, field, "left out where another time is given")
         self.period = self.every_gradient_steps or self.every_steps or (0 if self.at_task_change else 20_000)
-        self.multiples = 0  # of the period that are behind us
+        self.multiples: int | None = None  # of the period that are behind us; None before the first gradient step
+
+    @property
+    def waits_for_a_task_change(self) -> bool:
+        """Whether the time that was chosen is a task change."""
+        return self.at_task_change
 
     def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
         """Find the layers. ValueError: there are none in its part, or one's law is not known."""
@@ -90,7 +96,10 @@ class Reset(Intervention):
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """Reset where the next multiple of the period has been reached: once, however many were passed."""
         if self.period:
-            multiples = (gradient_step if self.every_gradient_steps else surgery.steps) // self.period
+            now = gradient_step if self.every_gradient_steps else surgery.steps
+            if self.multiples is None:  # what passed before there was anything to learn from is no reason for a reset
+                self.multiples = (now - 1) // self.period
+            multiples = now // self.period
             if multiples > self.multiples:
                 self.multiples = multiples
                 self._reset(surgery)

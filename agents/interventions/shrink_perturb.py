@@ -41,6 +41,7 @@ class ShrinkAndPerturb(Intervention):
     """
 
     name = "shrink_perturb"
+    operates = True
     form: Literal["ash", "juliani", "dohare"] = "ash"
     """Whose: Ash & Adams 2020, Juliani24 or Dohare24."""
     when: Literal["task_change", "every_step"] | None = None
@@ -76,6 +77,11 @@ class ShrinkAndPerturb(Intervention):
         self.require(0 <= self.used["perturb"] < math.inf, "perturb", ">= 0 and finite")
         self.require(0 <= self.used.get("weight_decay", 0) < math.inf, "weight_decay", ">= 0 and finite")
 
+    @property
+    def waits_for_a_task_change(self) -> bool:
+        """Whether the time that was chosen is a task change."""
+        return self.now == "task_change"
+
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """Dohare's form brings its own decay of weights."""
         for other in others:
@@ -97,7 +103,7 @@ class ShrinkAndPerturb(Intervention):
         if self.form == "dohare":
             for group in groups:
                 if "name" in group and self.within(group["name"]):
-                    group["weight_decay"] = self.used["weight_decay"]
+                    group |= {"weight_decay": self.used["weight_decay"], "decoupled_weight_decay": False}
         return groups
 
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:

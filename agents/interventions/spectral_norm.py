@@ -24,6 +24,7 @@ class SpectralNorm(Intervention):
     """
 
     name = "spectral_norm"
+    needs_hidden_layers = True
 
     hidden_layers: int = 1
     """How many of the last hidden layers (of each torso), >= 1 and no more than there are."""

@@ -25,6 +25,7 @@ class WeightClip(Intervention):
     """
 
     name = "weight_clip"
+    operates = True
     kappa: float = 3.0
     """The range in multiples of each layer's initial bound; > 0 (the authors' PPO: 3)."""
 

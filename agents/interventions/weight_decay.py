@@ -41,16 +41,17 @@ class WeightDecay(Intervention):
     """Decoupled weight decay: at each gradient step a parameter first loses the share learning rate * `rate` of itself,
     then Adam's update is made as if nothing had happened (AdamW, algorithm 2 without a schedule multiplier).
 
-    Lyle24 combines LayerNorm with an L2 coefficient of 0, 1e-6 or 1e-5 and does not say whether norms' gains and biases
-    decay with the weights: they do not here unless included. Auxiliary heads of other interventions do not decay.
+    Lyle24 combines LayerNorm with an L2 coefficient of 0, 1e-6 or 1e-5, which is coupled (see l2.py) and acts otherwise
+    than the same number here; whether norms' gains and biases decay with the weights is not stated: they do not here
+    unless included. Auxiliary heads of other interventions do not decay.
     """
 
     name = "weight_decay"
     conflicts = frozenset({"l2"})  # a group of Adam's has one weight_decay, coupled or decoupled
 
-    rate: float = 1e-5
-    """Decay; >= 0. A gradient step takes away the share learning rate * rate: at a learning rate of 2.5e-4 the paper's
-    1e-5 halves an unused weight in 2.8e8 gradient steps, AdamW's usual 1e-2 in 2.8e5."""
+    rate: float = 1e-2
+    """Decay; >= 0; AdamW's usual. A gradient step takes away the share learning rate * rate: at a learning rate of
+    2.5e-4 an unused weight is halved in 2.8e5 gradient steps."""
     include: tuple[Beyond, ...] = ()
     """What decays beside the weights: any of norm (gains and biases of norms), bias and log_std."""
 

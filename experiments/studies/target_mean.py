@@ -27,7 +27,7 @@ from experiments.studies.report import draw, in_parallel, mean_and_interval, rea
 from experiments.studies.supervised import Learner
 
 IMAGES, TASK_STEPS, BATCH, LEARNING_RATE, ATOMS = 500, 2_000, 64, 1e-3, 101
-MEANS = (0.0, 10.0, 100.0)
+MEANS = (0.0, 100.0)
 ARMS = {
     "none": 0.0,
     "output bias = c": 0.0,

@@ -56,10 +56,26 @@ def test_settings_survive_json_and_a_file_is_replayed(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(settings))
     assert parse_train(["--config", str(path)]) == config
+    assert parse_train(["--config", str(path), "--interventions", "cbp", "redo"]).interventions[1] == ReDo(tau=0.5)
     changed = parse_train(["--config", str(path), "--redo.tau", "0.25"])
     assert changed.interventions == (ReDo(tau=0.25), *config.interventions[1:])
     assert parse_train(["--config", str(path), "--interventions", "layer_norm"]).interventions == (LayerNorm(),)
     assert parse_train(["--config", str(path), "--interventions", "none"]).interventions == ()
+
+
+@pytest.mark.parametrize("name", [*NAMES, *COMBINATIONS])
+def test_every_intervention_s_settings_survive_json(name):
+    config = parsed("--interventions", name)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_run_tells_what_never_acted(tmp_path, capsys):
+    flags = "--interventions redo weight_clip --redo.period 9999 --steps 1300 --threads 1 --probes none"
+    config = parsed(*flags.split(), "--runs-dir", str(tmp_path))
+    train(config, *build(config))
+    spoken = capsys.readouterr().out
+    assert "in all: redo never acted" in spoken
+    assert "weight_clip never" not in spoken
 
 
 def test_the_run_s_name_tells_which_and_its_hash_the_rest():
@@ -99,6 +115,20 @@ def test_a_wrong_file_is_refused_by_field(settings, named):
 
 
 WRONG = {
+    "a part without hidden layers": (
+        ["redo", "--redo.only", "critic"],
+        "redo.only = 'critic': must be a part with hidden",
+    ),
+    "units that cannot be halved": (["crelu", "--width", "33"], "width = 33"),
+    "waiting for a task change": (
+        ["shrink_perturb"],
+        "shrink_perturb: waits for a task change, and this world has none",
+    ),
+    "moments that nobody has": (["layer_norm", "--surgery.moments", "mean"], "surgery.moments = 'mean': must be own"),
+    "two wishes for the moments": (
+        ["redo", "--redo.moments", "mean", "--surgery.moments", "zero"],
+        "surgery.moments = 'zero': must be own, or 'mean' as redo.moments",
+    ),
     "an unknown name": (["redoo"], "interventions = 'redoo': must be some of"),
     "no name": ([], "interventions: name some, or none"),
     "one twice": (["redo", "cbp", "redo"], "redo is given twice"),

@@ -45,7 +45,7 @@ def test_what_is_forgotten_when(name, what, at):
     assert lifecycle.surgeries() == {}
     right()
     assert all(gone == GONE[what] for gone in forgotten(before, state_of(agent)).values())
-    assert lifecycle.surgeries() == {("optimizer_reset", "optimizer reset", at): 1}
+    assert lifecycle.surgeries() == {("optimizer_reset", "forgotten", at): 1}
     assert same_tree(snapshot(agent.network), weights)
 
 
@@ -56,7 +56,7 @@ def test_value_agents_forget_at_each_target_copy(name):
         drive(agent, world, 1)
         steps = {int(state["step"]) for state in state_of(agent).values()}
         assert steps == {agent.optimization.gradient_steps % agent.config.target_period}
-    assert agent.interventions.surgeries() == {("optimizer_reset", "optimizer reset", "target_sync"): 3}
+    assert agent.interventions.surgeries() == {("optimizer_reset", "forgotten", "target_sync"): 3}
 
 
 def test_ppo_forgets_at_the_start_of_each_update_phase():

@@ -128,5 +128,5 @@ def test_bad_parameters_are_refused():
         PFO(layers_used="first")
     with pytest.raises(ValueError, match=r"pfo\.coefficient"):
         PFO(coefficient=-1)
-    with pytest.raises(ValueError, match="pfo: no hidden layer to act on with only = 'critic'"):
+    with pytest.raises(ValueError, match=r"pfo\.only = 'critic': must be a part with hidden layers"):
         make("c51", PFO(only="critic"))

@@ -142,9 +142,14 @@ def test_once_at_the_first_gradient_step_at_or_beyond_each_multiple():
     assert not redrawn(patient, lambda: intervention.on_task_change(patient.surgery))
 
 
+def test_what_passed_before_learning_began_is_no_reason_for_a_reset():
+    assert resets(Reset(every_steps=20), [(1, 42), (2, 59), (3, 60)]) == [(3, 60)]
+    assert resets(Reset(every_steps=20_000), [(1, 20_004), (2, 40_000)]) == [(2, 40_000)]
+
+
 def test_what_was_reached_is_remembered():
     first, second = Reset(every_steps=10), Reset(every_steps=10)
-    assert resets(first, [(1, 25)]) == [(1, 25)]
+    assert resets(first, [(1, 5), (2, 25)]) == [(2, 25)]
     second.load_state_dict(first.state_dict())
     assert resets(second, [(2, 29), (3, 30)]) == [(3, 30)]
 
