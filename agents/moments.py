@@ -98,8 +98,14 @@ class AdamState:
         births, step = self._births.setdefault(self._names[id(parameter)], _Births()), self.of(parameter)["step"]
         if dim not in births.along:
             births.along[dim] = torch.zeros(parameter.shape[dim], dtype=step.dtype, device=parameter.device)
-        births.along[dim].masked_fill_(slices, step)
+        along = births.along[dim]
+        along.copy_(torch.where(slices, step, along))  # masked_fill_ with a tensor reads it back on a GPU
         births.steps = 0
+
+    @property
+    def has_births(self) -> bool:
+        """Whether there is anything to correct."""
+        return bool(self._births)
 
     @torch.no_grad()
     def correct(self) -> None:
@@ -108,11 +114,10 @@ class AdamState:
 
         With age s of an element and step t of its tensor the difference is -lr (m / (1 - beta1^s) / (sqrt(v / (1 -
         beta2^s)) + eps) - the same with t). Only tensors with births are touched, and only until all corrections are
-        below what float32 can see (about 19,000 steps after the last birth for beta2 = .999). Until then it costs about
-        ten passes over each such tensor a step, which is as much as a plain (not fused) Adam takes for it.
+        below what float32 can see (about 19,000 steps after the last birth for beta2 = .999). Until then it costs a
+        dozen passes over each such tensor a step, as much as a plain (not fused) Adam takes; where every tensor has
+        births, a gradient step takes about half as long again to twice as long on a CPU.
         """
-        if not self._births:
-            return
         allowed = self.allowed()
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -127,22 +132,23 @@ class AdamState:
         self, parameter: nn.Parameter, births: _Births, group: dict[str, Any], allowed: Tensor | None
     ) -> Tensor:
         state, eps = self.of(parameter), group["eps"]
-        step = state["step"].to(parameter.device)
-        root = state["exp_avg_sq"].sqrt()
-
-        def update(first: Tensor, second: Tensor) -> Tensor:
-            return state["exp_avg"] * first / (root * second + eps)
-
-        whole = [_correction(step, beta).pow(power) for beta, power in zip(group["betas"], (-1, -0.5), strict=True)]
-        local = []
-        for factor, beta, power in zip(whole, group["betas"], (-1, -0.5), strict=True):
+        step, mean = state["step"].to(parameter.device), state["exp_avg"]
+        whole, local = [], []
+        for beta, power in zip(group["betas"], (-1, -0.5), strict=True):
+            shared = _correction(step, beta).pow(power)
+            factor = shared.to(parameter.dtype)
+            whole.append(factor)
             for dim, born in births.along.items():
-                own = torch.where(born > 0, _correction(step - born, beta).pow(power), whole[len(local)])
-                own = own.to(parameter.dtype).view([-1 if axis == dim else 1 for axis in range(parameter.ndim)])
-                factor = torch.maximum(factor.to(parameter.dtype), own)  # the younger, the larger
+                own = torch.where(born > 0, _correction(step - born, beta).pow(power), shared).to(parameter.dtype)
+                fits = [-1 if axis == dim else 1 for axis in range(parameter.ndim)]
+                factor = torch.maximum(factor, own.view(fits))  # the younger, the larger
             local.append(factor)
-        whole = [factor.to(parameter.dtype) for factor in whole]
-        difference = update(*whole).sub_(update(*local)).mul_(group["lr"])
+        theirs = state["exp_avg_sq"].sqrt()
+        mine = (theirs * local[1]).add_(eps)  # in place where it can be: in large tensors new memory costs the most
+        mine = torch.div(mean, mine, out=mine).mul_(local[0])
+        theirs = theirs.mul_(whole[1]).add_(eps)
+        theirs = torch.div(mean, theirs, out=theirs).mul_(whole[0])
+        difference = theirs.sub_(mine).mul_(group["lr"])
         return difference if allowed is None else torch.where(allowed, difference, 0.0)
 
     def state_dict(self) -> dict[str, Any]:

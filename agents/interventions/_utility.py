@@ -20,7 +20,7 @@ BY_OUTPUT = ("contribution", "zero_contribution", "adaptable_contribution", "wei
 STEPS_TOGETHER = 16
 SMALL = 2**15
 """Numbers, of hidden values and weights, that are rather kept for a while than averaged at once."""
-PIECE = 2**16
+PIECE = 2**17
 NOT_NEGATIVE = ("relu", "crelu", "sigmoid")
 """Nonlinearities after which |h| is h."""
 
@@ -58,6 +58,11 @@ class LayerUtility:
                 why = "has no bias" if module.bias is None else "does not read all units alike"
                 raise ValueError(f"{who}: a {type(module).__name__} that reads '{layer.name}' {why}")
 
+    @property
+    def averages_h(self) -> bool:
+        """Whether a running average of h is needed, and with it the ages as they are at every step."""
+        return self.absorbs or self.kind in CENTRED
+
     def update(self, post: Tensor) -> None:
         """Take in what came out of the nonlinearity for a batch, [batch, units (several times over), positions...]."""
         if self._by_position is None:
@@ -70,7 +75,7 @@ class LayerUtility:
         copies, positions = post.shape[1] // self.layer.units, post[0, 0].numel()
         wanted = copies * positions
         self._by_position = positions > 1 and any(o.regular and o.most == wanted for o in self.slices.outgoing)
-        if self.running is None and (self.absorbs or self.kind in CENTRED):
+        if self.running is None and self.averages_h:
             columns = positions if self._by_position and self.absorbs else 1
             self.running = torch.zeros(post.shape[1], columns, device=post.device)
         for consumer in range(len(self.slices.outgoing)) if self.absorbs else ():
@@ -120,20 +125,20 @@ class AlikeContribution:
     """The contribution of dense layers with equally many units, together and several gradient steps at a time.
 
     In small layers an operation costs a CPU more than its arithmetic, the more so right after an update. So at a step
-    the hidden values and a copy of the outgoing weights are only kept (in larger layers their means, which are best
-    taken while they are in the cache), until `update` is called, at the latest when `full`. `utilities`: [layers,
-    units] of `layers`, for each of which `fits` holds.
+    the hidden values and outgoing weights are only copied (in larger layers summed, which is best done while they are
+    in the cache), until `update` is called, at the latest when `full`. `utilities`: [layers, units] of `layers`, for
+    each of which `fits` holds.
     """
 
     def __init__(self, layers: Sequence[LayerUtility], utilities: Tensor, decay: float) -> None:
         self._names = [follow.layer.name for follow in layers]
+        self._bare = [follow.layer.activation in NOT_NEGATIVE for follow in layers]
         self._utilities, self._decay = utilities, decay
         self._outgoing = [[owned.tensor for owned in follow.slices.outgoing] for follow in layers]
         self._weights = [weight for weights in self._outgoing for weight in weights]
         lags = torch.arange(STEPS_TOGETHER - 1, -1, -1, dtype=torch.float64)
         self._fading = ((1 - decay) * decay**lags).float().to(utilities.device)
-        self._small: bool | None = None
-        self._kept: list[tuple[list[Tensor], Tensor]] = []
+        self._batch, self._steps = 0, 0
 
     @staticmethod
     def fits(layer: HiddenLayer) -> bool:
@@ -145,57 +150,59 @@ class AlikeContribution:
     @property
     def full(self) -> bool:
         """Whether no further step can be kept."""
-        return len(self._kept) == STEPS_TOGETHER
+        return self._steps == STEPS_TOGETHER
 
     def keep(self, captured: Captured) -> None:
         """What a step's batch gave, [batch, units] for each layer, and the weights as they are now."""
-        posts = [captured[name][1].detach() for name in self._names]
-        if self._small is None:
-            self._see_size(sum(tensor.numel() for tensor in (*posts, *self._weights)))
+        posts = [captured[name][1] for name in self._names]
+        if len(posts[0]) != self._batch:
+            self.update()
+            self._expect(len(posts[0]))
         if self._small:
-            self._kept.append((posts, torch.cat(self._weights)))
-            return
-        sums = torch.stack([weight.abs().sum(0) for weight in self._weights])
-        self._kept.append(([post.abs().mean(0, dtype=torch.float32) for post in posts], sums))
+            torch.cat([*posts, *self._weights], out=self._kept[self._steps])
+        else:
+            sizes = [post if bare else post.abs() for post, bare in zip(posts, self._bare, strict=True)]
+            sums = [size.sum(0, dtype=torch.float32) for size in sizes] + [w.abs().sum(0) for w in self._weights]
+            torch.stack(sums, out=self._kept[self._steps])
+        self._steps += 1
 
-    def _see_size(self, numbers: int) -> None:
-        self._small = numbers <= SMALL
-        blocks = []
-        for weights in self._outgoing:
-            height = sum(map(len, weights))
-            blocks.append(torch.full((1, height if self._small else len(weights)), 1 / height))
-        self._average = torch.block_diag(*blocks).to(self._utilities.device)  # [layers, what was kept of the weights]
+    def _expect(self, batch: int) -> None:
+        """Make room for batches of this size."""
+        layers, units = self._utilities.shape
+        heights = [sum(map(len, weights)) for weights in self._outgoing]
+        self._batch, self._small = batch, (layers * batch + sum(heights)) * units <= SMALL
+        kept = heights if self._small else list(map(len, self._outgoing))
+        blocks = [torch.full((1, rows), 1 / height) for rows, height in zip(kept, heights, strict=True)]
+        self._average = torch.block_diag(*blocks).to(self._utilities.device)  # [layers, rows of the weights]
+        self._above = layers * batch if self._small else layers  # rows of the hidden values, which come first
+        self._kept = self._utilities.new_empty(STEPS_TOGETHER, self._above + sum(kept), units)
 
     def update(self) -> None:
         """Bring the utilities up to date with all that was kept."""
-        steps, posts = len(self._kept), [post for posts, _ in self._kept for post in posts]
-        if not steps:
+        if not self._steps:
             return
-        if not self._small:
-            sizes = torch.stack(posts)
-        elif len(set(map(len, posts))) == 1:
-            sizes = torch.stack(posts).abs_().mean(1, dtype=torch.float32)
-        else:
-            sizes = torch.stack([post.abs().mean(0, dtype=torch.float32) for post in posts])
-        outgoing = self._average @ torch.stack([weights for _, weights in self._kept]).abs_()
-        found = self._fading[-steps:] @ (sizes.view_as(outgoing) * outgoing).flatten(1)
-        self._utilities.mul_(self._decay**steps).add_(found.view_as(self._utilities))
-        self._kept = []
+        kept = self._kept[: self._steps].abs_()
+        sizes, weights = kept.split([self._above, kept.shape[1] - self._above], 1)
+        if self._small:
+            sizes = sizes.unflatten(1, (len(self._utilities), self._batch)).sum(2)
+        found = sizes * (self._average @ weights)
+        fresh = (self._fading[-self._steps :] / self._batch) @ found.flatten(1)
+        self._utilities.mul_(self._decay**self._steps).add_(fresh.view_as(self._utilities))
+        self._steps = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What was kept and not yet used: a checkpoint must not change when that happens, not even by a rounding."""
-        kept = [([post.clone() for post in posts], weights.clone()) for posts, weights in self._kept]
-        return {"kept": kept, "small": self._small}
+        if not self._steps:
+            return {"batch": 0, "kept": None}
+        return {"batch": self._batch, "kept": self._kept[: self._steps].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-
-        def own(tensor: Tensor) -> Tensor:
-            return tensor.to(self._utilities.device, copy=True)
-
-        self._kept = [([own(post) for post in posts], own(weights)) for posts, weights in state["kept"]]
-        if state["small"] is not None:
-            self._see_size(0 if state["small"] else SMALL + 1)
+        self._batch = self._steps = 0
+        if state["kept"] is not None:
+            self._expect(state["batch"])
+            self._steps = len(state["kept"])
+            self._kept[: self._steps] = state["kept"]
 
 
 def corrections(ages: Tensor, decay: float) -> Tensor:
@@ -230,5 +237,5 @@ def _column_sums(weight: Tensor) -> Tensor:
     others = [dim for dim in range(weight.ndim) if dim != 1]
     if weight.numel() <= PIECE or weight.device.type != "cpu":
         return weight.abs().sum(others)
-    pieces = weight.split(max(1, PIECE // weight[0].numel()))  # no large temporary: its memory would cost the most
+    pieces = weight.split(max(1, PIECE // weight[0].numel()))  # a large temporary's fresh memory would cost the most
     return torch.stack([piece.abs().sum(others) for piece in pieces]).sum(0)

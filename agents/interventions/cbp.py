@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from agents.config import AgentConfig
 from agents.interventions._utility import AlikeContribution, LayerUtility, Utility, corrections
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.slices import Slots, Units, replaceable, trains
@@ -29,6 +30,8 @@ class CBP(Intervention):
     """
 
     name = "cbp"
+    operates = True
+    needs_hidden_layers = True
     captures = frozenset({"hidden"})
 
     replacement_rate: float = 1e-4
@@ -45,14 +48,15 @@ class CBP(Intervention):
     accumulation: Literal["accumulate", "bernoulli"] = "accumulate"
     """How a share that is no whole number of units is met. accumulate: what is left is kept for later steps (Dohare24,
     algorithm 1); bernoulli: it is the chance of one more (the authors' PPO)."""
-    bias_correction: bool = True
+    correct_utility: bool = True
     """Compare u / (1 - decay^age) instead of u."""
-    compensate: bool = False
+    bias_correction: bool = False
     """Add a removed unit's mean contribution, w_out times the running average of h, to the consumers' biases. Exact on
     the mean for a Linear consumer, approximate for a convolution (see Surgery.replace)."""
-    moments: Moments = "zero"
-    """What becomes of Adam's moments in the replaced weights: zero, keep (the authors' PPO), mean (the first 0, the
-    second that of the units that stay), local (0, with a step count of their own: the authors' AdamGnT)."""
+    moments: Moments = "keep"
+    """What becomes of Adam's moments in the replaced weights: keep (the authors' PPO); local, 0 with a step count of
+    their own (the authors' AdamGnT in supervised learning; dear where some unit is always young); zero, overshooting
+    (docs/interventions.md); mean (the first 0, the second that of the units that stay)."""
 
     def __post_init__(self) -> None:
         self.require(0 <= self.replacement_rate <= 1, "replacement_rate", "in [0, 1]")
@@ -68,16 +72,21 @@ class CBP(Intervention):
         absorbed by the biases, Adam's moments left alone. (They run it with L2 1e-4 and betas .99, .99.)"""
         return cls(**{"accumulation": "bernoulli", "moments": "keep", **changes})
 
+    def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
+        """What a layer adds to a consumer is divided by a spectral norm's sigma, which no bias knows of."""
+        beside = any(other.name == "spectral_norm" for other in others)
+        self.require(not (self.bias_correction and beside), "bias_correction", "off beside spectral_norm")
+
     def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
         """Start all ages and utilities at 0. ValueError: a layer's units cannot be replaced one by one, no layer
-        trains, or, with `compensate`, a consumer cannot absorb."""
+        trains, or, with `bias_correction`, a consumer cannot absorb."""
         alike = self._alike(replaceable(self.layers, self.name))
         layers = [layer for group in alike for layer in group]
         sizes, device = [layer.units for layer in layers], layers[0].producer.weight.device
         self.ages = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         self.utilities = torch.zeros(sum(sizes), device=device)
         views = zip(layers, self.ages.split(sizes), self.utilities.split(sizes), strict=True)
-        settings = (self.utility, self.decay, self.compensate, f"{self.name}.compensate")
+        settings = (self.utility, self.decay, self.bias_correction, f"{self.name}.bias_correction")
         self._followed = [LayerUtility(layer, ages, utilities, *settings) for layer, ages, utilities in views]
         self._together, self._apart, first = [], [], 0
         for group in alike:
@@ -99,12 +108,14 @@ class CBP(Intervention):
         self._chance = torch.Generator(device).manual_seed(seed)  # not the surgeon's: who goes and what comes are apart
         self._oldest = 0  # no unit is older
         self._on_host = device.type == "cpu"
+        self._ages_count = any(follow.averages_h for follow in self._apart)
         self._behind = 0  # gradient steps that ages and some utilities do not yet know of
         self._watched = [module.weight for layer in layers for module in (layer.producer, *dict(layer.consumers))]
+        self._requiring: list[bool] = []
         self._see_who_trains()
 
     def _simple(self, layer: HiddenLayer) -> bool:
-        return self.utility == "contribution" and not self.compensate and AlikeContribution.fits(layer)
+        return self.utility == "contribution" and not self.bias_correction and AlikeContribution.fits(layer)
 
     def _alike(self, layers: Sequence[HiddenLayer]) -> list[list[HiddenLayer]]:
         """Layers that are measured together, side by side."""
@@ -116,11 +127,17 @@ class CBP(Intervention):
     @torch.no_grad()
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """Age, measure, replace."""
+        requiring = [weight.requires_grad for weight in self._watched]
+        if requiring != self._requiring:
+            self._requiring = requiring
+            if any(follow.trains != trains(follow.layer) for follow in self._followed):
+                self._catch_up()
+                self._see_who_trains()
         self._behind += 1
         self._oldest += 1
         for group in self._together:
             group.keep(forward.captured)
-        if self._apart or not self._on_host or any(group.full for group in self._together):
+        if self._ages_count or not self._on_host or any(group.full for group in self._together):
             self._catch_up()
         for follow in self._apart:
             if follow.trains:
@@ -129,19 +146,16 @@ class CBP(Intervention):
             self._replace(surgery)
 
     def _catch_up(self) -> None:
-        """Bring ages and utilities up to date; see whether other layers train now."""
+        """Bring ages and utilities up to date."""
         if self._behind:
             self.ages.add_(self._aging, alpha=self._behind)
             for group in self._together:
                 group.update()
             self._behind = 0
-        if self._requiring != [weight.requires_grad for weight in self._watched]:
-            self._see_who_trains()
 
     def _see_who_trains(self) -> None:
         """Frozen layers (a plasticity injection's, before or after) do not age and are not replaced; those that are no
         longer frozen are new."""
-        self._requiring = [weight.requires_grad for weight in self._watched]
         for follow in self._followed:
             before, follow.trains = follow.trains, trains(follow.layer)
             if follow.trains and not before:
@@ -150,7 +164,7 @@ class CBP(Intervention):
 
     def _count_anew(self) -> None:
         aging = [torch.full((follow.layer.units,), int(follow.trains)) for follow in self._followed]
-        self._aging, self._counted = torch.cat(aging).to(self.ages.device), None
+        self._aging, self._looked_until = torch.cat(aging).to(self.ages.device), 0
 
     def _replace(self, surgery: Surgery) -> None:
         if not self._on_host:
@@ -161,12 +175,16 @@ class CBP(Intervention):
             self._operate(surgery, {follow: Slots(i[:k], v[:k]) for follow, k, i, v in slots})
             return
         # the same with no more work than needed: on a CPU reading back costs nothing
-        numbers = self._numbers(self._count())
+        numbers = self._numbers()
         if any(numbers):
             self._catch_up()
             index, valid = self._lowest(self._eligible(), torch.tensor(numbers))
-            chosen = zip(self._followed, numbers, index, valid, strict=True)
-            self._operate(surgery, {follow: Slots(i[:n], v[:n]) for follow, n, i, v in chosen if n})
+            numbers = valid.sum(1).tolist()
+            chosen = zip(self._followed, numbers, index, strict=True)
+            until = min(self._looked_until, self._oldest + self.maturity + 1)  # when the new ones can be mature
+            self._operate(surgery, {follow: i[:n] for follow, n, i in chosen if n})
+            self._eligible_units = [count - n for count, n in zip(self._eligible_units, numbers, strict=True)]
+            self._looked_until = until
 
     def _eligible(self) -> Tensor:
         """bool [units of all layers]"""
@@ -175,25 +193,27 @@ class CBP(Intervention):
     def _by_layer(self, eligible: Tensor) -> Tensor:
         return eligible[self._grid].logical_and(self._inside).sum(1)
 
-    def _count(self) -> list[int]:
-        """The eligible units of each layer, counted anew when a unit has been replaced or matures."""
-        if self._counted is None or self._oldest >= self._recount:
-            self._catch_up()
-            eligible = self._eligible()
-            self._counted = self._by_layer(eligible).tolist()
-            oldest = int(torch.where(eligible, 0, self.ages * self._aging).max())
-            self._recount = self._oldest + max(self.maturity + 1 - oldest, 1)
-        return self._counted
+    def _look(self) -> None:
+        """Count the eligible units of each layer; they stay as many until one is replaced or matures."""
+        self._catch_up()
+        eligible = self._eligible()
+        self._eligible_units = self._by_layer(eligible).tolist()
+        oldest = int(torch.where(eligible, 0, self.ages * self._aging).max())
+        self._looked_until = self._oldest + max(self.maturity + 1 - oldest, 1)
 
-    def _numbers(self, eligible: list[int]) -> list[int]:
-        """How many units each layer replaces now, given how many are eligible."""
-        shares = [count * self.replacement_rate for count in eligible]
+    def _numbers(self) -> list[int]:
+        """How many units each layer replaces now."""
+        if self._oldest >= self._looked_until:
+            self._look()
+        shares = [count * self.replacement_rate for count in self._eligible_units]
         if self.accumulation == "bernoulli":
             draws = self._draws().tolist()
             return [int(share) + (draw < share - int(share)) for share, draw in zip(shares, draws, strict=True)]
-        sums = [before + share for before, share in zip(self._accumulated, shares, strict=True)]
-        numbers = [int(total) for total in sums]
-        self._accumulated = [total - number for total, number in zip(sums, numbers, strict=True)]
+        self._accumulated = [before + share for before, share in zip(self._accumulated, shares, strict=True)]
+        if max(self._accumulated) < 1:
+            return []
+        numbers = [int(total) for total in self._accumulated]
+        self._accumulated = [total - number for total, number in zip(self._accumulated, numbers, strict=True)]
         return numbers
 
     def _numbers_on_device(self, eligible: Tensor) -> Tensor:
@@ -213,13 +233,13 @@ class CBP(Intervention):
 
     def _lowest(self, eligible: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The `numbers` [layers] eligible units of lowest utility: index and validity [layers, slots]."""
-        utilities = self.utilities / corrections(self.ages, self.decay) if self.bias_correction else self.utilities
+        utilities = self.utilities / corrections(self.ages, self.decay) if self.correct_utility else self.utilities
         ranked = torch.where(eligible, utilities, math.inf)[self._grid].masked_fill(~self._inside, math.inf)
         ranked, index = (found[:, : max(self._slots)] for found in ranked.sort(dim=1, stable=True))
         return index, (torch.arange(index.shape[1], device=index.device) < numbers[:, None]) & (ranked < math.inf)
 
-    def _operate(self, surgery: Surgery, chosen: Mapping[LayerUtility, Slots]) -> None:
-        absorb = {follow.layer: follow.averages() for follow in chosen} if self.compensate else None
+    def _operate(self, surgery: Surgery, chosen: Mapping[LayerUtility, Slots | Tensor]) -> None:
+        absorb = {follow.layer: follow.averages() for follow in chosen} if self.bias_correction else None
         surgery.replace({follow.layer: slots for follow, slots in chosen.items()}, self.moments, absorb)
 
     def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
@@ -228,7 +248,7 @@ class CBP(Intervention):
         for follow in self._followed:
             if follow.layer.name == layer.name:
                 follow.forget(units.mask)
-                self._counted = None
+                self._looked_until = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator."""

@@ -158,6 +158,8 @@ class Lifecycle:
         return self._by_name(network, captured)
 
     def _by_name(self, network: nn.Module, captured: ByModule) -> Captured:
+        if network is self.network:  # at every gradient step
+            return {layer.name: captured[layer.producer] for layer in self.layers if layer.producer in captured}
         modules = dict(network.named_modules())
         return {layer.name: captured[modules[layer.name]] for layer in self.layers if modules[layer.name] in captured}
 

@@ -36,10 +36,19 @@ class Units:
     """bool [k]: `mask[index]`. Also True in an invalid slot if another names unit 0, so that both write the same."""
     source: Tensor
     """int64 [k]: the first valid slot that names the same unit, whose draw it takes."""
+    certain: bool = False
+    """Known without looking: every slot names a unit of its own."""
 
     @classmethod
     def of(cls, given: Tensor | Slots, units: int, name: str, allowed: Tensor | None = None) -> "Units":
-        """From a bool mask [units] or `Slots`; none where the 0-d bool `allowed` is False. Errors name `name`."""
+        """From a bool mask [units], `Slots`, or the int64 indices [k] of k different units; none where the 0-d bool
+        `allowed` is False. Errors name `name`."""
+        if isinstance(given, Tensor) and given.dtype == torch.int64:
+            if allowed is not None:
+                return cls.of(Slots(given, torch.ones_like(given, dtype=torch.bool)), units, name, allowed)
+            sure = torch.ones_like(given, dtype=torch.bool)
+            mask = torch.zeros(units, dtype=torch.bool, device=given.device).index_fill_(0, given, True)
+            return cls(mask, given, sure, torch.arange(len(given), device=given.device), certain=True)
         if isinstance(given, Tensor):
             if given.dtype != torch.bool or given.shape != (units,):
                 raise ValueError(f"units of '{name}': {given.dtype} {list(given.shape)}, must be a bool mask [{units}]")
@@ -91,6 +100,13 @@ class Owned:
         place: a number, or a tensor as `read` gives it. Nothing else changes."""
         fits = [-1 if axis == self.dim else 1 for axis in range(self.tensor.ndim)]
         where, hit, whole = self._where(units), None, None
+        if units.certain and self.regular:  # as below, in fewer operations
+            for into, values in pairs:
+                if isinstance(values, Tensor):
+                    into.index_copy_(self.dim, where, values)
+                else:
+                    into.index_fill_(self.dim, where, values)
+            return
         for into, values in pairs:
             if not isinstance(values, Tensor) and len(where) >= len(self.owner):
                 whole = self.owned_by(units).view(fits) if whole is None else whole

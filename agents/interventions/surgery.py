@@ -292,12 +292,13 @@ class Surgery:
         parameters = list(parameters)
         plan = self._laws.plan(parameters)
         drawn = {id(tensor): self._laws.draw(module, name, tensor, self.generator) for module, name, tensor in plan}
-        return [torch.as_tensor(drawn[id(p)], dtype=p.dtype, device=p.device).expand_as(p) for p in parameters]
+        return [v if isinstance(v := drawn[id(p)], Tensor) else torch.full_like(p, v) for p in parameters]
 
     def after_optimizer_step(self) -> None:
         """Called right after every optimizer step, before anything else: elements that moments = "local" gave an age of
         their own get the step that belongs to it."""
-        self._adam.correct()
+        if self._adam.has_births:
+            self._adam.correct()
 
     def sample(self, n: int) -> Tensor:
         """n observations from replay or rollout. RuntimeError where the surgeon was given no way to draw them."""

@@ -22,41 +22,45 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def hare_and_tortoise():
-    names = {"__name__": "hare_tortoise"}
-    exec(compile(CODE, "hare_tortoise.py", "exec"), names)
-    return names["HareAndTortoise"]
+def l1():
+    names = {"__name__": "l1"}
+    exec(compile(CODE, "l1.py", "exec"), names)
+    return names["L1"]
 
 
-def test_it_is_under_forty_lines():
-    assert len([line for line in CODE.splitlines() if line.strip()]) < 40
+def test_the_page_is_under_forty_lines():
+    assert len(PAGE.splitlines()) < 40
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_it_does_what_it_says(hare_and_tortoise, kind):
-    agent = build(CONFIGS[kind], interventions=[hare_and_tortoise(decay=0.5, period=4)])
-    slow = {name: weight.detach().double() for name, weight in agent.network.named_parameters()}
-    step, world = agent.optimization.adam.step, NoiseWorld(VECTOR, 2)
-    moved = []
+def test_it_does_what_it_says(l1, kind):
+    agent = build(CONFIGS[kind], interventions=[l1(rate=0.01, threshold=0.05, period=4)])
+    hidden = [weight for name, weight in agent.network.named_parameters() if "dense" in name and weight.ndim == 2]
+    assert len(hidden) == 2
+    sizes, pruned = [], []
+    step, after = agent.optimization.step, agent.interventions.after_step
 
-    def stepped():
-        step()
-        for name, weight in agent.network.named_parameters():
-            slow[name] = 0.5 * slow[name] + 0.5 * weight.detach().double()
-        moved.append({name: weight.detach().clone() for name, weight in agent.network.named_parameters()})
-
-    agent.optimization.adam.step = stepped
-    after = agent.interventions.after_step
+    def stepped(loss):
+        sizes.append(sum(weight.detach().double().abs().sum().item() for weight in hidden))
+        return step(loss)
 
     def checked(forward, gradient_step, steps):
+        before = [weight.detach().clone() for weight in hidden]
         after(forward, gradient_step, steps)
-        for name, weight in agent.network.named_parameters():
-            expected = slow[name].float() if gradient_step % 4 == 0 else moved[-1][name]
-            torch.testing.assert_close(weight.detach(), expected)
+        for weight, old in zip(hidden, before, strict=True):
+            kept = torch.where(old.abs() < 0.05, 0.0, old) if gradient_step % 4 == 0 else old
+            assert torch.equal(weight, kept)
+        pruned.append(sum((weight == 0).sum().item() for weight in hidden))
 
-    agent.interventions.after_step = checked
-    drive(agent, world, 60)
-    assert len(moved) >= 12
+    agent.optimization.step, agent.interventions.after_step = stepped, checked
+    metrics, update = [], agent.update
+    agent.update = lambda: metrics.append(update())
+    drive(agent, NoiseWorld(VECTOR, 2), 60)
+    assert len(sizes) >= 12 and pruned[3] > 0
+    logged = [told["losses/penalty/l1"].item() for told in metrics]
+    per_update = len(sizes) // len(logged)  # PPO tells the mean over its gradient steps
+    expected = [0.01 * sum(sizes[i : i + per_update]) / per_update for i in range(0, len(sizes), per_update)]
+    assert logged == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_file_makes_the_flags_the_help_and_the_log(tmp_path):
@@ -64,17 +68,17 @@ def test_one_file_makes_the_flags_the_help_and_the_log(tmp_path):
     for room in ("agents", "envs", "experiments", "plasticity_probes"):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=leave)
     shutil.copy(ROOT / "train.py", tmp_path)
-    (tmp_path / "agents" / "interventions" / "hare_tortoise.py").write_text(CODE)
+    (tmp_path / "agents" / "interventions" / "l1.py").write_text(CODE)
 
     def run(*flags):
         arguments = [sys.executable, "train.py", "dqn", "--env", "CartPole-v1", "--interventions", *flags]
         return subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
 
-    trained = run("layer_norm", "hare_tortoise", "--hare-tortoise.period", "50", "--steps", "1300", "--probes", "none")
+    trained = run("layer_norm", "l1", "--l1.period", "50", "--steps", "1300", "--probes", "none")
     assert trained.returncode == 0, trained.stderr
-    assert "interventions: layer_norm, hare_tortoise (period 50)" in trained.stdout
-    assert "in all: hare_tortoise moved weights" in trained.stdout
-    assert "Gradient steps between two returns" in " ".join(run("hare_tortoise", "--help").stdout.split())
-    refused = run("hare_tortoise", "--hare-tortoise.decay", "2")
+    assert "interventions: layer_norm, l1 (period 50)" in trained.stdout
+    assert "in all: l1 moved weights" in trained.stdout
+    assert "Gradient steps between two prunings" in " ".join(run("l1", "--help").stdout.split())
+    refused = run("l1", "--l1.rate", "-1")
     assert refused.returncode == 2
-    assert "hare_tortoise.decay = 2.0: must be in [0, 1)" in " ".join(refused.stderr.split())
+    assert "l1.rate = -1.0: must be >= 0" in " ".join(refused.stderr.split())
