@@ -23,7 +23,16 @@ from rich.console import Console
 from experiments.cli import parse_train
 from experiments.setup import build, check
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import draw, in_parallel, mean_and_interval, read_rows, table, worst_quarter, write_rows
+from experiments.studies.report import (
+    draw,
+    in_parallel,
+    incomplete,
+    mean_and_interval,
+    read_rows,
+    table,
+    worst_quarter,
+    write_rows,
+)
 from experiments.train import train
 
 PERIOD, GRADIENT_STEPS, TUNING_SEED, TUNING_TASKS = 10_000, 5_000, 1_001, 3
@@ -92,8 +101,9 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     path = given.figure.with_suffix(".csv")
     rows = read_rows(path) if path.exists() else []
-    missing = [arm for arm in given.arms if arm not in {row["arm"] for row in rows}]
+    missing = incomplete(rows, given.arms, given.seeds, given.tasks)
     if missing:
+        rows = [row for row in rows if row["arm"] not in missing]
         choices = tuned(missing, given.workers)
         jobs = [(arm, choices[arm], seed, given.tasks) for arm in missing for seed in range(1, given.seeds + 1)]
         rows += [row for found in in_parallel(run, jobs, given.workers, "arms") for row in found]

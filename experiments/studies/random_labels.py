@@ -3,9 +3,9 @@
     python -m experiments.studies.random_labels docs/results/random_labels.png
 
 Each task draws all labels anew and lasts 600 gradient steps. The learning rate of each arm is the one that is best on
-the FIRST task, so that nobody is handicapped where there is no plasticity to lose; its strength is the one with the
-best mean accuracy over ten tasks. Both are chosen with a seed of their own. Arms that the .csv of the same name holds
-are not run again.
+the FIRST task (the smallest of equals), so that nobody is handicapped where there is no plasticity to lose; its
+strength is the one with the best mean accuracy over ten tasks. Both are chosen with a seed of their own. Arms that
+the .csv of the same name holds are not run again.
 """
 
 import argparse
@@ -19,7 +19,16 @@ from torch.nn import functional as F
 
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import draw, in_parallel, mean_and_interval, read_rows, table, worst_quarter, write_rows
+from experiments.studies.report import (
+    draw,
+    in_parallel,
+    incomplete,
+    mean_and_interval,
+    read_rows,
+    table,
+    worst_quarter,
+    write_rows,
+)
 from experiments.studies.supervised import Learner
 
 IMAGES, TASK_STEPS, RATES = 1_000, 600, (3e-4, 1e-3, 3e-3)
@@ -94,8 +103,9 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     path = given.figure.with_suffix(".csv")
     rows = read_rows(path) if path.exists() else []
-    missing = [arm for arm in given.arms if arm not in {row["arm"] for row in rows}]
+    missing = incomplete(rows, given.arms, given.seeds, given.tasks)
     if missing:
+        rows = [row for row in rows if row["arm"] not in missing]
         choices = tuned(missing, given.workers)
         jobs = [(arm, *choices[arm], seed, given.tasks) for arm in missing for seed in range(1, given.seeds + 1)]
         rows += [row for found in in_parallel(run, jobs, given.workers, "arms") for row in found]

@@ -59,6 +59,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
+def incomplete(rows: list[dict[str, Any]], arms: Sequence[str], seeds: int, tasks: int | None = None) -> list[str]:
+    """Those of `arms` of which `rows` does not hold exactly the seeds 1 to `seeds` (and the tasks 1 to `tasks`)."""
+    wanted = {(seed, task) for seed in range(1, seeds + 1) for task in (range(1, tasks + 1) if tasks else (None,))}
+    held = {arm: {(row["seed"], row.get("task")) for row in rows if row["arm"] == arm} for arm in arms}
+    return [arm for arm in arms if held[arm] != wanted]
+
+
 def _number(text: str) -> float | str:
     try:
         return float(text)

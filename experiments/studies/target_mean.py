@@ -7,7 +7,8 @@ steps of 64; then a new g with the same c, for as many. Reported: the squared er
 the effective rank of the last features, raw and centred, at the end of the first. Raw ranks fall with any common
 mean, so that the error on the next task decides. One arm begins with its output bias at c: what is left there is not
 the mean's doing. HL-Gauss spreads targets over 101 atoms on [-5, c + 5]; its error is that of its expectation.
-Arms that the .csv of the same name holds are not run again.
+The learning rate (1e-3) and the strengths are the same for all means and were not tuned. Arms that the .csv of the same
+name holds are not run again.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch import Tensor
 from agents import losses
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.studies.arms import interventions
-from experiments.studies.report import draw, in_parallel, mean_and_interval, read_rows, table, write_rows
+from experiments.studies.report import draw, in_parallel, incomplete, mean_and_interval, read_rows, table, write_rows
 from experiments.studies.supervised import Learner
 
 IMAGES, TASK_STEPS, BATCH, LEARNING_RATE, ATOMS = 500, 2_000, 64, 1e-3, 101
@@ -101,8 +102,9 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     path = given.figure.with_suffix(".csv")
     rows = read_rows(path) if path.exists() else []
-    missing = [arm for arm in given.arms if arm not in {row["arm"] for row in rows}]
+    missing = incomplete(rows, given.arms, given.seeds)
     if missing:
+        rows = [row for row in rows if row["arm"] not in missing]
         jobs = [(arm, c, seed) for seed in range(1, given.seeds + 1) for arm in missing for c in MEANS]
         rows += in_parallel(run, jobs, given.workers, "runs")
         rows.sort(key=lambda row: (list(ARMS).index(row["arm"]), row["mean"], row["seed"]))

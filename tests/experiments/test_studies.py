@@ -1,0 +1,89 @@
+"""The studies: their statistics by hand, their runs in small, and the published numbers that they must reproduce."""
+
+import math
+
+import pytest
+
+from agents.interventions import LayerNorm, ReDo, WeightDecay
+from experiments.studies import overshoot, random_labels, target_mean
+from experiments.studies.arms import STRENGTHS, interventions
+from experiments.studies.report import incomplete, mean_and_interval, read_rows, table, worst_quarter, write_rows
+
+
+def test_mean_and_interval():
+    assert mean_and_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+    mean, low, high = mean_and_interval([3.0])
+    assert mean == 3.0 and math.isnan(low) and math.isnan(high)
+    mean, low, high = mean_and_interval([0.0, 1.0] * 50)  # the normal interval: .5 +- 1.96 * .05
+    assert mean == 0.5
+    assert (low, high) == pytest.approx((0.402, 0.598), abs=0.015)
+    assert mean_and_interval([1.0, 2.0, 4.0]) == mean_and_interval([1.0, 2.0, 4.0])
+
+
+def test_the_worst_quarter():
+    assert worst_quarter([4, 1, 2, 3, 8, 7, 6, 5], lower_is_worse=True) == 1.5
+    assert worst_quarter([4, 1, 2, 3, 8, 7, 6, 5], lower_is_worse=False) == 7.5
+    assert worst_quarter([4, 1], lower_is_worse=True) == 1
+
+
+def test_rows_go_to_a_file_and_come_back(tmp_path):
+    rows = [{"arm": "none", "seed": 1.0, "task": 1.0, "accuracy": 0.25}, {"arm": "a + b", "seed": 2.0, "task": 1.0}]
+    rows[1]["accuracy"] = 1 / 3
+    write_rows(tmp_path / "rows.csv", rows)
+    assert read_rows(tmp_path / "rows.csv") == [rows[0], {**rows[1], "accuracy": 0.333333}]
+
+
+def test_an_arm_is_complete_with_just_its_seeds_and_tasks():
+    rows = [{"arm": "none", "seed": seed, "task": task} for seed in (1.0, 2.0) for task in (1.0, 2.0)]
+    assert incomplete(rows, ["none", "redo"], seeds=2, tasks=2) == ["redo"]
+    assert incomplete(rows, ["none"], seeds=3, tasks=2) == incomplete(rows, ["none"], seeds=2, tasks=3) == ["none"]
+    assert incomplete(rows, ["none"], seeds=1, tasks=2) == ["none"]
+    assert incomplete([{"arm": "none", "seed": 1.0}], ["none"], seeds=1) == []
+
+
+def test_a_table():
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_arms_have_their_interventions():
+    assert interventions("none", 0.0, 600) == []
+    assert interventions("layer_norm + weight_decay", 0.1, 600) == [LayerNorm(), WeightDecay(rate=0.1)]
+    assert interventions("redo", 0.1, 600) == [ReDo(tau=0.1, period=60)]
+    assert interventions("redo", 0.1, 50_000) == [ReDo(tau=0.1, period=1_000)]
+    for arm, strengths in STRENGTHS.items():
+        assert all(interventions(arm, strength, 600) is not None for strength in strengths)
+
+
+@pytest.mark.parametrize("arm", ["none", "cbp", "layer_norm + weight_decay"])
+def test_random_labels_in_small(arm, monkeypatch):
+    monkeypatch.setattr(random_labels, "IMAGES", 64)
+    monkeypatch.setattr(random_labels, "TASK_STEPS", 60)
+    first, second = (random_labels.run(arm, 1e-2, 1e-3, seed=1, tasks=2) for _ in range(2))
+    assert first == second
+    assert [row["task"] for row in first] == [1, 2]
+    assert first[0]["accuracy"] > 0.9  # 64 labels are learned by heart in 60 gradient steps
+    assert random_labels.run(arm, 1e-2, 1e-3, seed=2, tasks=1)[0] != first[0]
+
+
+def test_a_target_mean_ruins_features_and_the_output_bias_saves_them(monkeypatch):
+    monkeypatch.setattr(target_mean, "IMAGES", 64)
+    monkeypatch.setattr(target_mean, "TASK_STEPS", 150)
+    plain, zero, biased = (
+        target_mean.run(arm, c, 1) for arm, c in (("none", 100), ("none", 0), ("output bias = c", 100))
+    )
+    rank = "effective rank, raw, task 1"
+    assert plain[rank] < 0.5 * zero[rank]
+    assert biased[rank] > 2 * plain[rank]
+    categorical = target_mean.run("HL-Gauss", 0.0, 1)
+    assert categorical["error of task 1"] < 1.0
+
+
+def test_the_overshoot_that_zeroed_moments_cause():
+    """3.16 at once and 6.57 at step 12 for (.9, .999), 2.13 at step 13 for (.9, .99)."""
+    sizes = overshoot.updates((0.9, 0.999), "zero")
+    assert sizes[0] == pytest.approx(3.16, abs=0.005)
+    assert max(sizes) == pytest.approx(6.57, abs=0.005) and sizes.index(max(sizes)) == 11
+    sizes = overshoot.updates((0.9, 0.99), "zero")
+    assert max(sizes) == pytest.approx(2.13, abs=0.005) and sizes.index(max(sizes)) == 12
+    for moments in ("local", "keep"):
+        assert overshoot.updates((0.9, 0.999), moments) == pytest.approx([1.0] * 60, abs=1e-3)
