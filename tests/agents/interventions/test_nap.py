@@ -106,7 +106,7 @@ def test_a_large_layer_is_held_just_as_exactly():
 def test_without_a_norm_it_is_refused():
     with pytest.raises(ValueError, match="nap: 'a' has no norm before its nonlinearity"):
         operated("mlp", NaP())
-    with pytest.raises(ValueError, match="nap: there is no hidden layer in only = 'critic'"):
+    with pytest.raises(ValueError, match=r"nap\.only = 'critic': must be a part with hidden layers"):
         agent_with("dqn", NaP(only="critic"))
     with pytest.raises(ValueError, match="cannot work together"):
         check_interventions([NaP(), SpectralNorm()], DQNConfig())
