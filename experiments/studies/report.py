@@ -1,6 +1,7 @@
 """What the studies share: jobs in parallel, means over seeds with their uncertainty, tables and figures."""
 
 import csv
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,7 +13,7 @@ import torch
 from rich.progress import Progress
 from scipy.stats import bootstrap
 
-COLOURS = ("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a429", "#8c564b")
+COLOURS = ("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a429", "#8c564b", "#17becf")
 
 
 def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple], workers: int, what: str) -> list[Any]:
@@ -88,7 +89,7 @@ def draw(path: Path, panels: dict[str, dict[str, dict[float, list[float]]]], acr
 
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
     for axis, (panel, arms) in zip(axes[0], panels.items(), strict=True):
-        for colour, (arm, points) in zip(COLOURS, arms.items(), strict=False):
+        for colour, (arm, points) in zip(itertools.cycle(COLOURS), arms.items(), strict=False):
             places = sorted(points)
             means, lows, highs = zip(*(mean_and_interval(points[x]) for x in places), strict=True)
             axis.plot(places, means, color=colour, label=arm, linewidth=1.6)

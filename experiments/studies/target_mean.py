@@ -118,8 +118,8 @@ def main(arguments: list[str]) -> int:
         }
         for panel, value in shown.items():
             points = panels.setdefault(panel, {}).setdefault(row["arm"], {})
-            points.setdefault(np.log10(1 + row["mean"]), []).append(value)
-    draw(given.figure, panels, "log10(1 + c), c the targets' mean", "Targets c + noise: features, and the next task")
+            points.setdefault(row["mean"], []).append(value)
+    draw(given.figure, panels, "c, the targets' mean", "Targets c + noise: features, and the next task")
     print(summary(rows))
     return 0
 
