@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import nn
-
-from agents.interventions.base import Intervention
-from agents.interventions.weight_decay import Beyond, check_pull, pulled
+from agents.interventions.weight_decay import AdamDecay, Beyond
 
 
 @dataclass(eq=False)
-class L2(Intervention):
+class L2(AdamDecay):
     """Adds rate * theta to the gradient of each parameter theta, inside Adam, so that its moments see it: the gradient
     of rate / 2 * ||theta||^2. It is added after gradient clipping and is not part of the logged loss or gradient norm.
 
@@ -23,23 +17,10 @@ class L2(Intervention):
     """
 
     name = "l2"
+    decoupled = False
 
     rate: float = 1e-3
     """Coefficient; >= 0. Adam divides by the root of its second moment, so the pull does not grow with the rate where
     the loss's gradient is small."""
     include: tuple[Beyond, ...] = ("norm", "bias", "log_std")
     """What is regularised beside the weights: any of norm (gains and biases of norms), bias and log_std."""
-
-    def __post_init__(self) -> None:
-        check_pull(self)
-
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
-        """Choose the parameters. ValueError: there are none."""
-        self._names = set(pulled(self, networks["online"]))
-
-    def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Set the decay of the chosen ones."""
-        for group in groups:
-            if self.rate > 0 and group.get("name") in self._names:
-                group |= {"weight_decay": self.rate, "decoupled_weight_decay": False}  # an AdamW's default is True
-        return groups

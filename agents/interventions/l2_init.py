@@ -92,12 +92,15 @@ class L2Init(Intervention):
         self._followers = Followers(pairs, self.layers)
 
     def penalty(self, forward: Forward) -> Tensor | None:
-        """The distance to theta_0; nothing at rate 0."""
+        """The distance to theta_0 of what learns now; nothing at rate 0."""
         if self.rate == 0:
             return None
         pairs = zip(self.start.values(), self._parameters, strict=True)
-        start, learning = zip(*((then, now) for then, now in pairs if now.requires_grad), strict=True)
-        return self.rate * _Distance.apply(self.norm == "squared", list(start), *learning)
+        learning = [(then, now) for then, now in pairs if now.requires_grad]
+        if not learning:
+            return None
+        start, parameters = zip(*learning, strict=True)
+        return self.rate * _Distance.apply(self.norm == "squared", list(start), *parameters)
 
     def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
         """Those slices of theta_0 are as they are now."""

@@ -4,7 +4,7 @@ With no interventions every method is a plain pass-through: nothing is traced, d
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -94,6 +94,7 @@ class Lifecycle:
         self.members = tuple(dataclasses.replace(member) for member in chosen)
         check_together(self.members)
         self.context = context  # what the agent's forward passes run in (autocast)
+        self.networks: dict[str, nn.Module] = {}
         self.network: nn.Module | None = None
         self.layers: list[HiddenLayer] = []
         self.surgery: Surgery | None = None
@@ -208,7 +209,7 @@ class Lifecycle:
         for member in self._acting():
             member.on_task_change(self.surgery)
 
-    def _acting(self):
+    def _acting(self) -> Iterator[Intervention]:
         """The members in turn, the surgeon told who asks."""
         for member in self.members:
             self.surgery.acting = member.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -37,7 +37,29 @@ def pulled(intervention: Intervention, network: nn.Module) -> dict[str, nn.Param
 
 
 @dataclass(eq=False)
-class WeightDecay(Intervention):
+class AdamDecay(Intervention):
+    """What the two kinds of decay that torch's Adam makes itself share; they have `rate` and `include`."""
+
+    decoupled: ClassVar[bool] = True
+    """Beside the update, or inside its gradient."""
+
+    def __post_init__(self) -> None:
+        check_pull(self)
+
+    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+        """Choose the parameters. ValueError: there are none."""
+        self._names = set(pulled(self, networks["online"]))
+
+    def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Set the decay of the chosen ones, its kind too: AdamW's default is another than Adam's."""
+        for group in groups:
+            if self.rate > 0 and group.get("name") in self._names:
+                group |= {"weight_decay": self.rate, "decoupled_weight_decay": self.decoupled}
+        return groups
+
+
+@dataclass(eq=False)
+class WeightDecay(AdamDecay):
     """Decoupled weight decay: at each gradient step a parameter first loses the share learning rate * `rate` of itself,
     then Adam's update is made as if nothing had happened (AdamW, algorithm 2 without a schedule multiplier).
 
@@ -54,17 +76,3 @@ class WeightDecay(Intervention):
     2.5e-4 an unused weight is halved in 2.8e5 gradient steps."""
     include: tuple[Beyond, ...] = ()
     """What decays beside the weights: any of norm (gains and biases of norms), bias and log_std."""
-
-    def __post_init__(self) -> None:
-        check_pull(self)
-
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
-        """Choose the parameters. ValueError: there are none."""
-        self._names = set(pulled(self, networks["online"]))
-
-    def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Set the decay of the chosen ones."""
-        for group in groups:
-            if self.rate > 0 and group.get("name") in self._names:
-                group |= {"weight_decay": self.rate, "decoupled_weight_decay": True}
-        return groups

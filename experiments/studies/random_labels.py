@@ -8,9 +8,7 @@ strength is the one with the best mean accuracy over ten tasks. Both are chosen 
 the .csv of the same name holds are not run again.
 """
 
-import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +17,7 @@ from torch.nn import functional as F
 
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import (
-    draw,
-    in_parallel,
-    incomplete,
-    mean_and_interval,
-    read_rows,
-    table,
-    worst_quarter,
-    write_rows,
-)
+from experiments.studies.report import completed, draw, in_parallel, mean_and_interval, parser, table, worst_quarter
 from experiments.studies.supervised import Learner
 
 IMAGES, TASK_STEPS, RATES = 1_000, 600, (3e-4, 1e-3, 3e-3)
@@ -94,23 +83,16 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the arms that the .csv lacks, draw, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", type=Path, help="the .png to draw; its .csv holds the numbers")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--tasks", type=int, default=12)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--arms", nargs="+", default=list(STRENGTHS), choices=list(STRENGTHS))
-    given = parser.parse_args(arguments)
-    path = given.figure.with_suffix(".csv")
-    rows = read_rows(path) if path.exists() else []
-    missing = incomplete(rows, given.arms, given.seeds, given.tasks)
-    if missing:
-        rows = [row for row in rows if row["arm"] not in missing]
-        choices = tuned(missing, given.workers)
-        jobs = [(arm, *choices[arm], seed, given.tasks) for arm in missing for seed in range(1, given.seeds + 1)]
-        rows += [row for found in in_parallel(run, jobs, given.workers, "arms") for row in found]
-        rows.sort(key=lambda row: list(STRENGTHS).index(row["arm"]))
-        write_rows(path, rows)
+    flags = parser(__doc__, list(STRENGTHS), seeds=10)
+    flags.add_argument("--tasks", type=int, default=12)
+    given = flags.parse_args(arguments)
+
+    def made(arms: list[str]) -> list[dict[str, Any]]:
+        choices = tuned(arms, given.workers)
+        jobs = [(arm, *choices[arm], seed, given.tasks) for arm in arms for seed in range(1, given.seeds + 1)]
+        return [row for found in in_parallel(run, jobs, given.workers, "arms") for row in found]
+
+    rows = completed(given, list(STRENGTHS), made)
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for panel in ("accuracy", "dead or linearised", "effective rank, centred"):
         for row in rows:

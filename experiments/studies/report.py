@@ -1,5 +1,6 @@
 """What the studies share: jobs in parallel, means over seeds with their uncertainty, tables and figures."""
 
+import argparse
 import csv
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -58,6 +59,31 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """What `write_rows` wrote; everything that is a number as a float."""
     with path.open(newline="") as file:
         return [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def parser(description: str, arms: Sequence[str], seeds: int) -> argparse.ArgumentParser:
+    """The flags that all studies have."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("figure", type=Path, help="the .png to draw; its .csv holds the numbers")
+    found.add_argument("--seeds", type=int, default=seeds)
+    found.add_argument("--workers", type=int, default=2)
+    found.add_argument("--arms", nargs="+", default=list(arms), choices=list(arms))
+    return found
+
+
+def completed(
+    given: argparse.Namespace, order: Sequence[str], run: Callable[[list[str]], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The rows of the .csv beside the figure; arms that it lacks, or holds with other seeds or tasks, are made by
+    `run(arms)` and written. Arms stand in `order`."""
+    path = given.figure.with_suffix(".csv")
+    rows = read_rows(path) if path.exists() else []
+    missing = incomplete(rows, given.arms, given.seeds, getattr(given, "tasks", None))
+    if missing:
+        rows = [row for row in rows if row["arm"] not in missing] + run(missing)
+        rows.sort(key=lambda row: list(order).index(row["arm"]))
+        write_rows(path, rows)
+    return rows
 
 
 def incomplete(rows: list[dict[str, Any]], arms: Sequence[str], seeds: int, tasks: int | None = None) -> list[str]:

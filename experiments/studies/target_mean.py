@@ -11,10 +11,8 @@ The learning rate (1e-3) and the strengths are the same for all means and were n
 name holds are not run again.
 """
 
-import argparse
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from torch import Tensor
 from agents import losses
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.studies.arms import interventions
-from experiments.studies.report import draw, in_parallel, incomplete, mean_and_interval, read_rows, table, write_rows
+from experiments.studies.report import completed, draw, in_parallel, mean_and_interval, parser, table
 from experiments.studies.supervised import Learner
 
 IMAGES, TASK_STEPS, BATCH, LEARNING_RATE, ATOMS = 500, 2_000, 64, 1e-3, 101
@@ -94,21 +92,13 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the arms that the .csv lacks, draw, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", type=Path, help="the .png to draw; its .csv holds the numbers")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    given = parser.parse_args(arguments)
-    path = given.figure.with_suffix(".csv")
-    rows = read_rows(path) if path.exists() else []
-    missing = incomplete(rows, given.arms, given.seeds)
-    if missing:
-        rows = [row for row in rows if row["arm"] not in missing]
-        jobs = [(arm, c, seed) for seed in range(1, given.seeds + 1) for arm in missing for c in MEANS]
-        rows += in_parallel(run, jobs, given.workers, "runs")
-        rows.sort(key=lambda row: (list(ARMS).index(row["arm"]), row["mean"], row["seed"]))
-        write_rows(path, rows)
+    given = parser(__doc__, list(ARMS), seeds=10).parse_args(arguments)
+
+    def made(arms: list[str]) -> list[dict[str, Any]]:
+        jobs = [(arm, c, seed) for arm in arms for c in MEANS for seed in range(1, given.seeds + 1)]
+        return in_parallel(run, jobs, given.workers, "runs")
+
+    rows = completed(given, list(ARMS), made)
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for row in rows:
         shown = {
