@@ -40,7 +40,15 @@ def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator)
     return layers
 
 
-Captured = dict[nn.Module, tuple[Tensor, Tensor]]
+Captured = dict[nn.Module, tuple[Tensor | None, Tensor]]
+
+
+class OnlyAfter(Captured):
+    """Keeps what comes out of the nonlinearities alone. Values before them would live until the end of the update, in
+    memory that the next layer could have used while it is in the cache."""
+
+    def __setitem__(self, producer: nn.Module, values: tuple[Tensor | None, Tensor]) -> None:
+        super().__setitem__(producer, (None, values[1]))
 
 
 def through(layers: nn.Sequential, x: Tensor, captured: Captured | None) -> Tensor:
@@ -49,11 +57,13 @@ def through(layers: nn.Sequential, x: Tensor, captured: Captured | None) -> Tens
         return layers(x)
     producer = None
     for layer in layers:
-        before, x = x, layer(x)
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            producer = layer
-        elif type(layer) in NONLINEARITIES:
+        if type(layer) in NONLINEARITIES:
+            before, x = x, layer(x)
             captured[producer] = (before, x)
+            del before
+        else:
+            x = layer(x)
+            producer = layer if isinstance(layer, (nn.Linear, nn.Conv2d)) else producer
     return x
 
 

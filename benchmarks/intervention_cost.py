@@ -1,9 +1,12 @@
-"""What an intervention adds to the time of a gradient step.
+"""What an intervention adds to the time of an update.
 
-Two agents of the same shapes and settings, one without and one with the intervention, take turns in one process, so
-that a busy machine slows both alike. Each turn is a number of gradient steps on random data; no world is needed.
-``ratio`` is the median over turns of (with / without); by processor time, one thread (wall-clock time on a GPU, whose
-work is waited for).
+Two agents of the same shapes and settings, one without and one with the intervention, learn from random data in one
+process; no world is needed. They alternate every few gradient steps, so that a busy machine slows both alike, and a
+turn sums up many such stretches, so that what happens rarely has its share. ``ratio`` is the median over turns of
+(with / without); by processor time, one thread (wall-clock time on a GPU, whose work is waited for).
+
+An update is the agent's `update()`: PPO's has ten epochs over a rollout (of 512 steps here, so that they alternate
+often), DQN's is one gradient step on a minibatch of its replay. Times are per gradient step.
 
 An intervention given by its name has its defaults. CBP's units are older than its maturity here, so that it replaces;
 ReDo is shown at its period, and its average holds whole periods only where a turn is as long as one.
@@ -15,7 +18,6 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
@@ -41,17 +43,21 @@ def ant(features: int) -> Spaces:
     return Spaces((features,), np.dtype(np.float32), "continuous", 8, -bound, bound)
 
 
-def rows() -> dict[str, tuple[AgentConfig, Spaces, int]]:
-    """(settings, spaces, gradient steps in a turn) by name."""
+def rows() -> dict[str, tuple[AgentConfig, Spaces, int, int]]:
+    """(settings, spaces, updates in a stretch, stretches in a turn) by name."""
 
     def config(algorithm: str, preset: str, env: str) -> AgentConfig:
         return preset_config(algorithm, preset, "atari" if "ALE" in env else "mujoco", env, 1_000_000).agent
 
+    def ppo(preset: str, minibatch: int) -> AgentConfig:
+        changes = {"rollout_steps": 512, "num_minibatches": 512 // minibatch}
+        return replace(config("ppo", preset, "Ant-v5"), **changes)
+
     changes = {"buffer_size": 2_000, "learning_starts": 0, "replay_ratio": 1.0}
     return {
-        "dqn-atari": (replace(config("dqn", "auto", "ALE/Breakout-v5"), **changes), ATARI, 60),
-        "ppo-ant-64": (config("ppo", "cleanrl_continuous", "Ant-v5"), ant(105), 320),
-        "ppo-ant-256": (config("ppo", "dohare24_ant", "Ant-v5"), ant(111), 160),
+        "dqn-atari": (replace(config("dqn", "auto", "ALE/Breakout-v5"), **changes), ATARI, 5, 12),
+        "ppo-ant-64": (ppo("cleanrl_continuous", 64), ant(105), 1, 4),
+        "ppo-ant-256": (ppo("dohare24_ant", 128), ant(111), 1, 4),
     }
 
 
@@ -66,7 +72,7 @@ def transitions(spaces: Spaces, rng: np.random.Generator, actions: np.ndarray) -
 
 
 class Subject:
-    """An agent with data to learn from; `step` makes one gradient step."""
+    """An agent with data to learn from."""
 
     def __init__(
         self, config: AgentConfig, spaces: Spaces, interventions: list[Intervention], device: torch.device
@@ -77,16 +83,14 @@ class Subject:
         if spaces.is_image:
             for _ in range(500):
                 self.agent.observe(transitions(spaces, rng, self.agent.act(observations)))
-            self.step: Callable[[], object] = self.agent.update
-            return
-        while not self.agent.update_due():
+        while not spaces.is_image and not self.agent.update_due():
             self.agent.observe(transitions(spaces, rng, self.agent.act(observations)))
-        rollout = self.agent.rollout
-        kept = ("observations", "actions", "log_probs", "rewards", "values")
-        data = {name: getattr(rollout, name).flatten(0, 1) for name in kept}
-        data |= {"advantages": data["rewards"], "returns": data.pop("rewards")}
-        batch = {name: tensor[: self.agent.batch_size // config.num_minibatches] for name, tensor in data.items()}
-        self.step = lambda: self.agent._gradient_step(batch)
+
+    def update(self) -> None:
+        """One update, PPO's from the same rollout each time."""
+        if hasattr(self.agent, "rollout"):
+            self.agent.rollout.row = len(self.agent.rollout.rewards)
+        self.agent.update()
 
     def mature(self, age: int = 20_000) -> None:
         """As if that many gradient steps had been made: CBP's units are all mature, at ages of their own."""
@@ -97,29 +101,31 @@ class Subject:
                     layer["ages"] = age + torch.arange(len(layer["ages"]))
                 member.load_state_dict({**state, "oldest": age + max(len(layer["ages"]), 1_000)})
 
-    def seconds(self, steps: int) -> float:
+    def seconds(self, updates: int) -> float:
         """Time of a gradient step."""
-        clock = time.perf_counter if self.cuda else time.process_time
+        clock, before = time.perf_counter if self.cuda else time.process_time, self.agent.optimization.gradient_steps
         begun = clock()
-        for _ in range(steps):
-            self.step()
+        for _ in range(updates):
+            self.update()
         if self.cuda:
             torch.cuda.synchronize()
-        return (clock() - begun) / steps
+        return (clock() - begun) / (self.agent.optimization.gradient_steps - before)
 
 
 def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:
     """The line of the table for the row `name` and one intervention."""
-    config, spaces, steps = rows()[name]
+    config, spaces, updates, stretches = rows()[name]
     plain = Subject(config, spaces, [], device)
     subject = Subject(config, spaces, [intervention_class(chosen)()], device)
     for each in (plain, subject):
-        each.seconds(max(steps // 4, 10))
+        each.seconds(2 * updates)
     subject.mature()
     pairs = []
-    for turn in range(turns):
-        order = (plain, subject) if turn % 2 else (subject, plain)
-        seconds = {each: each.seconds(steps) for each in order}
+    for _ in range(turns):
+        seconds = {plain: 0.0, subject: 0.0}
+        for stretch in range(stretches):
+            for each in (plain, subject) if stretch % 2 else (subject, plain):
+                seconds[each] += each.seconds(updates) / stretches
         pairs.append((seconds[plain], seconds[subject]))
     without, beside = (median(times) * 1e6 for times in zip(*pairs, strict=True))
     ratios = sorted(after / before for before, after in pairs)
@@ -131,7 +137,7 @@ def main() -> None:
     """Measure what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", default=["cbp", "redo"], help="interventions (default: cbp redo)")
-    parser.add_argument("--turns", type=int, default=7, help="turns of each agent, at least 5 (default 7)")
+    parser.add_argument("--turns", type=int, default=15, help="turns, at least 5 (default 15)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", choices=list(rows()), help="one row alone")
     arguments = parser.parse_args()

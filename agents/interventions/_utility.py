@@ -1,5 +1,6 @@
 """How useful a hidden layer's units are: what continual backprop (cbp.py) measures at every gradient step."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,9 +18,9 @@ Utility = Literal[
 CENTRED = ("zero_contribution", "adaptable_contribution", "feature_by_input")
 BY_INPUT = ("adaptable_contribution", "adaptation", "feature_by_input")
 BY_OUTPUT = ("contribution", "zero_contribution", "adaptable_contribution", "weight")
-STEPS_TOGETHER = 16
+STEPS_TOGETHER = 64
 SMALL = 2**15
-"""Numbers, of hidden values and weights, that are rather kept for a while than averaged at once."""
+"""Numbers, of hidden values and weights, that are rather brought side by side than each summed up where they are."""
 PIECE = 2**17
 NOT_NEGATIVE = ("relu", "crelu", "sigmoid")
 """Nonlinearities after which |h| is h."""
@@ -124,10 +125,10 @@ class LayerUtility:
 class AlikeContribution:
     """The contribution of dense layers with equally many units, together and several gradient steps at a time.
 
-    In small layers an operation costs a CPU more than its arithmetic, the more so right after an update. So at a step
-    the hidden values and outgoing weights are only copied (in larger layers summed, which is best done while they are
-    in the cache), until `update` is called, at the latest when `full`. `utilities`: [layers, units] of `layers`, for
-    each of which `fits` holds.
+    In small layers an operation costs a CPU more than its arithmetic, the more so right after an update has emptied its
+    caches. So a step takes as few as possible, and only sums over the batch and over the weights are kept, until
+    `update` is called, at the latest when `full`. `utilities`: [layers, units] of `layers`, for each of which `fits`
+    holds.
     """
 
     def __init__(self, layers: Sequence[LayerUtility], utilities: Tensor, decay: float) -> None:
@@ -139,6 +140,7 @@ class AlikeContribution:
         lags = torch.arange(STEPS_TOGETHER - 1, -1, -1, dtype=torch.float64)
         self._fading = ((1 - decay) * decay**lags).float().to(utilities.device)
         self._batch, self._steps = 0, 0
+        self._kept: list[Any] = []  # by step, where the sums go: [sums, units], or a list of [units]
 
     @staticmethod
     def fits(layer: HiddenLayer) -> bool:
@@ -155,37 +157,50 @@ class AlikeContribution:
     def keep(self, captured: Captured) -> None:
         """What a step's batch gave, [batch, units] for each layer, and the weights as they are now."""
         posts = [captured[name][1] for name in self._names]
-        if len(posts[0]) != self._batch:
+        if (batch := posts[0].shape[0]) != self._batch:
             self.update()
-            self._expect(len(posts[0]))
-        if self._small:
-            torch.cat([*posts, *self._weights], out=self._kept[self._steps])
+            self._expect(batch)
+        if self._blocks is None:
+            for post, bare, total in zip(posts, self._bare, self._kept[self._steps], strict=False):
+                torch.sum(post if bare else post.abs(), 0, dtype=torch.float32, out=total)
+            for weight, total in zip(self._weights, self._kept[self._steps][len(posts) :], strict=True):
+                torch.sum(torch.abs(weight, out=self._sizes[: weight.shape[0]]), 0, out=total)
         else:
-            sizes = [post if bare else post.abs() for post, bare in zip(posts, self._bare, strict=True)]
-            sums = [size.sum(0, dtype=torch.float32) for size in sizes] + [w.abs().sum(0) for w in self._weights]
-            torch.stack(sums, out=self._kept[self._steps])
+            for values, place in zip([*posts, *self._weights], self._places, strict=True):
+                torch.abs(values.float(), out=place)
+            torch.sum(self._blocks, 1, out=self._kept[self._steps])
         self._steps += 1
 
     def _expect(self, batch: int) -> None:
         """Make room for batches of this size."""
         layers, units = self._utilities.shape
-        heights = [sum(map(len, weights)) for weights in self._outgoing]
-        self._batch, self._small = batch, (layers * batch + sum(heights)) * units <= SMALL
-        kept = heights if self._small else list(map(len, self._outgoing))
-        blocks = [torch.full((1, rows), 1 / height) for rows, height in zip(kept, heights, strict=True)]
-        self._average = torch.block_diag(*blocks).to(self._utilities.device)  # [layers, rows of the weights]
-        self._above = layers * batch if self._small else layers  # rows of the hidden values, which come first
-        self._kept = self._utilities.new_empty(STEPS_TOGETHER, self._above + sum(kept), units)
+        blocks = [sum(math.ceil(len(weight) / batch) for weight in weights) for weights in self._outgoing]
+        small = (layers + sum(blocks)) * batch * units <= SMALL
+        if not small:
+            blocks = [len(weights) for weights in self._outgoing]
+        shares = (
+            torch.full((1, count), 1 / sum(map(len, weights)))
+            for count, weights in zip(blocks, self._outgoing, strict=True)
+        )
+        self._average = torch.block_diag(*shares).to(self._utilities.device)  # of a layer's sums, the mean
+        self._sums = self._utilities.new_empty(STEPS_TOGETHER, layers + sum(blocks), units)
+        self._batch, self._blocks, self._kept = batch, None, [list(sums) for sums in self._sums]
+        self._sizes = self._sums.new_empty(0 if small else max(map(len, self._weights)), units)  # fresh memory is dear
+        if small:
+            # all side by side, each in blocks of as many rows as the batch has (the rest is 0): one sum for all
+            self._blocks, self._kept = self._sums.new_zeros(self._sums.shape[1], batch, units), list(self._sums)
+            heights = [batch] * layers + [len(weight) for weight in self._weights]
+            ends = itertools.accumulate(math.ceil(height / batch) * batch for height in heights)
+            rows = self._blocks.view(-1, units)
+            self._places = [rows[start:][:height] for start, height in zip([0, *ends], heights, strict=False)]
 
     def update(self) -> None:
         """Bring the utilities up to date with all that was kept."""
         if not self._steps:
             return
-        kept = self._kept[: self._steps].abs_()
-        sizes, weights = kept.split([self._above, kept.shape[1] - self._above], 1)
-        if self._small:
-            sizes = sizes.unflatten(1, (len(self._utilities), self._batch)).sum(2)
-        found = sizes * (self._average @ weights)
+        layers = len(self._utilities)
+        sums = self._sums[: self._steps]
+        found = sums[:, :layers] * (self._average @ sums[:, layers:])
         fresh = (self._fading[-self._steps :] / self._batch) @ found.flatten(1)
         self._utilities.mul_(self._decay**self._steps).add_(fresh.view_as(self._utilities))
         self._steps = 0
@@ -194,7 +209,7 @@ class AlikeContribution:
         """What was kept and not yet used: a checkpoint must not change when that happens, not even by a rounding."""
         if not self._steps:
             return {"batch": 0, "kept": None}
-        return {"batch": self._batch, "kept": self._kept[: self._steps].clone()}
+        return {"batch": self._batch, "kept": self._sums[: self._steps].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -202,7 +217,7 @@ class AlikeContribution:
         if state["kept"] is not None:
             self._expect(state["batch"])
             self._steps = len(state["kept"])
-            self._kept[: self._steps] = state["kept"]
+            self._sums[: self._steps] = state["kept"]
 
 
 def corrections(ages: Tensor, decay: float) -> Tensor:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Part = Literal["all", "encoder", "actor", "critic"]
 Role = Literal["weight", "bias", "norm", "log_std"]
-Captured = Mapping[str, tuple[Tensor, Tensor]]
+Captured = Mapping[str, tuple[Tensor | None, Tensor]]
 
 
 class Forward(NamedTuple):
@@ -47,7 +47,8 @@ class Forward(NamedTuple):
     """[batch, ...] as the network takes them."""
     captured: Captured
     """By layer name: the values before and after the nonlinearity, [batch, units, ...], part of the autograd graph.
-    Empty unless an intervention's `captures` asks for them. CReLU and Fourier features: twice the units after it."""
+    Empty unless an intervention's `captures` asks for them; before it None where only "hidden" is asked for. CReLU and
+    Fourier features: twice the units after it."""
     again: Callable[[nn.Module], Captured] | None = None
     """What `captured` would be in another network of the same structure, a frozen copy say, for these observations."""
 
@@ -107,7 +108,7 @@ class Intervention:
         require(not unknown, f"{cls.__name__}.captures", sorted(cls.captures), "of hidden, preactivations")
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        if attribute in self.__dict__ and attribute in _parameters_of(type(self)):
+        if attribute[0] != "_" and attribute in self.__dict__ and attribute in _parameters_of(type(self)):
             raise AttributeError(
                 f"{self.name}.{attribute}: a parameter is fixed once made; dataclasses.replace makes another one"
             )

@@ -104,6 +104,7 @@ class CBP(Intervention):
         self._inside, self._grid = inside.to(device), torch.where(inside, starts[:, None] + place, 0).to(device)
         self._slots = [min(size, math.ceil(self.replacement_rate * size) + 1) for size in sizes]
         self._accumulated: list[float] | Tensor = [0.0] * len(sizes)
+        self._shares, self._settled, self._due = [0.0] * len(sizes), 0, 0
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         self._chance = torch.Generator(device).manual_seed(seed)  # not the surgeon's: who goes and what comes are apart
         self._oldest = 0  # no unit is older
@@ -175,6 +176,8 @@ class CBP(Intervention):
             self._operate(surgery, {follow: Slots(i[:k], v[:k]) for follow, k, i, v in slots})
             return
         # the same with no more work than needed: on a CPU reading back costs nothing
+        if self._oldest < min(self._looked_until, self._due):
+            return
         numbers = self._numbers()
         if any(numbers):
             self._catch_up()
@@ -183,8 +186,8 @@ class CBP(Intervention):
             chosen = zip(self._followed, numbers, index, strict=True)
             until = min(self._looked_until, self._oldest + self.maturity + 1)  # when the new ones can be mature
             self._operate(surgery, {follow: i[:n] for follow, n, i in chosen if n})
-            self._eligible_units = [count - n for count, n in zip(self._eligible_units, numbers, strict=True)]
             self._looked_until = until
+            self._share([count - n for count, n in zip(self._eligible_units, numbers, strict=True)])
 
     def _eligible(self) -> Tensor:
         """bool [units of all layers]"""
@@ -197,19 +200,38 @@ class CBP(Intervention):
         """Count the eligible units of each layer; they stay as many until one is replaced or matures."""
         self._catch_up()
         eligible = self._eligible()
-        self._eligible_units = self._by_layer(eligible).tolist()
         oldest = int(torch.where(eligible, 0, self.ages * self._aging).max())
         self._looked_until = self._oldest + max(self.maturity + 1 - oldest, 1)
+        self._share(self._by_layer(eligible).tolist())
+
+    def _share(self, eligible: list[int]) -> None:
+        """That many units of each layer are eligible from now on."""
+        self._eligible_units, self._shares = eligible, [count * self.replacement_rate for count in eligible]
+        waits = (
+            (1 - before) / share if share else math.inf
+            for before, share in zip(self._accumulated, self._shares, strict=True)
+        )
+        # before then no layer's shares make a whole unit; a step less, for sums are rounded
+        self._due = self._oldest if self.accumulation == "bernoulli" else self._oldest + min(waits) - 2
+
+    def _settle(self, until: int) -> None:
+        """Add up the shares of the steps up to that one, one by one: the sums are those of every other order."""
+        counts = self.accumulation == "accumulate" and any(self._shares)
+        for _ in range(until - max(self._settled, self.maturity) if counts else 0):
+            self._accumulated = [before + share for before, share in zip(self._accumulated, self._shares, strict=True)]
+        self._settled = until
 
     def _numbers(self) -> list[int]:
         """How many units each layer replaces now."""
-        if self._oldest >= self._looked_until:
-            self._look()
-        shares = [count * self.replacement_rate for count in self._eligible_units]
         if self.accumulation == "bernoulli":
+            if self._oldest >= self._looked_until:
+                self._look()
             draws = self._draws().tolist()
-            return [int(share) + (draw < share - int(share)) for share, draw in zip(shares, draws, strict=True)]
-        self._accumulated = [before + share for before, share in zip(self._accumulated, shares, strict=True)]
+            return [int(share) + (draw < share - int(share)) for share, draw in zip(self._shares, draws, strict=True)]
+        if self._oldest >= self._looked_until:
+            self._settle(self._oldest - 1)
+            self._look()
+        self._settle(self._oldest)
         if max(self._accumulated) < 1:
             return []
         numbers = [int(total) for total in self._accumulated]
@@ -252,6 +274,7 @@ class CBP(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator."""
+        self._settle(self._oldest)
         layers = {
             follow.layer.name: {
                 "ages": follow.ages.clone(),
@@ -278,5 +301,6 @@ class CBP(Intervention):
         for group, kept in zip(self._together, state["kept"], strict=True):
             group.load_state_dict(kept)
         self._oldest, self._behind, self._requiring = state["oldest"], state["behind"], []
+        self._settled = self._oldest
         self._count_anew()
         self._chance.set_state(state["generator"].cpu())

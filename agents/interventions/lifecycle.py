@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from agents.config import AgentConfig, NetworkConfig
 from agents.interventions.base import Captured, Forward, Intervention, Part, Role
 from agents.interventions.surgery import Surgery
+from agents.networks import OnlyAfter
 from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
 
-ByModule = dict[nn.Module, tuple[Tensor, Tensor]]
+ByModule = dict[nn.Module, tuple[Tensor | None, Tensor]]
 
 
 def check_together(members: Sequence[Intervention]) -> None:
@@ -99,7 +100,7 @@ class Lifecycle:
         self.layers: list[HiddenLayer] = []
         self.surgery: Surgery | None = None
         self.drawing: torch.Generator | np.random.Generator | None = None
-        self._captures = any(member.captures for member in self.members)
+        self._captures = frozenset().union(*(member.captures for member in self.members))
 
     def configure(self, network: NetworkConfig, part: Part) -> NetworkConfig:
         """The settings of the torso that is `part` of the network."""
@@ -171,7 +172,9 @@ class Lifecycle:
 
     def capturing(self) -> ByModule | None:
         """What to hand to the update's forward pass, to be filled; None where nobody asks for it."""
-        return {} if self._captures else None
+        if "preactivations" in self._captures:
+            return {}
+        return OnlyAfter() if self._captures else None
 
     def forward(self, observations: Tensor, captured: ByModule | None) -> Forward | None:
         """The update's forward pass, as the interventions see it."""

@@ -70,6 +70,10 @@ class Units:
         mask, source = first < slots, first[index]
         return cls(mask, index, source < slots, source.clamp(max=slots - 1))
 
+    def spread(self, drawn: Tensor) -> Tensor:
+        """Of what was drawn for each slot, the rows that the slots take."""
+        return drawn if self.certain else drawn[self.source]
+
 
 class Owned:
     """The slices of `tensor` along dimension `dim` that belong to a layer's units: `owner` int64 [size of that
@@ -86,6 +90,7 @@ class Owned:
             positions[unit, : len(mine)], present[unit, : len(mine)] = mine, True
         self.positions, self.present = positions.to(owner.device), present.to(owner.device)
         self.regular = bool(present.all())
+        self.one_each = self.most == 1 and torch.equal(positions.squeeze(1), torch.arange(units))
 
     def owned_by(self, units: Units) -> Tensor:
         """bool [size of the dimension]: which slices belong to `units`."""
@@ -118,7 +123,7 @@ class Owned:
             into.index_copy_(self.dim, where, new)
 
     def _where(self, units: Units) -> Tensor:
-        return units.index if self.dim == 0 else self.positions[units.index].flatten()
+        return units.index if self.one_each else self.positions[units.index].flatten()
 
     def _hit(self, units: Units, where: Tensor) -> Tensor:
         if not self.regular:

@@ -158,7 +158,7 @@ class Surgery:
             drawn = draws[name] if name in draws else self.draw(name, len(which.index))
             new = dict(zip(("weight", "bias"), drawn, strict=True))
             for owned in slices.incoming:
-                values = owned.start if isinstance(owned.start, float) else new[owned.start][which.source]
+                values = owned.start if isinstance(owned.start, float) else which.spread(new[owned.start])
                 self._edit(owned, which, values, moments, networks)
         for slices, which in chosen:
             for owned in slices.outgoing:

@@ -150,8 +150,8 @@ class Bench:
             n: self.rng.lognormal(0, 0.7, s[0]).reshape(-1, *[1] * (len(s) - 1)) for n, s in self.shapes.items()
         }
 
-    def step(self, batch=None):
-        """One gradient step; who was replaced, and who should have been."""
+    def step(self, batch=None, dtype=torch.float32):
+        """One gradient step, hidden values rounded to `dtype`; who was replaced, and who should have been."""
         self.steps += 1
         with torch.no_grad():
             for parameter in self.patient.network.parameters():
@@ -161,11 +161,11 @@ class Bench:
         for name, shape in self.shapes.items():
             values = self.scales[name] * self.rng.standard_normal((batch or self.batch, *shape)) + 0.3
             negative = self.cbp._followed[0].layer.activation not in ("relu", "crelu")
-            posts[name] = (values if negative else np.maximum(values, 0)).astype(np.float32)
-        captured = {name: (None, torch.from_numpy(post).requires_grad_()) for name, post in posts.items()}
+            posts[name] = torch.from_numpy(values if negative else np.maximum(values, 0)).to(dtype)
+        captured = {name: (None, post.clone().requires_grad_()) for name, post in posts.items()}
         expected = None
         if self.slow is not None:
-            expected = self.slow.step({name: post.astype(np.float64) for name, post in posts.items()})
+            expected = self.slow.step({name: post.double().numpy() for name, post in posts.items()})
         forward = Forward(self.patient.network, self.patient.batch, captured)
         self.cbp.after_step(self.patient.surgery, forward, self.steps)
         return self.listener.take(), expected
@@ -242,6 +242,17 @@ def test_large_layers_are_averaged_at_once_to_the_same_end(monkeypatch):
         bench = Bench(kind, **LIVELY)
         for step in range(100):
             heard, expected = bench.step(batch=5 if step % 30 else 3)
+            assert heard == expected
+        bench.check_state()
+
+
+@pytest.mark.parametrize("small", [2**15, 0])
+def test_hidden_values_of_half_the_precision(small, monkeypatch):
+    monkeypatch.setattr("agents.interventions._utility.SMALL", small)
+    for kind in ("mlp", "conv -> flatten -> linear"):
+        bench = Bench(kind, **LIVELY)
+        for _ in range(100):
+            heard, expected = bench.step(dtype=torch.bfloat16)
             assert heard == expected
         bench.check_state()
 

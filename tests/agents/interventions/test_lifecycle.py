@@ -172,6 +172,26 @@ def test_captured_is_what_the_layers_hold(kind):
     assert all(torch.equal(copied[name][1], again[name][1]) for name in again)
 
 
+@every_agent
+def test_what_comes_before_the_nonlinearity_is_held_only_where_it_is_asked_for(kind):
+    class OnlyHidden(Diary):
+        name, captures = "only_hidden", frozenset({"hidden"})
+
+    both = agent_of(kind, [OnlyHidden(), Diary()])
+    alone = agent_of(kind, [OnlyHidden()])
+    for agent in (both, alone):
+        drive(agent, world_of(kind), 60)
+    for told, agreed in zip(
+        alone.interventions.members[0].forwards, both.interventions.members[0].forwards, strict=True
+    ):
+        assert list(told.captured) == list(agreed.captured) != []
+        for (nothing, after), (before, same) in zip(told.captured.values(), agreed.captured.values(), strict=True):
+            assert nothing is None and before is not None
+            assert torch.equal(after, same)
+    again = alone.interventions.members[0].forwards[-1].again(alone.network)
+    assert all(before is not None for before, _ in again.values())
+
+
 def test_a_penalty_is_added_to_the_loss_and_to_the_log():
     @dataclass(eq=False)
     class Pull(Intervention):

@@ -174,7 +174,8 @@ class History:
             step = self.agent.optimization.gradient_steps + 1
             captured = {}
             if step in CHECKED:
-                captured = {k: (pre.detach(), post.detach()) for k, (pre, post) in forward.captured.items()}
+                held = forward.captured.items()
+                captured = {k: (None if pre is None else pre.detach(), post.detach()) for k, (pre, post) in held}
             old = tuple(part.copy() for part in self.old)
             told = Penalty(step, float(result.detach()), self.start.copy(), old, forward.observations, captured)
             self.penalties[name].append(told)
