@@ -2,8 +2,9 @@
 
 Two agents of the same shapes and settings, one without and one with the intervention, learn from random data in one
 process; no world is needed. They alternate every few gradient steps, so that a busy machine slows both alike, and a
-turn sums up many such stretches, so that what happens rarely has its share. ``ratio`` is the median over turns of
-(with / without); by processor time, one thread (wall-clock time on a GPU, whose work is waited for).
+turn sums up many such stretches, so that what happens rarely has its share. Each turn has two new agents, for where
+their tensors come to lie in memory alone makes up to two per cent. ``ratio`` is the median over turns of (with /
+without); by processor time, one thread (wall-clock time on a GPU, whose work is waited for).
 
 An update is the agent's `update()`: PPO's has ten epochs over a rollout (of 512 steps here, so that they alternate
 often), DQN's is one gradient step on a minibatch of its replay. Times are per gradient step.
@@ -56,8 +57,8 @@ def rows() -> dict[str, tuple[AgentConfig, Spaces, int, int]]:
     changes = {"buffer_size": 2_000, "learning_starts": 0, "replay_ratio": 1.0}
     return {
         "dqn-atari": (replace(config("dqn", "auto", "ALE/Breakout-v5"), **changes), ATARI, 5, 12),
-        "ppo-ant-64": (ppo("cleanrl_continuous", 64), ant(105), 1, 4),
-        "ppo-ant-256": (ppo("dohare24_ant", 128), ant(111), 1, 4),
+        "ppo-ant-64": (ppo("cleanrl_continuous", 64), ant(105), 1, 8),
+        "ppo-ant-256": (ppo("dohare24_ant", 128), ant(111), 1, 8),
     }
 
 
@@ -115,13 +116,13 @@ class Subject:
 def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:
     """The line of the table for the row `name` and one intervention."""
     config, spaces, updates, stretches = rows()[name]
-    plain = Subject(config, spaces, [], device)
-    subject = Subject(config, spaces, [intervention_class(chosen)()], device)
-    for each in (plain, subject):
-        each.seconds(2 * updates)
-    subject.mature()
     pairs = []
     for _ in range(turns):
+        plain = Subject(config, spaces, [], device)
+        subject = Subject(config, spaces, [intervention_class(chosen)()], device)
+        for each in (plain, subject):
+            each.seconds(updates)
+        subject.mature()
         seconds = {plain: 0.0, subject: 0.0}
         for stretch in range(stretches):
             for each in (plain, subject) if stretch % 2 else (subject, plain):

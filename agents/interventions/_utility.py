@@ -127,8 +127,8 @@ class AlikeContribution:
 
     In small layers an operation costs a CPU more than its arithmetic, the more so right after an update has emptied its
     caches. So a step takes as few as possible, and only sums over the batch and over the weights are kept, until
-    `update` is called, at the latest when `full`. `utilities`: [layers, units] of `layers`, for each of which `fits`
-    holds.
+    `update` is called, at the latest after STEPS_TOGETHER. `utilities`: [layers, units] of `layers`, for each of which
+    `fits` holds.
     """
 
     def __init__(self, layers: Sequence[LayerUtility], utilities: Tensor, decay: float) -> None:
@@ -149,11 +149,6 @@ class AlikeContribution:
         pairs = [(layer.producer, order), *layer.consumers]
         return all(isinstance(module, nn.Linear) and torch.equal(owner.cpu(), order) for module, owner in pairs)
 
-    @property
-    def full(self) -> bool:
-        """Whether no further step can be kept."""
-        return self._steps == STEPS_TOGETHER
-
     def keep(self, captured: Captured) -> None:
         """What a step's batch gave, [batch, units] for each layer, and the weights as they are now."""
         posts = [captured[name][1] for name in self._names]
@@ -166,8 +161,10 @@ class AlikeContribution:
             for weight, total in zip(self._weights, self._kept[self._steps][len(posts) :], strict=True):
                 torch.sum(torch.abs(weight, out=self._sizes[: weight.shape[0]]), 0, out=total)
         else:
+            if posts[0].dtype != torch.float32:  # under autocast
+                posts = [post.float() for post in posts]
             for values, place in zip([*posts, *self._weights], self._places, strict=True):
-                torch.abs(values.float(), out=place)
+                torch.abs(values, out=place)
             torch.sum(self._blocks, 1, out=self._kept[self._steps])
         self._steps += 1
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import AgentConfig
-from agents.interventions._utility import AlikeContribution, LayerUtility, Utility, corrections
+from agents.interventions._utility import STEPS_TOGETHER, AlikeContribution, LayerUtility, Utility, corrections
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.slices import Slots, Units, replaceable, trains
 from agents.interventions.surgery import Moments, Surgery
@@ -138,7 +138,7 @@ class CBP(Intervention):
         self._oldest += 1
         for group in self._together:
             group.keep(forward.captured)
-        if self._ages_count or not self._on_host or any(group.full for group in self._together):
+        if self._ages_count or not self._on_host or self._behind == STEPS_TOGETHER:
             self._catch_up()
         for follow in self._apart:
             if follow.trains:

@@ -2,6 +2,7 @@
 by which whole tensors are drawn."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -46,9 +47,8 @@ class Units:
         if isinstance(given, Tensor) and given.dtype == torch.int64:
             if allowed is not None:
                 return cls.of(Slots(given, torch.ones_like(given, dtype=torch.bool)), units, name, allowed)
-            sure = torch.ones_like(given, dtype=torch.bool)
             mask = torch.zeros(units, dtype=torch.bool, device=given.device).index_fill_(0, given, True)
-            return cls(mask, given, sure, torch.arange(len(given), device=given.device), certain=True)
+            return cls(mask, given, *_each_its_own(given.shape[0], given.device), certain=True)
         if isinstance(given, Tensor):
             if given.dtype != torch.bool or given.shape != (units,):
                 raise ValueError(f"units of '{name}': {given.dtype} {list(given.shape)}, must be a bool mask [{units}]")
@@ -73,6 +73,12 @@ class Units:
     def spread(self, drawn: Tensor) -> Tensor:
         """Of what was drawn for each slot, the rows that the slots take."""
         return drawn if self.certain else drawn[self.source]
+
+
+@functools.cache
+def _each_its_own(slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`hit` and `source` of slots that name a unit each, made once."""
+    return torch.ones(slots, dtype=torch.bool, device=device), torch.arange(slots, device=device)
 
 
 class Owned:

@@ -6,7 +6,7 @@
 cleared at its end, so that no old label contradicts a new one. Squared error, epsilon .1: the best mean return is 91
 of 100. The learning rate is the one that is best for plain DQN on the first task; the strength of each arm is the one
 with the best mean return over three tasks, with a seed of its own. Reported: the mean return over the last tenth of
-each task. Arms that the .csv of the same name holds are not run again.
+each task. What the .csv of the same name holds is not run again, nor tuned.
 """
 
 import json
@@ -22,7 +22,16 @@ from rich.console import Console
 from experiments.cli import parse_train
 from experiments.setup import build, check
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import completed, draw, in_parallel, mean_and_interval, parser, table, worst_quarter
+from experiments.studies.report import (
+    Pairs,
+    completed,
+    draw,
+    in_parallel,
+    mean_and_interval,
+    parser,
+    table,
+    worst_quarter,
+)
 from experiments.train import train
 
 PERIOD, GRADIENT_STEPS, TUNING_SEED, TUNING_TASKS = 10_000, 5_000, 1_001, 3
@@ -81,17 +90,17 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the arms that the .csv lacks, draw, print the table."""
-    flags = parser(__doc__, list(STRENGTHS), seeds=4)
+    """Run what the .csv lacks, draw, print the table."""
+    flags = parser(__doc__, list(STRENGTHS), seeds=10)
     flags.add_argument("--tasks", type=int, default=5)
     given = flags.parse_args(arguments)
 
-    def made(arms: list[str]) -> list[dict[str, Any]]:
-        choices = tuned(arms, given.workers)
-        jobs = [(arm, choices[arm], seed, given.tasks) for arm in arms for seed in range(1, given.seeds + 1)]
-        return [row for found in in_parallel(run, jobs, given.workers, "arms") for row in found]
+    def jobs(missing: Pairs, rows: list[dict[str, Any]]) -> list[tuple]:
+        chosen = {row["arm"]: row["strength"] for row in rows}
+        chosen |= tuned([arm for arm in dict(missing) if arm not in chosen], given.workers)
+        return [(arm, chosen[arm], seed, given.tasks) for arm, seed in missing]
 
-    rows = completed(given, list(STRENGTHS), made)
+    rows = completed(given, list(STRENGTHS), "task", range(1, given.tasks + 1), jobs, run)
     points: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         points.setdefault(row["arm"], {}).setdefault(row["task"], []).append(row["return"])

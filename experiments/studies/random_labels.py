@@ -4,8 +4,8 @@
 
 Each task draws all labels anew and lasts 600 gradient steps. The learning rate of each arm is the one that is best on
 the FIRST task (the smallest of equals), so that nobody is handicapped where there is no plasticity to lose; its
-strength is the one with the best mean accuracy over ten tasks. Both are chosen with a seed of their own. Arms that
-the .csv of the same name holds are not run again.
+strength is the one with the best mean accuracy over ten tasks. Both are chosen with a seed of their own. What
+the .csv of the same name holds is not run again, nor tuned.
 """
 
 import sys
@@ -17,7 +17,16 @@ from torch.nn import functional as F
 
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import completed, draw, in_parallel, mean_and_interval, parser, table, worst_quarter
+from experiments.studies.report import (
+    Pairs,
+    completed,
+    draw,
+    in_parallel,
+    mean_and_interval,
+    parser,
+    table,
+    worst_quarter,
+)
 from experiments.studies.supervised import Learner
 
 IMAGES, TASK_STEPS, RATES = 1_000, 600, (3e-4, 1e-3, 3e-3)
@@ -82,17 +91,17 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the arms that the .csv lacks, draw, print the table."""
+    """Run what the .csv lacks, draw, print the table."""
     flags = parser(__doc__, list(STRENGTHS), seeds=10)
     flags.add_argument("--tasks", type=int, default=12)
     given = flags.parse_args(arguments)
 
-    def made(arms: list[str]) -> list[dict[str, Any]]:
-        choices = tuned(arms, given.workers)
-        jobs = [(arm, *choices[arm], seed, given.tasks) for arm in arms for seed in range(1, given.seeds + 1)]
-        return [row for found in in_parallel(run, jobs, given.workers, "arms") for row in found]
+    def jobs(missing: Pairs, rows: list[dict[str, Any]]) -> list[tuple]:
+        chosen = {row["arm"]: (row["strength"], row["learning_rate"]) for row in rows}
+        chosen |= tuned([arm for arm in dict(missing) if arm not in chosen], given.workers)
+        return [(arm, *chosen[arm], seed, given.tasks) for arm, seed in missing]
 
-    rows = completed(given, list(STRENGTHS), made)
+    rows = completed(given, list(STRENGTHS), "task", range(1, given.tasks + 1), jobs, run)
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for panel in ("accuracy", "dead or linearised", "effective rank, centred"):
         for row in rows:

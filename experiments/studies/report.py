@@ -4,7 +4,7 @@ import argparse
 import csv
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,21 @@ from scipy.stats import bootstrap
 COLOURS = ("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a429", "#8c564b", "#17becf")
 
 
-def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple], workers: int, what: str) -> list[Any]:
-    """`function(*job)` for each of `jobs`, in processes of one thread each; results in the order of the jobs."""
+def in_parallel(
+    function: Callable[..., Any],
+    jobs: Sequence[tuple],
+    workers: int,
+    what: str,
+    done: Callable[[Any], None] = lambda result: None,
+) -> list[Any]:
+    """`function(*job)` for each of `jobs`, in processes of one thread each; results in the order of the jobs. `done` is
+    told each as soon as it is there."""
     spawning = get_context("spawn")
     with ProcessPoolExecutor(workers, spawning, torch.set_num_threads, (1,)) as pool, Progress() as bars:
         bar, futures = bars.add_task(what, total=len(jobs)), [pool.submit(function, *job) for job in jobs]
-        for future in futures:
-            future.add_done_callback(lambda _: bars.advance(bar))
+        for future in as_completed(futures):
+            done(future.result())
+            bars.advance(bar)
         return [future.result() for future in futures]
 
 
@@ -71,26 +79,48 @@ def parser(description: str, arms: Sequence[str], seeds: int) -> argparse.Argume
     return found
 
 
+Pairs = list[tuple[str, int]]
+
+
 def completed(
-    given: argparse.Namespace, order: Sequence[str], run: Callable[[list[str]], list[dict[str, Any]]]
+    given: argparse.Namespace,
+    order: Sequence[str],
+    column: str,
+    values: Iterable[float],
+    jobs: Callable[[Pairs, list[dict[str, Any]]], list[tuple]],
+    run: Callable[..., list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-    """The rows of the .csv beside the figure; arms that it lacks, or holds with other seeds or tasks, are made by
-    `run(arms)` and written. Arms stand in `order`."""
-    path = given.figure.with_suffix(".csv")
+    """The rows of the .csv beside the figure for the seeds 1 to `given.seeds` and the `values` in `column`, arms in
+    `order`.
+
+    A seed of one of `given.arms` that lacks some of the values is made first: `jobs(missing, rows)` are the arguments
+    of `run` for the missing pairs (arm, seed), `rows` what the .csv held; what a job gives is written at once, so that
+    an interrupted study goes on where it was. Other arms, more seeds and more values stay in the .csv.
+    """
+    path, values = given.figure.with_suffix(".csv"), set(values)
     rows = read_rows(path) if path.exists() else []
-    missing = incomplete(rows, given.arms, given.seeds, getattr(given, "tasks", None))
+    missing = incomplete(rows, given.arms, given.seeds, column, values)
+    begun = [row for row in rows if (row["arm"], row["seed"]) not in missing]
+
+    def keep(found: list[dict[str, Any]]) -> None:
+        begun.extend(found)
+        begun.sort(key=lambda row: (list(order).index(row["arm"]), row["seed"], row[column]))
+        write_rows(path, begun)
+
     if missing:
-        rows = [row for row in rows if row["arm"] not in missing] + run(missing)
-        rows.sort(key=lambda row: list(order).index(row["arm"]))
-        write_rows(path, rows)
-    return rows
+        in_parallel(run, jobs(missing, rows), given.workers, "runs", keep)
+    return [row for row in begun if row["seed"] <= given.seeds and row[column] in values]
 
 
-def incomplete(rows: list[dict[str, Any]], arms: Sequence[str], seeds: int, tasks: int | None = None) -> list[str]:
-    """Those of `arms` of which `rows` does not hold exactly the seeds 1 to `seeds` (and the tasks 1 to `tasks`)."""
-    wanted = {(seed, task) for seed in range(1, seeds + 1) for task in (range(1, tasks + 1) if tasks else (None,))}
-    held = {arm: {(row["seed"], row.get("task")) for row in rows if row["arm"] == arm} for arm in arms}
-    return [arm for arm in arms if held[arm] != wanted]
+def incomplete(
+    rows: list[dict[str, Any]], arms: Sequence[str], seeds: int, column: str, values: Iterable[float]
+) -> Pairs:
+    """The pairs (arm, seed), seeds 1 to `seeds`, of which `rows` does not hold all `values` in `column`."""
+    held: dict[tuple[str, int], set[float]] = {}
+    for row in rows:
+        held.setdefault((row["arm"], row["seed"]), set()).add(row[column])
+    pairs = itertools.product(arms, range(1, seeds + 1))
+    return [pair for pair in pairs if not set(values) <= held.get(pair, set())]
 
 
 def _number(text: str) -> float | str:

@@ -7,8 +7,8 @@ steps of 64; then a new g with the same c, for as many. Reported: the squared er
 the effective rank of the last features, raw and centred, at the end of the first. Raw ranks fall with any common
 mean, so that the error on the next task decides. One arm begins with its output bias at c: what is left there is not
 the mean's doing. HL-Gauss spreads targets over 101 atoms on [-5, c + 5]; its error is that of its expectation.
-The learning rate (1e-3) and the strengths are the same for all means and were not tuned. Arms that the .csv of the same
-name holds are not run again.
+The learning rate (1e-3) and the strengths are the same for all means and were not tuned. What the .csv of the same
+name holds is not run again.
 """
 
 import sys
@@ -22,7 +22,7 @@ from torch import Tensor
 from agents import losses
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.studies.arms import interventions
-from experiments.studies.report import completed, draw, in_parallel, mean_and_interval, parser, table
+from experiments.studies.report import Pairs, completed, draw, mean_and_interval, parser, table
 from experiments.studies.supervised import Learner
 
 IMAGES, TASK_STEPS, BATCH, LEARNING_RATE, ATOMS = 500, 2_000, 64, 1e-3, 101
@@ -52,7 +52,7 @@ def categorical(outputs: Tensor, targets: Tensor, support: Tensor) -> Tensor:
     return losses.cross_entropy(outputs, losses.hl_gauss(targets, support, sigma_bins=0.75)).mean()
 
 
-def run(arm: str, c: float, seed: int) -> dict[str, Any]:
+def run(arm: str, c: float, seed: int) -> list[dict[str, Any]]:
     """One row: errors of both tasks and the features' ranks."""
     images = torch.from_numpy(load_dataset(EMBEDDED).images[:IMAGES])
     support = losses.atoms(-5.0, c + 5.0, ATOMS) if arm.startswith("HL-Gauss") else None
@@ -70,7 +70,7 @@ def run(arm: str, c: float, seed: int) -> dict[str, Any]:
         values = outputs.squeeze(1) if support is None else losses.expected_value(outputs, support)
         row[f"error of task {task}"] = losses.squared_error(values, targets).mean().item()
         row |= {f"{name}, task {task}": value for name, value in learner.features().items()}
-    return row
+    return [row]
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -91,14 +91,13 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the arms that the .csv lacks, draw, print the table."""
+    """Run what the .csv lacks, draw, print the table."""
     given = parser(__doc__, list(ARMS), seeds=10).parse_args(arguments)
 
-    def made(arms: list[str]) -> list[dict[str, Any]]:
-        jobs = [(arm, c, seed) for arm in arms for c in MEANS for seed in range(1, given.seeds + 1)]
-        return in_parallel(run, jobs, given.workers, "runs")
+    def jobs(missing: Pairs, _: list[dict[str, Any]]) -> list[tuple]:
+        return [(arm, c, seed) for arm, seed in missing for c in MEANS]
 
-    rows = completed(given, list(ARMS), made)
+    rows = completed(given, list(ARMS), "mean", MEANS, jobs, run)
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     for row in rows:
         shown = {

@@ -7,7 +7,16 @@ import pytest
 from agents.interventions import LayerNorm, ReDo, WeightDecay
 from experiments.studies import overshoot, random_labels, target_mean
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import incomplete, mean_and_interval, read_rows, table, worst_quarter, write_rows
+from experiments.studies.report import (
+    completed,
+    incomplete,
+    mean_and_interval,
+    parser,
+    read_rows,
+    table,
+    worst_quarter,
+    write_rows,
+)
 
 
 def test_mean_and_interval():
@@ -33,12 +42,45 @@ def test_rows_go_to_a_file_and_come_back(tmp_path):
     assert read_rows(tmp_path / "rows.csv") == [rows[0], {**rows[1], "accuracy": 0.333333}]
 
 
-def test_an_arm_is_complete_with_just_its_seeds_and_tasks():
+def test_a_seed_of_an_arm_is_complete_with_all_its_values():
     rows = [{"arm": "none", "seed": seed, "task": task} for seed in (1.0, 2.0) for task in (1.0, 2.0)]
-    assert incomplete(rows, ["none", "redo"], seeds=2, tasks=2) == ["redo"]
-    assert incomplete(rows, ["none"], seeds=3, tasks=2) == incomplete(rows, ["none"], seeds=2, tasks=3) == ["none"]
-    assert incomplete(rows, ["none"], seeds=1, tasks=2) == ["none"]
-    assert incomplete([{"arm": "none", "seed": 1.0}], ["none"], seeds=1) == []
+    assert incomplete(rows, ["none", "redo"], 1, "task", (1, 2)) == [("redo", 1)]
+    assert incomplete(rows, ["none"], 3, "task", (1, 2)) == [("none", 3)]
+    assert incomplete(rows, ["none"], 2, "task", (1, 2, 3)) == [("none", 1), ("none", 2)]
+    assert incomplete(rows[1:], ["none"], 2, "task", (1, 2)) == [("none", 1)]
+    assert incomplete([], [], 2, "task", (1,)) == []
+
+
+def made(arm, seed, fails):
+    """A run of two tasks, of which one fails."""
+    if (arm, seed) == fails:
+        raise RuntimeError("interrupted")
+    return [{"arm": arm, "seed": seed, "task": task, "return": 10.0 * seed + task} for task in (1, 2)]
+
+
+def test_an_interrupted_study_goes_on_where_it_was(tmp_path):
+    flags = parser("", ["none", "redo"], seeds=3)
+    asked = []
+
+    def study(words, fails=None):
+        given = flags.parse_args([str(tmp_path / "a.png"), "--workers", "1", *words])
+
+        def jobs(missing, rows):
+            asked.append((missing, len(rows)))
+            return [(arm, seed, fails) for arm, seed in missing]
+
+        return completed(given, ["redo", "none"], "task", (1, 2), jobs, made)
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        study([], fails=("redo", 2))
+    rows = study([])
+    assert asked[0] == ([("none", 1), ("none", 2), ("none", 3), ("redo", 1), ("redo", 2), ("redo", 3)], 0)
+    assert ("redo", 2) in asked[1][0] and ("none", 1) not in asked[1][0] and asked[1][1] >= 8
+    assert [(row["arm"], row["seed"], row["task"]) for row in rows] == [
+        (arm, seed, task) for arm in ("redo", "none") for seed in (1, 2, 3) for task in (1, 2)
+    ]
+    assert [row["seed"] for row in study(["--seeds", "1"])] == [1, 1, 1, 1]  # fewer are reported, none is lost
+    assert study([]) == rows and len(asked) == 2
 
 
 def test_a_table():
@@ -69,12 +111,12 @@ def test_a_target_mean_ruins_features_and_the_output_bias_saves_them(monkeypatch
     monkeypatch.setattr(target_mean, "IMAGES", 64)
     monkeypatch.setattr(target_mean, "TASK_STEPS", 150)
     plain, zero, biased = (
-        target_mean.run(arm, c, 1) for arm, c in (("none", 100), ("none", 0), ("output bias = c", 100))
+        target_mean.run(arm, c, 1)[0] for arm, c in (("none", 100), ("none", 0), ("output bias = c", 100))
     )
     rank = "effective rank, raw, task 1"
     assert plain[rank] < 0.5 * zero[rank]
     assert biased[rank] > 2 * plain[rank]
-    categorical = target_mean.run("HL-Gauss", 0.0, 1)
+    categorical = target_mean.run("HL-Gauss", 0.0, 1)[0]
     assert categorical["error of task 1"] < 1.0
 
 
