@@ -14,7 +14,7 @@ from agents.config import AgentConfig
 from agents.initializers import Initializer, initializer_for
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
-from agents.layers import MODED, SpectralScale
+from agents.layers import FROM_SCRATCH, MODED, SpectralScale
 from agents.networks import Captured, ConvolutionalTorso, QNetwork, through
 from plasticity_probes.units import CONVOLUTIONS
 
@@ -33,7 +33,7 @@ class Injection(nn.Module):
                 law: Initializer = getattr(layer, "initializer", None) or initializer_for("torch", layer)
                 law.fill(layer, generator)
         for scale in (module for module in self.a.modules() if isinstance(module, SpectralScale)):
-            scale.iterate(15)
+            scale.iterate(FROM_SCRATCH)
         self.b = copy.deepcopy(self.a)
         self.set_born(False)
 

