@@ -21,7 +21,7 @@ BY_OUTPUT = ("contribution", "zero_contribution", "adaptable_contribution", "wei
 STEPS_TOGETHER = 64
 SMALL = 2**15
 """Numbers, of hidden values and weights, that are rather brought side by side than each summed up where they are."""
-PIECE = 2**17
+PIECE = 2**18
 NOT_NEGATIVE = ("relu", "crelu", "sigmoid")
 """Nonlinearities after which |h| is h."""
 
@@ -54,6 +54,7 @@ class LayerUtility:
         self._weights = sum(owned.present.sum(1) * outputs for owned, outputs in outgoing).clamp(min=1)
         self._in_order = [_in_order(owned.positions, owned.tensor) for owned, _ in outgoing]
         self._by_position: bool | None = None
+        self.taken: list[tuple[Tensor | None, list[Tensor]]] = []  # by step, what `catch_up` has yet to use
         for owned, (module, _) in zip(self.slices.outgoing, layer.consumers, strict=True) if absorbs else ():
             if module.bias is None or not owned.regular:
                 why = "has no bias" if module.bias is None else "does not read all units alike"
@@ -65,12 +66,23 @@ class LayerUtility:
         return self.absorbs or self.kind in CENTRED
 
     def update(self, post: Tensor) -> None:
-        """Take in what came out of the nonlinearity for a batch, [batch, units (several times over), positions...]."""
+        """Take in what came out of the nonlinearity for a batch, [batch, units (several times over), positions...].
+        `catch_up` brings the utilities up to date: small operations take a CPU several times as long one by one
+        between updates as all in a row."""
         if self._by_position is None:
             self._see_shape(post)
         if self.running is not None:
             self.running.lerp_(_batch_mean(post, self.running.shape[1] > 1), 1 - self.decay)
-        self.utilities.lerp_(self._measure(post), 1 - self.decay)
+        weights = self.slices.outgoing if self.kind in BY_OUTPUT else []
+        self.taken.append((self._sizes(post), [_column_sums(owned.tensor) for owned in weights]))
+        if self.kind in BY_INPUT:  # whose weights are wanted as they are now
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Bring the utilities up to date with all that was taken in."""
+        for sizes, sums in self.taken:
+            self.utilities.lerp_(self._measure(sizes, sums), 1 - self.decay)
+        self.taken.clear()
 
     def _see_shape(self, post: Tensor) -> None:
         copies, positions = post.shape[1] // self.layer.units, post[0, 0].numel()
@@ -82,31 +94,34 @@ class LayerUtility:
         for consumer in range(len(self.slices.outgoing)) if self.absorbs else ():
             self.slices.consumer_means(self.running, consumer)  # refuses what it does not understand
 
-    def _measure(self, post: Tensor) -> Tensor:
-        sizes, units = None, self.layer.units
+    def _sizes(self, post: Tensor) -> Tensor | None:
+        """E|h|, or E|h - m|, [units (several times over), positions or 1]."""
         if self.kind in CENTRED:
             centre = self.averages().mean(1).view([1, -1, *[1] * (post.ndim - 2)])
-            sizes = _batch_mean((post - centre).abs(), self._by_position)
-        elif self.kind == "contribution":
-            sizes = _batch_mean(post if self.layer.activation in NOT_NEGATIVE else post.abs(), self._by_position)
+            return _batch_mean((post - centre).abs(), self._by_position)
+        if self.kind == "contribution":
+            return _batch_mean(post if self.layer.activation in NOT_NEGATIVE else post.abs(), self._by_position)
+        return None
+
+    def _measure(self, sizes: Tensor | None, sums: list[Tensor]) -> Tensor:
         if self.kind in BY_OUTPUT:
-            found = self._outgoing(sizes)
+            found = self._outgoing(sizes, sums)
         else:
-            found = 1.0 if sizes is None else sizes.view(-1, units, sizes.shape[1]).mean((0, 2))
+            found = 1.0 if sizes is None else sizes.view(-1, self.layer.units, sizes.shape[1]).mean((0, 2))
         return found / self.layer.producer.weight.abs().flatten(1).mean(1) if self.kind in BY_INPUT else found
 
-    def _outgoing(self, sizes: Tensor | None) -> Tensor:
-        """Mean over a unit's outgoing weights of |w|, times what its column holds."""
+    def _outgoing(self, sizes: Tensor | None, sums: list[Tensor]) -> Tensor:
+        """Mean over a unit's outgoing weights of |w|, times what its column holds; `sums` of |w| by column."""
         total = 0
-        for consumer, (owned, in_order) in enumerate(zip(self.slices.outgoing, self._in_order, strict=True)):
-            sums = _column_sums(owned.tensor)
-            sums = sums.view_as(owned.positions) if in_order else sums[owned.positions] * owned.present
+        together = zip(self.slices.outgoing, self._in_order, sums, strict=True)
+        for consumer, (owned, in_order, found) in enumerate(together):
+            found = found.view_as(owned.positions) if in_order else found[owned.positions] * owned.present
             if sizes is not None:
                 columns = self.slices.by_column(sizes, consumer)
                 if columns is None:  # a pooling or a slice in between: every column holds the unit's average
                     columns = sizes.view(-1, self.layer.units, sizes.shape[1]).mean((0, 2))[:, None]
-                sums = sums * columns
-            total = total + sums.sum(1)
+                found = found * columns
+            total = total + found.sum(1)
         return total / self._weights
 
     def averages(self) -> Tensor:

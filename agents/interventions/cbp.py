@@ -136,13 +136,15 @@ class CBP(Intervention):
                 self._see_who_trains()
         self._behind += 1
         self._oldest += 1
+        if self._ages_count:
+            self._catch_up()  # running averages of h need the ages
         for group in self._together:
             group.keep(forward.captured)
-        if self._ages_count or not self._on_host or self._behind == STEPS_TOGETHER:
-            self._catch_up()
         for follow in self._apart:
             if follow.trains:
                 follow.update(forward.captured[follow.layer.name][1])
+        if not self._on_host or self._behind == STEPS_TOGETHER:
+            self._catch_up()
         if self._oldest > self.maturity and self.replacement_rate > 0:
             self._replace(surgery)
 
@@ -150,9 +152,11 @@ class CBP(Intervention):
         """Bring ages and utilities up to date."""
         if self._behind:
             self.ages.add_(self._aging, alpha=self._behind)
-            for group in self._together:
-                group.update()
             self._behind = 0
+        for follow in self._apart:
+            follow.catch_up()
+        for group in self._together:
+            group.update()
 
     def _see_who_trains(self) -> None:
         """Frozen layers (a plasticity injection's, before or after) do not age and are not replaced; those that are no
@@ -275,6 +279,8 @@ class CBP(Intervention):
     def state_dict(self) -> dict[str, Any]:
         """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator."""
         self._settle(self._oldest)
+        for follow in self._apart:
+            follow.catch_up()
         layers = {
             follow.layer.name: {
                 "ages": follow.ages.clone(),
@@ -297,6 +303,7 @@ class CBP(Intervention):
             follow.utilities.copy_(kept["utilities"])
             follow.running = None if kept["means"] is None else kept["means"].to(self.utilities.device, copy=True)
             follow.trains = kept["trains"]
+            follow.taken.clear()
         self._accumulated = [state["layers"][follow.layer.name]["accumulated"] for follow in self._followed]
         for group, kept in zip(self._together, state["kept"], strict=True):
             group.load_state_dict(kept)

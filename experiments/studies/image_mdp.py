@@ -97,7 +97,8 @@ def main(arguments: list[str]) -> int:
 
     def jobs(missing: Pairs, rows: list[dict[str, Any]]) -> list[tuple]:
         chosen = {row["arm"]: row["strength"] for row in rows}
-        chosen |= tuned([arm for arm in dict(missing) if arm not in chosen], given.workers)
+        if untried := [arm for arm in dict(missing) if arm not in chosen]:
+            chosen |= tuned(untried, given.workers)
         return [(arm, chosen[arm], seed, given.tasks) for arm, seed in missing]
 
     rows = completed(given, list(STRENGTHS), "task", range(1, given.tasks + 1), jobs, run)
