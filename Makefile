@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 help:
 	@echo "make demo     train for about three minutes and see it learn"
 	@echo "make test     run the tests"
-	@echo "make exhaustive   all triples of interventions on every agent (about 12 minutes)"
+	@echo "make exhaustive   all triples of interventions on every agent (about 10 minutes)"
 	@echo "make lint     check style and format (make format repairs what it can)"
 	@echo "make bench    steps per second, beside Stable-Baselines3 on the same worlds"
 	@echo "make clean    remove caches and build leftovers; runs/ and .venv stay"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.config import AgentConfig
 from agents.interventions._utility import STEPS_TOGETHER, AlikeContribution, LayerUtility, Utility, corrections
-from agents.interventions.base import Forward, Intervention
+from agents.interventions.base import Captured, Forward, Intervention
 from agents.interventions.slices import Slots, Units, replaceable, trains
 from agents.interventions.surgery import Moments, Surgery
 from plasticity_probes.units import HiddenLayer
@@ -101,7 +101,7 @@ class CBP(Intervention):
         # layers as rows, padded to the widest
         starts, place = torch.tensor([0, *sizes[:-1]]).cumsum(0), torch.arange(max(sizes))
         inside = place < torch.tensor(sizes)[:, None]
-        self._inside, self._grid = inside.to(device), torch.where(inside, starts[:, None] + place, 0).to(device)
+        self._outside, self._grid = ~inside.to(device), torch.where(inside, starts[:, None] + place, 0).to(device)
         self._slots = [min(size, math.ceil(self.replacement_rate * size) + 1) for size in sizes]
         self._accumulated: list[float] | Tensor = [0.0] * len(sizes)
         self._shares, self._settled, self._due = [0.0] * len(sizes), 0, 0
@@ -125,9 +125,12 @@ class CBP(Intervention):
             groups.setdefault(layer.units if self._simple(layer) else layer.name, []).append(layer)
         return list(groups.values())
 
-    @torch.no_grad()
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """Age, measure, replace."""
+        with torch.no_grad():  # as a decorator it would take three times as long
+            self._step(surgery, forward.captured)
+
+    def _step(self, surgery: Surgery, captured: Captured) -> None:
         requiring = [weight.requires_grad for weight in self._watched]
         if requiring != self._requiring:
             self._requiring = requiring
@@ -139,10 +142,10 @@ class CBP(Intervention):
         if self._ages_count:
             self._catch_up()  # running averages of h need the ages
         for group in self._together:
-            group.keep(forward.captured)
+            group.keep(captured)
         for follow in self._apart:
             if follow.trains:
-                follow.update(forward.captured[follow.layer.name][1])
+                follow.update(captured[follow.layer.name][1])
         if not self._on_host or self._behind == STEPS_TOGETHER:
             self._catch_up()
         if self._oldest > self.maturity and self.replacement_rate > 0:
@@ -198,7 +201,7 @@ class CBP(Intervention):
         return (self.ages > self.maturity) & (self._aging > 0)
 
     def _by_layer(self, eligible: Tensor) -> Tensor:
-        return eligible[self._grid].logical_and(self._inside).sum(1)
+        return eligible[self._grid].masked_fill_(self._outside, False).sum(1)
 
     def _look(self) -> None:
         """Count the eligible units of each layer; they stay as many until one is replaced or matures."""
@@ -259,8 +262,10 @@ class CBP(Intervention):
 
     def _lowest(self, eligible: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The `numbers` [layers] eligible units of lowest utility: index and validity [layers, slots]."""
-        utilities = self.utilities / corrections(self.ages, self.decay) if self.correct_utility else self.utilities
-        ranked = torch.where(eligible, utilities, math.inf)[self._grid].masked_fill(~self._inside, math.inf)
+        utilities = self.utilities
+        if self.correct_utility and self.decay ** (self.maturity + 1) > 2.0**-26:  # else float32 cannot see it
+            utilities = utilities / corrections(self.ages, self.decay)
+        ranked = torch.where(eligible, utilities, math.inf)[self._grid].masked_fill_(self._outside, math.inf)
         ranked, index = (found[:, : max(self._slots)] for found in ranked.sort(dim=1, stable=True))
         return index, (torch.arange(index.shape[1], device=index.device) < numbers[:, None]) & (ranked < math.inf)
 
