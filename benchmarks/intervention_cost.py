@@ -93,12 +93,15 @@ class Subject:
             self.agent.rollout.row = len(self.agent.rollout.rewards)
         self.agent.update()
 
-    def mature(self, age: int = 20_000) -> None:
-        """As if that many gradient steps had been made: CBP's units are all mature, at ages of their own."""
+    def mature(self, turn: int, age: int = 20_000) -> None:
+        """As if that many gradient steps had been made: CBP's units are all mature, at ages of their own, and what is
+        left of a layer's share is some fraction of a unit, the same for layers of one size."""
+        fractions = np.random.default_rng(turn).random(10_000)
         for member in self.agent.interventions.members:
             if member.name == "cbp":
                 state = member.state_dict()
                 for layer in state["layers"].values():
+                    layer["accumulated"] = fractions[len(layer["ages"])].item()
                     layer["ages"] = age + torch.arange(len(layer["ages"]))
                 member.load_state_dict({**state, "oldest": age + max(len(layer["ages"]), 1_000)})
 
@@ -117,12 +120,12 @@ def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:
     """The line of the table for the row `name` and one intervention."""
     config, spaces, updates, stretches = rows()[name]
     pairs = []
-    for _ in range(turns):
+    for turn in range(turns):
         plain = Subject(config, spaces, [], device)
         subject = Subject(config, spaces, [intervention_class(chosen)()], device)
         for each in (plain, subject):
-            each.seconds(updates)
-        subject.mature()
+            each.seconds(2 * updates)
+        subject.mature(turn)
         seconds = {plain: 0.0, subject: 0.0}
         for stretch in range(stretches):
             for each in (plain, subject) if stretch % 2 else (subject, plain):

@@ -84,6 +84,10 @@ class LayerUtility:
             self.utilities.lerp_(self._measure(sizes, sums), 1 - self.decay)
         self.taken.clear()
 
+    def sees_shapes_anew(self) -> None:
+        """Something was restored: ask the next batch again what has to be kept."""
+        self._by_position = None
+
     def _see_shape(self, post: Tensor) -> None:
         copies, positions = post.shape[1] // self.layer.units, post[0, 0].numel()
         wanted = copies * positions
@@ -176,7 +180,7 @@ class AlikeContribution:
             for weight, total in zip(self._weights, self._kept[self._steps][len(posts) :], strict=True):
                 torch.sum(torch.abs(weight, out=self._sizes[: weight.shape[0]]), 0, out=total)
         else:
-            if posts[0].dtype != torch.float32:  # under autocast
+            if any(post.dtype != torch.float32 for post in posts):  # under autocast
                 posts = [post.float() for post in posts]
             for values, place in zip([*posts, *self._weights], self._places, strict=True):
                 torch.abs(values, out=place)

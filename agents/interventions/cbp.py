@@ -204,10 +204,11 @@ class CBP(Intervention):
         return eligible[self._grid].masked_fill_(self._outside, False).sum(1)
 
     def _look(self) -> None:
-        """Count the eligible units of each layer; they stay as many until one is replaced or matures."""
-        self._catch_up()
-        eligible = self._eligible()
-        oldest = int(torch.where(eligible, 0, self.ages * self._aging).max())
+        """Count the eligible units of each layer; they stay as many until one is replaced or matures. A restored run
+        looks when the original does not: nothing is brought up to date here, which would round utilities elsewhere."""
+        ages = self.ages + self._behind * self._aging
+        eligible = (ages > self.maturity) & (self._aging > 0)
+        oldest = int(torch.where(eligible, 0, ages * self._aging).max())
         self._looked_until = self._oldest + max(self.maturity + 1 - oldest, 1)
         self._share(self._by_layer(eligible).tolist())
 
@@ -282,7 +283,9 @@ class CBP(Intervention):
                 self._looked_until = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator."""
+        """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator. Ages are
+        `behind` steps old, and the utilities of dense layers by as many as are `kept`: to bring them up to date would
+        round otherwise than the run that goes on."""
         self._settle(self._oldest)
         for follow in self._apart:
             follow.catch_up()
@@ -309,6 +312,7 @@ class CBP(Intervention):
             follow.running = None if kept["means"] is None else kept["means"].to(self.utilities.device, copy=True)
             follow.trains = kept["trains"]
             follow.taken.clear()
+            follow.sees_shapes_anew()
         self._accumulated = [state["layers"][follow.layer.name]["accumulated"] for follow in self._followed]
         for group, kept in zip(self._together, state["kept"], strict=True):
             group.load_state_dict(kept)

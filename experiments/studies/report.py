@@ -25,12 +25,14 @@ def in_parallel(
     done: Callable[[Any], None] = lambda result: None,
 ) -> list[Any]:
     """`function(*job)` for each of `jobs`, in processes of one thread each; results in the order of the jobs. `done` is
-    told each as soon as it is there."""
+    told each as soon as it is there. Where one fails the others are made all the same, and the first error is raised
+    at the end."""
     spawning = get_context("spawn")
     with ProcessPoolExecutor(workers, spawning, torch.set_num_threads, (1,)) as pool, Progress() as bars:
         bar, futures = bars.add_task(what, total=len(jobs)), [pool.submit(function, *job) for job in jobs]
         for future in as_completed(futures):
-            done(future.result())
+            if future.exception() is None:
+                done(future.result())
             bars.advance(bar)
         return [future.result() for future in futures]
 
@@ -55,12 +57,15 @@ def worst_quarter(values: Iterable[float], lower_is_worse: bool) -> float:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A .csv of `rows` with the keys of the first as its columns; numbers to six digits."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    """A .csv of `rows`, whose columns are all keys in the order in which they first occur; numbers to six digits. What
+    stood there before stays until the new file is whole."""
+    written = path.with_name(f".{path.name}.part")
+    with written.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    written.replace(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -100,16 +105,19 @@ def completed(
     path, values = given.figure.with_suffix(".csv"), set(values)
     rows = read_rows(path) if path.exists() else []
     missing = incomplete(rows, given.arms, given.seeds, column, values)
-    begun = [row for row in rows if (row["arm"], row["seed"]) not in missing]
+    places = {arm: place for place, arm in enumerate(order)}
+    held = {(row["arm"], row["seed"], row[column]): row for row in rows}
 
     def keep(found: list[dict[str, Any]]) -> None:
-        begun.extend(found)
-        begun.sort(key=lambda row: (list(order).index(row["arm"]), row["seed"], row[column]))
-        write_rows(path, begun)
+        held.update({(row["arm"], row["seed"], row[column]): row for row in found})
+        write_rows(path, ordered())
+
+    def ordered() -> list[dict[str, Any]]:
+        return [held[key] for key in sorted(held, key=lambda key: (places.get(key[0], len(places)), *key))]
 
     if missing:
         in_parallel(run, jobs(missing, rows), given.workers, "runs", keep)
-    return [row for row in begun if row["seed"] <= given.seeds and row[column] in values]
+    return [row for row in ordered() if row["seed"] <= given.seeds and row[column] in values]
 
 
 def incomplete(

@@ -75,12 +75,43 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path):
         study([], fails=("redo", 2))
     rows = study([])
     assert asked[0] == ([("none", 1), ("none", 2), ("none", 3), ("redo", 1), ("redo", 2), ("redo", 3)], 0)
-    assert ("redo", 2) in asked[1][0] and ("none", 1) not in asked[1][0] and asked[1][1] >= 8
+    assert asked[1] == ([("redo", 2)], 10)  # the jobs after the one that failed were made all the same
     assert [(row["arm"], row["seed"], row["task"]) for row in rows] == [
         (arm, seed, task) for arm in ("redo", "none") for seed in (1, 2, 3) for task in (1, 2)
     ]
     assert [row["seed"] for row in study(["--seeds", "1"])] == [1, 1, 1, 1]  # fewer are reported, none is lost
     assert study([]) == rows and len(asked) == 2
+
+
+def test_a_study_that_is_extended_loses_nothing_when_it_fails(tmp_path):
+    old = [{"arm": arm, "seed": seed, "task": 1, "return": 0.5} for arm in ("gone", "none") for seed in (1, 2)]
+    write_rows(tmp_path / "a.csv", old)
+    given = parser("", ["none", "redo"], seeds=2).parse_args([str(tmp_path / "a.png"), "--workers", "1"])
+
+    def jobs(missing, rows):
+        assert missing == [("none", 1), ("none", 2), ("redo", 1), ("redo", 2)] and len(rows) == 4
+        return [(arm, seed, ("none", 2)) for arm, seed in missing]
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        completed(given, ["redo", "none"], "task", (1, 2), jobs, made)
+    held = [(row["arm"], row["seed"], row["task"], row["return"]) for row in read_rows(tmp_path / "a.csv")]
+    assert held == [
+        ("redo", 1, 1, 11.0),
+        ("redo", 1, 2, 12.0),
+        ("redo", 2, 1, 21.0),
+        ("redo", 2, 2, 22.0),
+        ("none", 1, 1, 11.0),
+        ("none", 1, 2, 12.0),
+        ("none", 2, 1, 0.5),
+        ("gone", 1, 1, 0.5),
+        ("gone", 2, 1, 0.5),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_rows_with_other_columns_stand_beside_each_other(tmp_path):
+    write_rows(tmp_path / "a.csv", [{"arm": "none", "seed": 1}, {"arm": "redo", "seed": 1, "tau": 0.5}])
+    assert (tmp_path / "a.csv").read_text() == "arm,seed,tau\nnone,1,\nredo,1,0.5\n"
 
 
 def test_a_table():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -151,7 +152,8 @@ class Bench:
         }
 
     def step(self, batch=None, dtype=torch.float32):
-        """One gradient step, hidden values rounded to `dtype`; who was replaced, and who should have been."""
+        """One gradient step, hidden values rounded to `dtype` (or to one for each layer); who was replaced, and who
+        should have been."""
         self.steps += 1
         with torch.no_grad():
             for parameter in self.patient.network.parameters():
@@ -161,7 +163,8 @@ class Bench:
         for name, shape in self.shapes.items():
             values = self.scales[name] * self.rng.standard_normal((batch or self.batch, *shape)) + 0.3
             negative = self.cbp._followed[0].layer.activation not in ("relu", "crelu")
-            posts[name] = torch.from_numpy(values if negative else np.maximum(values, 0)).to(dtype)
+            kind = dtype[len(posts)] if isinstance(dtype, list) else dtype
+            posts[name] = torch.from_numpy(values if negative else np.maximum(values, 0)).to(kind)
         captured = {name: (None, post.clone().requires_grad_()) for name, post in posts.items()}
         expected = None
         if self.slow is not None:
@@ -235,7 +238,7 @@ def test_the_other_utilities(utility, kind):
     assert replaced >= 3
 
 
-def test_large_layers_are_averaged_at_once_to_the_same_end(monkeypatch):
+def test_large_layers_are_summed_where_they_lie_to_the_same_end(monkeypatch):
     monkeypatch.setattr("agents.interventions._utility.SMALL", 0)
     monkeypatch.setattr("agents.interventions._utility.PIECE", 8)
     for kind in ("mlp", "actor, critic", "conv -> flatten -> linear"):
@@ -255,6 +258,15 @@ def test_hidden_values_of_half_the_precision(small, monkeypatch):
             heard, expected = bench.step(dtype=torch.bfloat16)
             assert heard == expected
         bench.check_state()
+
+
+def test_layers_of_different_precision_side_by_side():
+    """CUDA's autocast gives float32 out of a LayerNorm and half of that without."""
+    bench, dtypes = Bench("actor, critic", **LIVELY), itertools.cycle([torch.bfloat16, torch.float32])
+    for _ in range(60):
+        heard, expected = bench.step(dtype=[next(dtypes) for _ in range(len(bench.shapes) + 1)])
+        assert heard == expected
+    bench.check_state()
 
 
 def test_by_hand():
@@ -325,15 +337,25 @@ def test_the_path_without_readback_makes_the_same_edits(kind, accumulation, mome
 
 @pytest.mark.parametrize("host", [True, False])
 @pytest.mark.parametrize(
-    "settings", [{}, {"accumulation": "bernoulli"}, {"utility": "adaptable_contribution"}, {"bias_correction": True}]
+    "settings",
+    [
+        {},
+        {"accumulation": "bernoulli"},
+        {"utility": "adaptable_contribution"},
+        {"bias_correction": True},
+        {"replacement_rate": 1e-4, "maturity": 100},  # nobody looks for long
+    ],
 )
-def test_a_restored_run_goes_on_bit_for_bit_and_saving_changes_nothing(settings, host):
+@pytest.mark.parametrize("used", [0, 70])
+def test_a_restored_run_goes_on_bit_for_bit_and_saving_changes_nothing(settings, host, used):
     kinds = {**LIVELY, **settings}
     first, second, third = (Bench("mlp", slow=False, host=host, **kinds) for _ in range(3))
     steps = 3 * STEPS_TOGETHER + 5
     for _ in range(steps):
         first.step()
         third.step()
+    for _ in range(used):
+        second.step()
     file = io.BytesIO()
     torch.save({"cbp": first.cbp.state_dict(), "surgery": first.patient.surgery.state_dict()}, file)
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
@@ -342,13 +364,25 @@ def test_a_restored_run_goes_on_bit_for_bit_and_saving_changes_nothing(settings,
     second.cbp.load_state_dict(state["cbp"])
     second.patient.surgery.load_state_dict(state["surgery"])
     second.rng, second.steps = copy.deepcopy(first.rng), first.steps
-    for _ in range(40):
+    for _ in range(150):
         heard = [bench.step()[0] for bench in (first, second, third)]
         assert heard[0] == heard[1] == heard[2]
     for other in (second, third):
         assert same_tree(first.cbp.state_dict(), other.cbp.state_dict())
         assert same_tree(first.patient.network.state_dict(), other.patient.network.state_dict())
     assert same_tree(state, kept)
+
+
+@pytest.mark.parametrize("settings", [{"utility": "zero_contribution"}, {"bias_correction": True}])
+def test_a_state_without_averages_is_restored_into_one_that_has_some(settings):
+    fresh, used = (Bench("conv -> flatten -> linear", slow=False, **LIVELY, **settings) for _ in range(2))
+    used.step()
+    used.cbp.load_state_dict(fresh.cbp.state_dict())
+    used.patient.network.load_state_dict(fresh.patient.network.state_dict())
+    used.rng = copy.deepcopy(fresh.rng)
+    for _ in range(30):
+        assert used.step()[0] == fresh.step()[0]
+    assert same_tree(used.cbp.state_dict()["layers"], fresh.cbp.state_dict()["layers"])
 
 
 def test_nobody_is_looked_at_before_anyone_can_be_mature():
