@@ -19,9 +19,11 @@ CENTRED = ("zero_contribution", "adaptable_contribution", "feature_by_input")
 BY_INPUT = ("adaptable_contribution", "adaptation", "feature_by_input")
 BY_OUTPUT = ("contribution", "zero_contribution", "adaptable_contribution", "weight")
 STEPS_TOGETHER = 64
+"""Gradient steps on a CPU after which utilities and ages are brought up to date at the latest."""
 SMALL = 2**15
 """Numbers, of hidden values and weights, that are rather brought side by side than each summed up where they are."""
 PIECE = 2**18
+"""Weights of which a CPU takes |w| at a time, so that it stays in the cache until it is summed."""
 NOT_NEGATIVE = ("relu", "crelu", "sigmoid")
 """Nonlinearities after which |h| is h."""
 
