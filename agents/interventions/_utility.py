@@ -1,6 +1,5 @@
 """How useful a hidden layer's units are: what continual backprop (cbp.py) measures at every gradient step."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from agents.interventions._sums import RowSums, absolute_sums
 from agents.interventions.base import Captured
 from agents.interventions.slices import Slices
 from plasticity_probes.units import HiddenLayer
@@ -20,12 +20,6 @@ BY_INPUT = ("adaptable_contribution", "adaptation", "feature_by_input")
 BY_OUTPUT = ("contribution", "zero_contribution", "adaptable_contribution", "weight")
 STEPS_TOGETHER = 64
 """Gradient steps on a CPU after which utilities and ages are brought up to date at the latest."""
-SMALL = 2**15
-"""Numbers, of hidden values and weights, that are rather brought side by side than each summed up where they are."""
-PIECE = 2**18
-"""Weights of which a CPU takes |w| at a time, so that it stays in the cache until it is summed."""
-NOT_NEGATIVE = ("relu", "crelu", "sigmoid")
-"""Nonlinearities after which |h| is h."""
 
 
 class LayerUtility:
@@ -76,7 +70,7 @@ class LayerUtility:
         if self.running is not None:
             self.running.lerp_(_batch_mean(post, self.running.shape[1] > 1), 1 - self.decay)
         weights = self.slices.outgoing if self.kind in BY_OUTPUT else []
-        self.taken.append((self._sizes(post), [_column_sums(owned.tensor) for owned in weights]))
+        self.taken.append((self._sizes(post), [absolute_sums(owned.tensor)[:, 0] for owned in weights]))
         if self.kind in BY_INPUT:  # whose weights are wanted as they are now
             self.catch_up()
 
@@ -106,7 +100,8 @@ class LayerUtility:
             centre = self.averages().mean(1).view([1, -1, *[1] * (post.ndim - 2)])
             return _batch_mean((post - centre).abs(), self._by_position)
         if self.kind == "contribution":
-            return _batch_mean(post if self.layer.activation in NOT_NEGATIVE else post.abs(), self._by_position)
+            found = absolute_sums(post, self._by_position)
+            return found / (post.numel() // found.numel())
         return None
 
     def _measure(self, sizes: Tensor | None, sums: list[Tensor]) -> Tensor:
@@ -147,21 +142,24 @@ class AlikeContribution:
     """The contribution of dense layers with equally many units, together and several gradient steps at a time.
 
     In small layers an operation costs a CPU more than its arithmetic, the more so right after an update has emptied its
-    caches. So a step takes as few as possible, and only sums over the batch and over the weights are kept, until
-    `update` is called, at the latest after STEPS_TOGETHER. `utilities`: [layers, units] of `layers`, for each of which
-    `fits` holds.
+    caches. So a step only sums over the batch and over the weights, all in one, and what follows from the sums waits
+    until `update` is called, at the latest after STEPS_TOGETHER. `utilities`: [layers, units] of `layers`, for each of
+    which `fits` holds.
     """
 
     def __init__(self, layers: Sequence[LayerUtility], utilities: Tensor, decay: float) -> None:
         self._names = [follow.layer.name for follow in layers]
-        self._bare = [follow.layer.activation in NOT_NEGATIVE for follow in layers]
         self._utilities, self._decay = utilities, decay
-        self._outgoing = [[owned.tensor for owned in follow.slices.outgoing] for follow in layers]
-        self._weights = [weight for weights in self._outgoing for weight in weights]
+        outgoing = [[owned.tensor for owned in follow.slices.outgoing] for follow in layers]
+        self._weights = [weight for weights in outgoing for weight in weights]
+        shares = (torch.full((1, len(weights)), 1 / sum(map(len, weights))) for weights in outgoing)
+        self._average = torch.block_diag(*shares).to(utilities.device)  # of a layer's sums, the mean
         lags = torch.arange(STEPS_TOGETHER - 1, -1, -1, dtype=torch.float64)
         self._fading = ((1 - decay) * decay**lags).float().to(utilities.device)
+        sums = len(layers) + len(self._weights)
+        self._sums = utilities.new_empty(STEPS_TOGETHER, sums, utilities.shape[1])
+        self._by_step = list(self._sums)
         self._batch, self._steps = 0, 0
-        self._kept: list[Any] = []  # by step, where the sums go: [sums, units], or a list of [units]
 
     @staticmethod
     def fits(layer: HiddenLayer) -> bool:
@@ -176,41 +174,13 @@ class AlikeContribution:
         if (batch := posts[0].shape[0]) != self._batch:
             self.update()
             self._expect(batch)
-        if self._blocks is None:
-            for post, bare, total in zip(posts, self._bare, self._kept[self._steps], strict=False):
-                torch.sum(post if bare else post.abs(), 0, dtype=torch.float32, out=total)
-            for weight, total in zip(self._weights, self._kept[self._steps][len(posts) :], strict=True):
-                torch.sum(torch.abs(weight, out=self._sizes[: weight.shape[0]]), 0, out=total)
-        else:
-            if any(post.dtype != torch.float32 for post in posts):  # under autocast
-                posts = [post.float() for post in posts]
-            for values, place in zip([*posts, *self._weights], self._places, strict=True):
-                torch.abs(values, out=place)
-            torch.sum(self._blocks, 1, out=self._kept[self._steps])
+        self._row_sums([*posts, *self._weights], self._by_step[self._steps])
         self._steps += 1
 
     def _expect(self, batch: int) -> None:
-        """Make room for batches of this size."""
-        layers, units = self._utilities.shape
-        blocks = [sum(math.ceil(len(weight) / batch) for weight in weights) for weights in self._outgoing]
-        small = (layers + sum(blocks)) * batch * units <= SMALL
-        if not small:
-            blocks = [len(weights) for weights in self._outgoing]
-        shares = (
-            torch.full((1, count), 1 / sum(map(len, weights)))
-            for count, weights in zip(blocks, self._outgoing, strict=True)
-        )
-        self._average = torch.block_diag(*shares).to(self._utilities.device)  # of a layer's sums, the mean
-        self._sums = self._utilities.new_empty(STEPS_TOGETHER, layers + sum(blocks), units)
-        self._batch, self._blocks, self._kept = batch, None, [list(sums) for sums in self._sums]
-        self._sizes = self._sums.new_empty(0 if small else max(map(len, self._weights)), units)  # fresh memory is dear
-        if small:
-            # all side by side, each in blocks of as many rows as the batch has (the rest is 0): one sum for all
-            self._blocks, self._kept = self._sums.new_zeros(self._sums.shape[1], batch, units), list(self._sums)
-            heights = [batch] * layers + [len(weight) for weight in self._weights]
-            ends = itertools.accumulate(math.ceil(height / batch) * batch for height in heights)
-            rows = self._blocks.view(-1, units)
-            self._places = [rows[start:][:height] for start, height in zip([0, *ends], heights, strict=False)]
+        """Batches of this size will come."""
+        heights = [batch] * len(self._names) + [len(weight) for weight in self._weights]
+        self._batch, self._row_sums = batch, RowSums(heights, self._sums.shape[2], self._sums.device)
 
     def update(self) -> None:
         """Bring the utilities up to date with all that was kept."""
@@ -263,12 +233,3 @@ def _batch_mean(values: Tensor, by_position: bool) -> Tensor:
     if by_position:
         return values.flatten(1).mean(0, dtype=torch.float32).view(channels, -1)
     return values.flatten(2).mean((0, 2), dtype=torch.float32)[:, None]
-
-
-def _column_sums(weight: Tensor) -> Tensor:
-    """Sums of |w| over everything but dimension 1."""
-    others = [dim for dim in range(weight.ndim) if dim != 1]
-    if weight.numel() <= PIECE or weight.device.type != "cpu":
-        return weight.abs().sum(others)
-    pieces = weight.split(max(1, PIECE // weight[0].numel()))  # a large temporary's fresh memory would cost the most
-    return torch.stack([piece.abs().sum(others) for piece in pieces]).sum(0)

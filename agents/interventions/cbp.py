@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.config import AgentConfig
 from agents.interventions._utility import STEPS_TOGETHER, AlikeContribution, LayerUtility, Utility, corrections
-from agents.interventions.base import Captured, Forward, Intervention
+from agents.interventions.base import Forward, Intervention
 from agents.interventions.slices import Slots, Units, replaceable, trains
 from agents.interventions.surgery import Moments, Surgery
 from plasticity_probes.units import HiddenLayer
@@ -127,10 +127,7 @@ class CBP(Intervention):
 
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """Age, measure, replace."""
-        with torch.no_grad():  # as a decorator it would take three times as long
-            self._step(surgery, forward.captured)
-
-    def _step(self, surgery: Surgery, captured: Captured) -> None:
+        captured = forward.captured
         requiring = [weight.requires_grad for weight in self._watched]
         if requiring != self._requiring:
             self._requiring = requiring
@@ -143,9 +140,11 @@ class CBP(Intervention):
             self._catch_up()  # running averages of h need the ages
         for group in self._together:
             group.keep(captured)
-        for follow in self._apart:
-            if follow.trains:
-                follow.update(captured[follow.layer.name][1])
+        if self._apart:
+            with torch.no_grad():
+                for follow in self._apart:
+                    if follow.trains:
+                        follow.update(captured[follow.layer.name][1])
         if not self._on_host or self._behind == STEPS_TOGETHER:
             self._catch_up()
         if self._oldest > self.maturity and self.replacement_rate > 0:

@@ -98,6 +98,7 @@ class Lifecycle:
         self.networks: dict[str, nn.Module] = {}
         self.network: nn.Module | None = None
         self.layers: list[HiddenLayer] = []
+        self._producers: list[tuple[str, nn.Module]] = []
         self.surgery: Surgery | None = None
         self.drawing: torch.Generator | np.random.Generator | None = None
         self._captures = frozenset().union(*(member.captures for member in self.members))
@@ -125,6 +126,7 @@ class Lifecycle:
         if not self.members:
             return [{"params": list(self.network.parameters())}]
         self.layers = hidden_layers(self.network, example)
+        self._producers = [(layer.name, layer.producer) for layer in self.layers]
         for member in self.members:
             member.part_of = self.network.part_of
             member.layers = tuple(layer for layer in self.layers if member.within(layer.name))
@@ -161,7 +163,7 @@ class Lifecycle:
 
     def _by_name(self, network: nn.Module, captured: ByModule) -> Captured:
         if network is self.network:  # at every gradient step
-            return {layer.name: captured[layer.producer] for layer in self.layers if layer.producer in captured}
+            return {name: captured[producer] for name, producer in self._producers if producer in captured}
         modules = dict(network.named_modules())
         return {layer.name: captured[modules[layer.name]] for layer in self.layers if modules[layer.name] in captured}
 

@@ -7,8 +7,9 @@ steps of 64; then a new g with the same c, for as many. Reported: the squared er
 the effective rank of the last features, raw and centred, at the end of the first. Raw ranks fall with any common
 mean, so that the error on the next task decides. One arm begins with its output bias at c: what is left there is not
 the mean's doing. HL-Gauss spreads targets over 101 atoms on [-5, c + 5]; its error is that of its expectation.
-The learning rate (1e-3) and the strengths are the same for all means and were not tuned. What the .csv of the same
-name holds is not run again.
+For each arm and each mean, the learning rate is the one with the least error on the FIRST task, and the strength the
+one with the least on the second; both by the geometric mean over two seeds of their own. What the .csv of the same
+name holds is not run again, nor tuned.
 """
 
 import sys
@@ -21,25 +22,18 @@ from torch import Tensor
 
 from agents import losses
 from envs.datasets import EMBEDDED, load_dataset
-from experiments.studies.arms import interventions
-from experiments.studies.report import Pairs, completed, draw, mean_and_interval, parser, table
+from experiments.studies.arms import STRENGTHS, interventions
+from experiments.studies.report import Pairs, completed, draw, in_parallel, mean_and_interval, parser, table
 from experiments.studies.supervised import Learner
 
-IMAGES, TASK_STEPS, BATCH, LEARNING_RATE, ATOMS = 500, 2_000, 64, 1e-3, 101
-MEANS = (0.0, 100.0)
-ARMS = {
-    "none": 0.0,
-    "output bias = c": 0.0,
-    "layer_norm": 0.0,
-    "weight_decay": 1e-1,
-    "layer_norm + weight_decay": 1e-1,
-    "redo": 0.1,
-    "cbp": 1e-4,
-    "l2_init": 1e-5,
-    "HL-Gauss": 0.0,
-    "HL-Gauss + layer_norm": 0.0,
+IMAGES, TASK_STEPS, BATCH, ATOMS = 500, 2_000, 64, 101
+MEANS, RATES, TUNING_SEEDS = (0.0, 100.0), (3e-4, 1e-3, 3e-3), (1_001, 1_002)
+ARMS = {arm: arm for arm in STRENGTHS} | {
+    "output bias = c": "none",
+    "HL-Gauss": "none",
+    "HL-Gauss + layer_norm": "layer_norm",
 }
-"""The strength of each arm, the same for every mean."""
+"""The interventions of each arm, by their name in arms.py."""
 
 
 def squared(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -52,18 +46,18 @@ def categorical(outputs: Tensor, targets: Tensor, support: Tensor) -> Tensor:
     return losses.cross_entropy(outputs, losses.hl_gauss(targets, support, sigma_bins=0.75)).mean()
 
 
-def run(arm: str, c: float, seed: int) -> list[dict[str, Any]]:
-    """One row: errors of both tasks and the features' ranks."""
+def run(arm: str, c: float, strength: float, learning_rate: float, seed: int, tasks: int = 2) -> list[dict[str, Any]]:
+    """One row: errors of the tasks and the features' ranks."""
     images = torch.from_numpy(load_dataset(EMBEDDED).images[:IMAGES])
     support = losses.atoms(-5.0, c + 5.0, ATOMS) if arm.startswith("HL-Gauss") else None
-    named = {"output bias = c": "none", "HL-Gauss": "none", "HL-Gauss + layer_norm": "layer_norm"}.get(arm, arm)
-    chosen = interventions(named, ARMS[arm], TASK_STEPS)
+    chosen = interventions(ARMS[arm], strength, TASK_STEPS)
     loss = squared if support is None else partial(categorical, support=support)
-    learner = Learner(images, 1 if support is None else ATOMS, loss, chosen, LEARNING_RATE, seed)
+    learner = Learner(images, 1 if support is None else ATOMS, loss, chosen, learning_rate, seed)
     if arm == "output bias = c":
         torch.nn.init.constant_(learner.network.head.bias, c)
-    noise, row = np.random.default_rng([seed, 11]), {"arm": arm, "mean": c, "seed": seed}
-    for task in (1, 2):
+    noise = np.random.default_rng([seed, 11])
+    row = {"arm": arm, "mean": c, "strength": strength, "learning_rate": learning_rate, "seed": seed}
+    for task in range(1, tasks + 1):
         targets = torch.from_numpy(c + noise.standard_normal(IMAGES)).float()
         learner.learn(targets, TASK_STEPS, BATCH)
         outputs = learner.outputs()
@@ -71,6 +65,26 @@ def run(arm: str, c: float, seed: int) -> list[dict[str, Any]]:
         row[f"error of task {task}"] = losses.squared_error(values, targets).mean().item()
         row |= {f"{name}, task {task}": value for name, value in learner.features().items()}
     return [row]
+
+
+def tuned(arms: list[str], workers: int) -> dict[tuple[str, float], tuple[float, float]]:
+    """(strength, learning rate) of each arm at each mean."""
+
+    def errors(settings: list[tuple], tasks: int) -> dict[tuple, float]:
+        """The logarithm of the last task's error, by setting."""
+        jobs = [(*setting, seed, tasks) for setting in settings for seed in TUNING_SEEDS]
+        found = in_parallel(run, jobs, workers, "learning rates" if tasks == 1 else "strengths")
+        logs = np.log([rows[0][f"error of task {tasks}"] for rows in found]).reshape(-1, len(TUNING_SEEDS)).mean(1)
+        return dict(zip(settings, np.nan_to_num(logs, nan=np.inf), strict=True))
+
+    tried = [(arm, c, strength) for arm in arms for c in MEANS for strength in STRENGTHS[ARMS[arm]]]
+    first = errors([(*one, rate) for one in tried for rate in RATES], 1)
+    best = [min(((*one, rate) for rate in RATES), key=first.__getitem__) for one in tried]
+    second = errors([setting for setting in best if len(STRENGTHS[ARMS[setting[0]]]) > 1], 2)
+    chosen: dict[tuple[str, float], tuple[float, float]] = {}
+    for arm, c, strength, rate in sorted(best, key=lambda setting: second.get(setting, 0.0)):
+        chosen.setdefault((arm, c), (strength, rate))
+    return chosen
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -86,16 +100,21 @@ def summary(rows: list[dict[str, Any]]) -> str:
             }
             first, raw, centred = means.values()
             interval = f"{error:.2g} [{low:.2g}, {high:.2g}]"
-            lines.append([arm, f"{c:g}", f"{first:.2g}", interval, f"{raw:.3g}", f"{centred:.3g}"])
-    return table(["arm", "c", "error, task 1", "error, task 2 [95 %]", "effective rank, raw", "centred"], lines)
+            settings = [f"{mine[0][name]:g}" for name in ("mean", "strength", "learning_rate")]
+            lines.append([arm, *settings, f"{first:.2g}", interval, f"{raw:.3g}", f"{centred:.3g}"])
+    header = ["arm", "c", "strength", "learning rate", "error, task 1", "error, task 2 [95 %]"]
+    return table([*header, "effective rank, raw", "centred"], lines)
 
 
 def main(arguments: list[str]) -> int:
     """Run what the .csv lacks, draw, print the table."""
     given = parser(__doc__, list(ARMS), seeds=10).parse_args(arguments)
 
-    def jobs(missing: Pairs, _: list[dict[str, Any]]) -> list[tuple]:
-        return [(arm, c, seed) for arm, seed in missing for c in MEANS]
+    def jobs(missing: Pairs, rows: list[dict[str, Any]]) -> list[tuple]:
+        chosen = {(row["arm"], row["mean"]): (row["strength"], row["learning_rate"]) for row in rows}
+        if untried := [arm for arm in dict(missing) if not all((arm, c) in chosen for c in MEANS)]:
+            chosen |= tuned(untried, given.workers)
+        return [(arm, c, *chosen[arm, c], seed) for arm, seed in missing for c in MEANS]
 
     rows = completed(given, list(ARMS), "mean", MEANS, jobs, run)
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}

@@ -142,12 +142,12 @@ def test_a_target_mean_ruins_features_and_the_output_bias_saves_them(monkeypatch
     monkeypatch.setattr(target_mean, "IMAGES", 64)
     monkeypatch.setattr(target_mean, "TASK_STEPS", 150)
     plain, zero, biased = (
-        target_mean.run(arm, c, 1)[0] for arm, c in (("none", 100), ("none", 0), ("output bias = c", 100))
+        target_mean.run(arm, c, 0.0, 1e-3, 1)[0] for arm, c in (("none", 100), ("none", 0), ("output bias = c", 100))
     )
     rank = "effective rank, raw, task 1"
     assert plain[rank] < 0.5 * zero[rank]
     assert biased[rank] > 2 * plain[rank]
-    categorical = target_mean.run("HL-Gauss", 0.0, 1)[0]
+    categorical = target_mean.run("HL-Gauss", 0.0, 0.0, 1e-3, 1)[0]
     assert categorical["error of task 1"] < 1.0
 
 

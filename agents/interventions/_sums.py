@@ -1,0 +1,112 @@
+"""Sums of |x| over rows: what continual backprop asks of hidden values and weights at every gradient step.
+
+Right after an update has emptied a CPU's caches, torch's operations for small layers take ten times as long as the
+additions in them; in large ones |x| is written and read again before it is summed. So the sums are one call, compiled
+from _sums.c by a C compiler where there is one (CC of the environment, else cc, gcc or clang), once in a process, in a
+third of a second. Torch does the same without it, and sums then differ in their last bits. An empty CC leaves the
+compiler out.
+"""
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MANY = 2**21
+"""Numbers that are left to torch where it has several threads for them."""
+PIECE = 2**18
+"""Numbers of which torch takes |x| at a time on a CPU, so that they stay in the cache until they are summed."""
+
+
+class RowSums:
+    """|x| summed over the rows of matrices [height, columns], one for each of `heights`, on `device`."""
+
+    def __init__(self, heights: Sequence[int], columns: int, device: torch.device) -> None:
+        self._compiled, self._on_host = _compiled_for(sum(heights) * columns, device), device.type == "cpu"
+        self._heights, self._columns = (ctypes.c_ssize_t * len(heights))(*heights), columns
+        self._addresses = (ctypes.c_void_p * len(heights))()
+
+    def __call__(self, matrices: Sequence[Tensor], sums: Tensor) -> None:
+        """Put the sums of `matrices`, of whatever precision, into `sums` [matrices, columns], contiguous float32."""
+        if self._compiled and all(m.dtype is torch.float32 and m.is_contiguous() for m in matrices):
+            self._addresses[:] = [matrix.data_ptr() for matrix in matrices]
+            self._compiled(len(matrices), self._addresses, self._heights, self._columns, sums.data_ptr())
+        else:
+            with torch.no_grad():
+                self._by_torch(matrices, sums)
+
+    def _by_torch(self, matrices: Sequence[Tensor], sums: Tensor) -> None:
+        if self._on_host:
+            for matrix, into in zip(matrices, sums, strict=True):
+                into.copy_(_over_rows(matrix))
+        else:  # in few operations
+            for sizes, into in zip(torch._foreach_abs(matrices), sums, strict=True):
+                torch.sum(sizes, 0, dtype=torch.float32, out=into)
+
+
+@torch.no_grad()
+def absolute_sums(values: Tensor, by_position: bool = False) -> Tensor:
+    """[batch, channels, positions...]: |values| summed over the batch, [channels, positions], or over positions as
+    well, [channels, 1]; float32. Sums along memory: other orders take up to ten times as long on a CPU."""
+    channels, last = values.shape[1], values.movedim(1, -1)
+    if last.is_contiguous():  # a matrix, or channels_last
+        return _over_rows(last.flatten(1) if by_position else last.flatten(0, -2)).view(-1, channels).t()
+    found = _over_rows(values.flatten(1)).view(channels, -1)
+    return found if by_position else found.sum(1, keepdim=True)
+
+
+def _over_rows(matrix: Tensor) -> Tensor:
+    """|matrix| [rows, columns] summed over its rows, float32 [columns]."""
+    function = _compiled_for(matrix.numel(), matrix.device)
+    if function and matrix.dtype is torch.float32 and matrix.is_contiguous():
+        rows, columns = matrix.shape
+        sums = matrix.new_empty(columns)
+        function(
+            1,
+            ctypes.byref(ctypes.c_void_p(matrix.data_ptr())),
+            ctypes.byref(ctypes.c_ssize_t(rows)),
+            columns,
+            sums.data_ptr(),
+        )
+        return sums
+    if matrix.numel() <= PIECE or matrix.device.type != "cpu":
+        return matrix.abs().sum(0, dtype=torch.float32)
+    pieces = matrix.split(max(1, PIECE // matrix.shape[1]))  # a large temporary's fresh memory would cost the most
+    return torch.stack([piece.abs().sum(0, dtype=torch.float32) for piece in pieces]).sum(0)
+
+
+def _compiled_for(numbers: int, device: torch.device) -> Callable[..., None] | None:
+    if device.type != "cpu" or (numbers > MANY and torch.get_num_threads() > 1):
+        return None
+    return compiled()
+
+
+@functools.cache
+def compiled() -> Callable[..., None] | None:
+    """The function in _sums.c; None where it cannot be compiled and loaded."""
+    source = Path(__file__).with_suffix(".c")
+    named = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
+    for compiler in map(shlex.split, named):
+        if not compiler or shutil.which(compiler[0]) is None:
+            continue
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            library = Path(folder) / "sums.so"
+            command = [*compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
+            try:
+                subprocess.run(command, check=True, capture_output=True, timeout=60)
+                function = ctypes.CDLL(str(library)).row_sums
+            except (OSError, subprocess.SubprocessError):
+                continue
+        function.restype = None
+        pointer = ctypes.c_void_p
+        function.argtypes = [ctypes.c_int, pointer, pointer, ctypes.c_ssize_t, pointer]
+        return function
+    return None
