@@ -30,6 +30,7 @@ import torch
 from agents import build_agent
 from agents.config import AgentConfig
 from agents.interventions import intervention_class
+from agents.interventions._sums import compiled
 from agents.interventions.base import Intervention
 from agents.randomness import Generators
 from agents.transitions import Spaces, Transitions
@@ -148,6 +149,7 @@ def main() -> None:
     torch.set_num_threads(1)
     processor = platform.processor() or platform.machine()
     print(f"{processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, 1 thread")
+    print(f"cbp's sums on a CPU: {'compiled' if compiled() else 'by torch, no C compiler'}")
     print(f"{'':12} {'':18} {'without us':>10} {'with us':>10} {'ratio':>8}   least .. greatest")
     for name in rows():
         for chosen in arguments.names:

@@ -10,7 +10,6 @@ compiler out.
 import ctypes
 import functools
 import os
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -32,11 +31,12 @@ class RowSums:
     def __init__(self, heights: Sequence[int], columns: int, device: torch.device) -> None:
         self._compiled, self._on_host = _compiled_for(sum(heights) * columns, device), device.type == "cpu"
         self._heights, self._columns = (ctypes.c_ssize_t * len(heights))(*heights), columns
+        self._numbers = [height * columns for height in heights]
         self._addresses = (ctypes.c_void_p * len(heights))()
 
     def __call__(self, matrices: Sequence[Tensor], sums: Tensor) -> None:
         """Put the sums of `matrices`, of whatever precision, into `sums` [matrices, columns], contiguous float32."""
-        if self._compiled and all(m.dtype is torch.float32 and m.is_contiguous() for m in matrices):
+        if self._compiled and all(map(_as_expected, matrices, self._numbers)):
             self._addresses[:] = [matrix.data_ptr() for matrix in matrices]
             self._compiled(len(matrices), self._addresses, self._heights, self._columns, sums.data_ptr())
         else:
@@ -45,11 +45,15 @@ class RowSums:
 
     def _by_torch(self, matrices: Sequence[Tensor], sums: Tensor) -> None:
         if self._on_host:
-            for matrix, into in zip(matrices, sums, strict=True):
-                into.copy_(_over_rows(matrix))
+            found = [_over_rows(matrix) for matrix in matrices]
         else:  # in few operations
-            for sizes, into in zip(torch._foreach_abs(matrices), sums, strict=True):
-                torch.sum(sizes, 0, dtype=torch.float32, out=into)
+            found = [sizes.sum(0, dtype=torch.float32) for sizes in torch._foreach_abs(matrices)]
+        sums.copy_(torch.stack(found))
+
+
+def _as_expected(matrix: Tensor, numbers: int) -> bool:
+    """Whether that many float32 lie one after another; the C function sees nothing of it and takes it for granted."""
+    return matrix.dtype is torch.float32 and matrix.is_contiguous() and matrix.numel() == numbers
 
 
 @torch.no_grad()
@@ -66,16 +70,11 @@ def absolute_sums(values: Tensor, by_position: bool = False) -> Tensor:
 def _over_rows(matrix: Tensor) -> Tensor:
     """|matrix| [rows, columns] summed over its rows, float32 [columns]."""
     function = _compiled_for(matrix.numel(), matrix.device)
-    if function and matrix.dtype is torch.float32 and matrix.is_contiguous():
+    if function and _as_expected(matrix, matrix.numel()):
         rows, columns = matrix.shape
         sums = matrix.new_empty(columns)
-        function(
-            1,
-            ctypes.byref(ctypes.c_void_p(matrix.data_ptr())),
-            ctypes.byref(ctypes.c_ssize_t(rows)),
-            columns,
-            sums.data_ptr(),
-        )
+        address, height = ctypes.c_void_p(matrix.data_ptr()), ctypes.c_ssize_t(rows)
+        function(1, ctypes.byref(address), ctypes.byref(height), columns, sums.data_ptr())
         return sums
     if matrix.numel() <= PIECE or matrix.device.type != "cpu":
         return matrix.abs().sum(0, dtype=torch.float32)
@@ -92,9 +91,8 @@ def _compiled_for(numbers: int, device: torch.device) -> Callable[..., None] | N
 @functools.cache
 def compiled() -> Callable[..., None] | None:
     """The function in _sums.c; None where it cannot be compiled and loaded."""
-    source = Path(__file__).with_suffix(".c")
-    named = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
-    for compiler in map(shlex.split, named):
+    source, named = Path(__file__).with_suffix(".c"), os.environ.get("CC")
+    for compiler in [["cc"], ["gcc"], ["clang"]] if named is None else [named.split()]:
         if not compiler or shutil.which(compiler[0]) is None:
             continue
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

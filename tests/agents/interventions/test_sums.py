@@ -69,6 +69,15 @@ def test_what_does_not_lie_row_by_row_or_has_another_precision(way, sums_by):
 
 
 @pytest.mark.parametrize("way", EITHER)
+def test_other_shapes_than_were_announced_are_refused(way, sums_by):
+    sums = sums_by(way, [2, 4], 3)
+    with pytest.raises(RuntimeError):
+        sums([torch.ones(2, 3), torch.ones(4, 2)], torch.empty(2, 3))
+    with pytest.raises((RuntimeError, ValueError)):
+        sums([torch.ones(2, 5, 3), torch.ones(4, 3)], torch.empty(2, 3))
+
+
+@pytest.mark.parametrize("way", EITHER)
 def test_not_finite_values_stay_in_their_columns(way, sums_by):
     matrix = torch.ones(9, 4)
     matrix[2, 1], matrix[8, 3] = torch.inf, torch.nan
