@@ -44,10 +44,10 @@ class _Births:
 
 
 class AdamState:
-    """The state of `optimizer` for the parameters called `names` (by id). Nothing here reads a value back; while the
+    """The state of `optimizer` for the parameters called `names`. Nothing here reads a value back; while the
     optimizer's `found_inf` is set nothing changes."""
 
-    def __init__(self, optimizer: torch.optim.Adam, names: Mapping[int, str]) -> None:
+    def __init__(self, optimizer: torch.optim.Adam, names: Mapping[Tensor, str]) -> None:
         initialise_adam(optimizer)
         self.optimizer, self._names = optimizer, names
         self._births: dict[str, _Births] = {}
@@ -81,7 +81,7 @@ class AdamState:
         for parameter in parameters:
             if "step" in self.of(parameter):
                 self.assign(self.of(parameter)["step"], 0.0)
-                births = self._births.get(self._names.get(id(parameter), ""), _Births())
+                births = self._births.get(self._names.get(parameter, ""), _Births())
                 for steps in births.along.values():
                     self.assign(steps, 0.0)
 
@@ -95,7 +95,7 @@ class AdamState:
         be zero, and the mask empty while edits are forbidden."""
         if "step" not in self.of(parameter):
             return
-        births, step = self._births.setdefault(self._names[id(parameter)], _Births()), self.of(parameter)["step"]
+        births, step = self._births.setdefault(self._names[parameter], _Births()), self.of(parameter)["step"]
         if dim not in births.along:
             births.along[dim] = torch.zeros(parameter.shape[dim], dtype=step.dtype, device=parameter.device)
         along = births.along[dim]
@@ -121,7 +121,7 @@ class AdamState:
         allowed = self.allowed()
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                births = self._births.get(self._names.get(id(parameter), ""))
+                births = self._births.get(self._names.get(parameter, ""))
                 if births is None or parameter.grad is None:  # without a gradient Adam leaves it as it is
                     continue
                 births.steps += 1
@@ -160,7 +160,7 @@ class AdamState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        tensors = {self._names.get(id(p)): p for group in self.optimizer.param_groups for p in group["params"]}
+        tensors = {self._names.get(p): p for group in self.optimizer.param_groups for p in group["params"]}
         self._births = {
             name: _Births({dim: t.to(tensors[name].device, copy=True) for dim, t in b["along"].items()}, b["steps"])
             for name, b in state.items()

@@ -29,19 +29,24 @@ class RowSums:
     """|x| summed over the rows of matrices [height, columns], one for each of `heights`, on `device`."""
 
     def __init__(self, heights: Sequence[int], columns: int, device: torch.device) -> None:
+        self._made_of = (heights, columns, device)
         self._compiled, self._on_host = _compiled_for(sum(heights) * columns, device), device.type == "cpu"
         self._heights, self._columns = (ctypes.c_ssize_t * len(heights))(*heights), columns
         self._numbers = [height * columns for height in heights]
         self._addresses = (ctypes.c_void_p * len(heights))()
 
+    def __reduce__(self) -> tuple:
+        return RowSums, self._made_of  # a copy: neither addresses nor functions can be
+
     def __call__(self, matrices: Sequence[Tensor], sums: Tensor) -> None:
         """Put the sums of `matrices`, of whatever precision, into `sums` [matrices, columns], contiguous float32."""
         if self._compiled and all(map(_as_expected, matrices, self._numbers)):
-            self._addresses[:] = [matrix.data_ptr() for matrix in matrices]
-            self._compiled(len(matrices), self._addresses, self._heights, self._columns, sums.data_ptr())
-        else:
-            with torch.no_grad():
-                self._by_torch(matrices, sums)
+            self._addresses[:] = addresses = [matrix.data_ptr() for matrix in matrices]
+            if all(addresses):
+                self._compiled(len(matrices), self._addresses, self._heights, self._columns, sums.data_ptr())
+                return
+        with torch.no_grad():
+            self._by_torch(matrices, sums)
 
     def _by_torch(self, matrices: Sequence[Tensor], sums: Tensor) -> None:
         if self._on_host:
@@ -52,8 +57,9 @@ class RowSums:
 
 
 def _as_expected(matrix: Tensor, numbers: int) -> bool:
-    """Whether that many float32 lie one after another; the C function sees nothing of it and takes it for granted."""
-    return matrix.dtype is torch.float32 and matrix.is_contiguous() and matrix.numel() == numbers
+    """Whether that many float32 lie one after another in a CPU's memory, as the C function takes for granted (where
+    there is none, of a fake tensor say, the address is 0)."""
+    return matrix.dtype is torch.float32 and matrix.is_cpu and matrix.is_contiguous() and matrix.numel() == numbers
 
 
 @torch.no_grad()
@@ -70,7 +76,7 @@ def absolute_sums(values: Tensor, by_position: bool = False) -> Tensor:
 def _over_rows(matrix: Tensor) -> Tensor:
     """|matrix| [rows, columns] summed over its rows, float32 [columns]."""
     function = _compiled_for(matrix.numel(), matrix.device)
-    if function and _as_expected(matrix, matrix.numel()):
+    if function and _as_expected(matrix, matrix.numel()) and matrix.data_ptr():
         rows, columns = matrix.shape
         sums = matrix.new_empty(columns)
         address, height = ctypes.c_void_p(matrix.data_ptr()), ctypes.c_ssize_t(rows)
@@ -95,14 +101,14 @@ def compiled() -> Callable[..., None] | None:
     for compiler in [["cc"], ["gcc"], ["clang"]] if named is None else [named.split()]:
         if not compiler or shutil.which(compiler[0]) is None:
             continue
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            library = Path(folder) / "sums.so"
-            command = [*compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
-            try:
+        try:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                library = Path(folder) / "sums.so"
+                command = [*compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
                 function = ctypes.CDLL(str(library)).row_sums
-            except (OSError, subprocess.SubprocessError):
-                continue
+        except (OSError, subprocess.SubprocessError, AttributeError):  # the last: no such function in the library
+            continue
         function.restype = None
         pointer = ctypes.c_void_p
         function.argtypes = [ctypes.c_int, pointer, pointer, ctypes.c_ssize_t, pointer]

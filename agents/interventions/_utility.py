@@ -109,7 +109,9 @@ class LayerUtility:
             found = self._outgoing(sizes, sums)
         else:
             found = 1.0 if sizes is None else sizes.view(-1, self.layer.units, sizes.shape[1]).mean((0, 2))
-        return found / self.layer.producer.weight.abs().flatten(1).mean(1) if self.kind in BY_INPUT else found
+        if self.kind in BY_INPUT:
+            found = found / self.layer.producer.weight.abs().flatten(1).mean(1, dtype=torch.float32)
+        return found
 
     def _outgoing(self, sizes: Tensor | None, sums: list[Tensor]) -> Tensor:
         """Mean over a unit's outgoing weights of |w|, times what its column holds; `sums` of |w| by column."""

@@ -19,7 +19,7 @@ class Followers:
     """Copies of a network's tensors, given as (tensor, copy), that take over what is replaced or reset, and no more."""
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], layers: Sequence[HiddenLayer]) -> None:
-        self._copies = {id(tensor): copy for tensor, copy in pairs}
+        self._copies = dict(pairs)
         self._slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
 
     @torch.no_grad()
@@ -29,7 +29,7 @@ class Followers:
             self._slices[layer.name] = Slices(layer)
         slices = self._slices[layer.name]
         for owned in (*slices.incoming, *slices.outgoing):
-            copy = self._copies.get(id(owned.tensor))
+            copy = self._copies.get(owned.tensor)
             if copy is not None:
                 owned.write(units, (copy, owned.read(owned.tensor, units)))
 
@@ -37,8 +37,8 @@ class Followers:
     def reset(self, parameters: Sequence[nn.Parameter]) -> None:
         """The copies of these whole tensors become what they are in the network now."""
         for parameter in parameters:
-            if id(parameter) in self._copies:
-                self._copies[id(parameter)].copy_(parameter)
+            if parameter in self._copies:
+                self._copies[parameter].copy_(parameter)
 
 
 class _Distance(torch.autograd.Function):

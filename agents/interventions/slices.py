@@ -187,11 +187,11 @@ class Slices:
 
 
 class Laws:
-    """By which law each tensor of `network` is drawn anew; `names` of its tensors by id, for messages."""
+    """By which law each tensor of `network` is drawn anew; `names` of its tensors, for messages."""
 
-    def __init__(self, network: nn.Module, names: Mapping[int, str]) -> None:
+    def __init__(self, network: nn.Module, names: Mapping[Tensor, str]) -> None:
         self._network, self._names = network, names
-        self._start = {id(p): p.detach().clone() for p in network.parameters() if p.ndim < 2}
+        self._start = {p: p.detach().clone() for p in network.parameters() if p.ndim < 2}
 
     def plan(self, what: Iterable[nn.Module | nn.Parameter]) -> list[tuple[nn.Module, str, Tensor]]:
         """(module, name in it, tensor) of what is to be redrawn, in the network's order. ValueError: a tensor is not
@@ -199,7 +199,7 @@ class Laws:
         chosen: set[int] = set()
         for item in what:
             tensors = [item] if isinstance(item, Tensor) else [*item.parameters(), *_statistics(item)]
-            if any(id(tensor) not in self._names for tensor in tensors):
+            if any(tensor not in self._names for tensor in tensors):
                 raise ValueError(f"reset: {type(item).__name__} is not part of networks['online']")
             chosen |= set(map(id, tensors))
         plan = [
@@ -209,8 +209,8 @@ class Laws:
             if tensor is not None and id(tensor) in chosen
         ]
         for module, _, tensor in plan:
-            if not isinstance(module, (nn.Linear, *CONVOLUTIONS, *NORMS)) and id(tensor) not in self._start:
-                name = f"'{self._names[id(tensor)]}' ({type(module).__name__})"
+            if not isinstance(module, (nn.Linear, *CONVOLUTIONS, *NORMS)) and tensor not in self._start:
+                name = f"'{self._names[tensor]}' ({type(module).__name__})"
                 raise ValueError(f"reset: the law of {name} is not known")
         return plan
 
@@ -219,7 +219,7 @@ class Laws:
         if isinstance(module, NORMS):
             return NORM_START.get(name, 0)
         if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            return self._start[id(tensor)]
+            return self._start[tensor]
         law, shape = getattr(module, "initializer", None) or initializer_for("torch", module), tensor.shape
         if name == "bias":
             return law.bias_rows(len(tensor), generator).to(tensor)

@@ -63,7 +63,7 @@ class Surgery:
             for name, slices in self.slices.items()
         }  # units replaced so far, by layer, on the device
         online = self._tensors("online")
-        self._names = {id(tensor): name for name, tensor in online.items()}
+        self._names = {tensor: name for name, tensor in online.items()}
         self._twins = {name: self._tensors(name) for name in self.networks}
         self._laws = Laws(self.networks["online"], self._names)
         self._adam = AdamState(optimizer, self._names)
@@ -81,10 +81,10 @@ class Surgery:
                 raise ValueError(f"networks[{name!r}]: its parameters are not those of networks['online']")
         for slices in self.slices.values():
             for tensor in (owned.tensor for owned in (*slices.incoming, *slices.outgoing)):
-                if id(tensor) not in self._names:
+                if tensor not in self._names:
                     raise ValueError(f"layers: a parameter of '{slices.layer.name}' is not in networks['online']")
                 if tensor.requires_grad and not self._adam.of(tensor):
-                    raise ValueError(f"optimizer: lacks '{self._names[id(tensor)]}', which would never train again")
+                    raise ValueError(f"optimizer: lacks '{self._names[tensor]}', which would never train again")
 
     def of(self, layer: HiddenLayer | str) -> Slices:
         """What the units of a layer own. ValueError naming the layer and the reason where units are not separable."""
@@ -107,7 +107,7 @@ class Surgery:
         """ValueError if a consumer of the layer has no bias that could take up a removed unit's mean contribution."""
         for module, _ in self.of(layer).layer.consumers:
             if module.bias is None:
-                name = self._names[id(module.weight)].removesuffix(".weight")
+                name = self._names[module.weight].removesuffix(".weight")
                 raise ValueError(f"absorb: '{name}' reads '{self.of(layer).layer.name}' but has no bias to absorb it")
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class Surgery:
 
     def _twin(self, network: str, tensor: Tensor) -> Tensor:
         """What `tensor` of the online network is in `network`."""
-        return self._twins[network][self._names[id(tensor)]]
+        return self._twins[network][self._names[tensor]]
 
     def _column_means(self, slices: Slices, post: Tensor | None) -> list[Tensor]:
         """Means by column of each consumer, checked before anything is edited; none where nothing is absorbed."""
@@ -193,7 +193,8 @@ class Surgery:
             columns = torch.where(once[:, None], mean[units.index], 0).flatten()
             for name in networks:
                 weight = owned.read(self._twin(name, owned.tensor), units)
-                self._twin(name, module.bias).add_((weight.flatten(2).sum(2) if weight.ndim > 2 else weight) @ columns)
+                weight = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+                self._twin(name, module.bias).add_(weight @ columns.to(weight))
 
     def _edit(
         self, owned: Owned, units: Units, values: Tensor | float, moments: Moments, networks: Sequence[str]
@@ -222,7 +223,7 @@ class Surgery:
         """Move each parameter to function(parameter), in place; moments and step stay as they are."""
         for parameter in parameters:
             self._adam.assign(parameter, function(parameter))
-            self.note("projected", self._names[id(parameter)])
+            self.note("projected", self._names[parameter])
 
     @torch.no_grad()
     def reset(
@@ -244,7 +245,7 @@ class Surgery:
                 self._adam.assign(self._twin(network, tensor), fresh)
         parameters = [tensor for *_, tensor in plan if isinstance(tensor, nn.Parameter)]
         for parameter in parameters:
-            self.note("reset", self._names[id(parameter)])
+            self.note("reset", self._names[parameter])
         self.zero_moments(parameters)
         self.zero_step(parameters)
         for intervention in self.interventions:

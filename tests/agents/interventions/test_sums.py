@@ -1,9 +1,13 @@
 """Sums of |x| over rows, compiled and by torch, beside float64 loops."""
 
+import copy
+import pickle
 import shutil
+import tempfile
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents.interventions import _sums
 from agents.interventions._sums import RowSums, absolute_sums, compiled
@@ -63,9 +67,37 @@ def test_what_does_not_lie_row_by_row_or_has_another_precision(way, sums_by):
     generator = torch.Generator().manual_seed(0)
     across, halved = torch.randn(6, 5, generator=generator).t(), torch.randn(4, 6, generator=generator).bfloat16()
     strided, double = torch.randn(7, 12, generator=generator)[:, ::2], torch.randn(3, 6, generator=generator).double()
+    check(sums_by(way, [5, 7], 6), [across, strided])
+    check(sums_by(way, [7, 4], 6), [strided, torch.randn(1, 6, generator=generator).expand(4, 6)])
     sums = sums_by(way, [5, 4, 7, 3, 2], 6)
     check(sums, [across, halved, strided, double, torch.ones(2, 6)])
     check(sums, [torch.randn(height, 6, generator=generator) for height in (5, 4, 7, 3, 2)])  # and then as before
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("way", EITHER)
+def test_what_is_not_in_a_cpus_memory_is_not_read_there(way, sums_by):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        sums_by(way, [3], 4)([torch.empty(3, 4, device="meta")], torch.empty(1, 4))
+    zeros = torch._efficientzerotensor(3, 4)  # has no memory at all
+    assert absolute_sums(zeros).tolist() == [[0.0]] * 4
+    into = torch.ones(1, 4)
+    sums_by(way, [3], 4)([zeros], into)
+    assert into.tolist() == [[0.0] * 4]
+    with FakeTensorMode():
+        fake = torch.empty(3, 4)
+        assert absolute_sums(fake).shape == (4, 1)
+        sums_by(way, [3], 4)([fake], torch.empty(1, 4))
+
+
+@pytest.mark.parametrize("way", EITHER)
+def test_copies_sum_too(way, sums_by):
+    sums = sums_by(way, [2, 1], 2)
+    sums([torch.ones(2, 2), torch.ones(1, 2)], torch.empty(2, 2))
+    for copied in (copy.deepcopy(sums), pickle.loads(pickle.dumps(sums))):
+        into = torch.empty(2, 2)
+        copied([torch.ones(2, 2), torch.ones(1, 2)], into)
+        assert into.tolist() == [[2.0, 2.0], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("way", EITHER)
@@ -135,13 +167,18 @@ def test_the_compiler_that_cc_names(monkeypatch, tmp_path):
         monkeypatch.setenv("CC", cc)
         return compiled.__wrapped__() is not None
 
-    assert found(next(filter(None, map(shutil.which, ("cc", "gcc", "clang")))) + " -g")
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
+    assert found(compiler + " -g")
+    assert not found(compiler + " -fvisibility=hidden")  # makes a library without the function
+    with monkeypatch.context() as nowhere:
+        nowhere.setattr(tempfile, "tempdir", "/nowhere")
+        assert not found(compiler)
     for missing in ("", " ", "/nowhere/cc"):
         assert not found(missing)
     for index, script in enumerate(
         ["exit 1", "exit 0", "while [ $# -gt 1 ]; do shift; [ $1 = -o ] && echo > $2; done"]
     ):
-        compiler = tmp_path / f"cc{index}"  # fails, writes nothing, writes what is no library
-        compiler.write_text(f"#!/bin/bash\n{script}\n")
-        compiler.chmod(0o755)
-        assert not found(str(compiler))
+        script_of = tmp_path / f"cc{index}"  # fails, writes nothing, writes what is no library
+        script_of.write_text(f"#!/bin/bash\n{script}\n")
+        script_of.chmod(0o755)
+        assert not found(str(script_of))
