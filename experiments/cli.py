@@ -60,6 +60,7 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
         if names is not None:
             default = replace(default, interventions=_made(names, default.interventions))
         refuse_unlisted(rest, default)
+        refuse_two_moments(rest)
         return _parse(default, rest, f"{program} {default.agent_name}")
     except ValueError as error:
         fail(str(error))
@@ -112,8 +113,9 @@ def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[s
 
 
 def _made(names: list[str], known: Iterable["Intervention"]) -> tuple["Intervention", ...]:
-    """Those named, as they are in `known` (a file's) or else with their defaults."""
-    settled = {one.name: one for one in known}
+    """Those named, as they are in `known` (a file's) or else with their defaults; those of a combination are the
+    combination's."""
+    settled = {one.name: one for one in known if one.name in names}
     return tuple(
         settled.get(name) or intervention_class(name)(**parameters) for name, parameters in expanded(names).items()
     )
@@ -127,6 +129,20 @@ def refuse_unlisted(arguments: list[str], config: TrainConfig) -> None:
         if argument.startswith("--") and "." in argument and name in NAMES and name not in listed:
             flag = argument.partition("=")[0]
             raise ValueError(f"{flag}: its intervention is not listed; add {name} to --interventions")
+
+
+def refuse_two_moments(arguments: list[str]) -> None:
+    """Raise ValueError where --surgery.moments and an intervention's own flag say different things. Over what a file, a
+    combination or a default says, --surgery.moments wins."""
+    told: dict[str, str] = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and flag.endswith(".moments"):
+            told[flag] = value if equals else following
+    everywhere = told.pop("--surgery.moments", "own")
+    for flag, value in told.items():
+        if everywhere not in ("own", value):
+            raise ValueError(f"surgery.moments = {everywhere!r}: must be own, or {value!r} as {flag}")
 
 
 def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig, list[str]]:

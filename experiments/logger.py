@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.guard import Guard, NonFiniteError
 from experiments.loop import TaskChange, TaskDrift, Tick, Update
-from experiments.surgery_report import UNCOUNTED, Done, SurgeryReport, scalars, sentences
+from experiments.surgery_report import USUAL, Done, SurgeryReport, scalars, sentences
 from experiments.task_report import TaskSummary, in_words
 from plasticity_probes.catalogue import Findings
 from plasticity_probes.pictures import in_colours
@@ -113,7 +113,7 @@ class Logger:
         done = self.surgery.flush()
         if done:
             self.write(step, scalars(done))
-            rare = {key: amount for key, amount in done.items() if key[1] not in UNCOUNTED}
+            rare = {key: amount for key, amount in done.items() if key[1] not in USUAL}
             if rare:
                 self.writer.add_text("surgery/log", "; ".join(sentences(rare)), step)
             first = {key: amount for key, amount in done.items() if key[:2] not in self.told_of}

@@ -11,8 +11,8 @@ from agents.probing import layer_name
 from experiments.config import TrainConfig
 
 Done = Mapping[tuple[str, str, str], Tensor | int]
-UNCOUNTED = frozenset({"projected"})
-"""Said without naming every tensor: it happens to all of them, often at each gradient step."""
+USUAL = frozenset({"projected"})
+"""What happens at each gradient step, and so is told once and at the end, not in every line of the log."""
 
 
 class SurgeryReport:
@@ -24,10 +24,13 @@ class SurgeryReport:
     def __init__(self, take: Callable[[], Done]) -> None:
         self.take = take
         self.total: dict[tuple[str, str, str], int] = {}
+        self.looked: set[str] = set()
+        """Who has looked for something to do, found or not."""
 
     def flush(self) -> dict[tuple[str, str, str], int]:
         """What was done since the last flush, in one transfer from the device, without what never happened."""
         done = self.take()
+        self.looked |= {who for who, *_ in done}
         on_device = {key: amount for key, amount in done.items() if isinstance(amount, Tensor)}
         counts = {key: amount for key, amount in done.items() if not isinstance(amount, Tensor)}
         if on_device:
@@ -35,7 +38,8 @@ class SurgeryReport:
             counts |= {key: int(amount) for key, amount in zip(on_device, read, strict=True)}
         found: dict[tuple[str, str, str], int] = {}
         for (who, what, where), amount in counts.items():
-            key = (who, what, "" if what in UNCOUNTED else layer_name(where))
+            place = where.rpartition(".")[0] or where if what in USUAL else where  # the layer's, not each tensor's
+            key = (who, what, layer_name(place))
             found[key] = found.get(key, 0) + amount
         found = {key: amount for key, amount in found.items() if amount}
         for key, amount in found.items():
@@ -56,10 +60,12 @@ def sentences(done: Mapping[tuple[str, str, str], int]) -> list[str]:
     return [_sentence(who, what, places) for (who, what), places in deeds.items()]
 
 
-def idle(config: TrainConfig, done: Mapping[tuple[str, str, str], int]) -> list[str]:
+def idle(config: TrainConfig, report: SurgeryReport) -> list[str]:
     """A sentence for each intervention that edits weights now and then and never did."""
-    active = {who for who, *_ in done}
-    return [f"{one.name} never acted" for one in config.interventions if one.operates and one.name not in active]
+    active = {who for who, *_ in report.total}
+    never = [one.name for one in config.interventions if one.operates and one.name not in active]
+    why = {name: "looked and found nothing to do" if name in report.looked else "never acted" for name in never}
+    return [f"{name} {what}" for name, what in why.items()]
 
 
 def in_short(intervention: Intervention) -> str:
@@ -74,9 +80,8 @@ def _sentence(who: str, what: str, places: dict[str, int]) -> str:
     total, listed = sum(places.values()), ", ".join(f"{where} {amount:,}" for where, amount in places.items() if where)
     if what == "replaced":
         return f"{who} replaced {total:,} unit{'s' * (total != 1)}: {listed}"
-    if what in UNCOUNTED:
-        return f"{who} moved weights {total:,} times (once a tensor)"
+    if what == "projected":
+        return f"{who} moved tensors {total:,} times: {listed}"
     if what == "reset":
-        times = ", ".join(f"{where} {amount:,}" for where, amount in places.items())
-        return f"{who} drew tensors anew, so many times: {times}"
+        return f"{who} drew tensors anew, so many times: {listed}"
     return f"{who}: {what}" + (f" ({listed})" if listed else "")

@@ -34,9 +34,9 @@ def train(
     watchers = _Watchers(config, agent, directory, console)
     console.print(f"[bold]{directory.path}[/]  on {agent.device}, {_size(agent.network)} parameters", highlight=False)
     if config.interventions:
-        console.print(
-            "interventions: " + ", ".join(map(in_short, config.interventions)), highlight=False, soft_wrap=True
-        )
+        moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
+        listed = ", ".join(map(in_short, config.interventions))
+        console.print(f"interventions: {listed}{moments}", highlight=False, soft_wrap=True)
     code, step, saved = 0, 0, 0
     try:
         with ProgressLine(config.run.steps, watchers.logger, console) as progress:
@@ -60,7 +60,7 @@ def train(
         watchers.close(step)
         world.close()
     directory.save(agent.state_dict(), step, final=code == 0)
-    for sentence in [*sentences(watchers.logger.surgery.total), *idle(config, watchers.logger.surgery.total)]:
+    for sentence in [*sentences(watchers.logger.surgery.total), *idle(config, watchers.logger.surgery)]:
         console.print(f"in all: {sentence}", highlight=False, soft_wrap=True)
     if watchers.report.summaries:
         console.print("\n".join(table(watchers.report.summaries)), highlight=False, soft_wrap=True)

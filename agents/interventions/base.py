@@ -147,6 +147,10 @@ class Intervention:
         """Raise `ValueError`, naming the parameter, where it makes no sense with these settings or these others. Beside
         no agent of ours (Stable-Baselines3) it is not called."""
 
+    def check_beside(self, others: Sequence[Intervention]) -> None:
+        """Raise `ValueError`, naming both, where it makes no sense beside these others, in whatever agent. What never
+        works together in any setting is in `conflicts`."""
+
     def configure(self, network: NetworkConfig) -> NetworkConfig:
         """The architecture to build instead of `network`; called for each torso in its part."""
         return network

@@ -9,7 +9,6 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from agents.config import AgentConfig
 from agents.interventions._utility import STEPS_TOGETHER, AlikeContribution, LayerUtility, Utility, corrections
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.slices import Slots, Units, replaceable, trains
@@ -72,7 +71,7 @@ class CBP(Intervention):
         absorbed by the biases, Adam's moments left alone. (They run it with L2 1e-4 and betas .99, .99.)"""
         return cls(**{"accumulation": "bernoulli", "moments": "keep", **changes})
 
-    def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
+    def check_beside(self, others: Sequence[Intervention]) -> None:
         """What a layer adds to a consumer is divided by a spectral norm's sigma, which no bias knows of."""
         beside = any(other.name == "spectral_norm" for other in others)
         self.require(not (self.bias_correction and beside), "bias_correction", "off beside spectral_norm")

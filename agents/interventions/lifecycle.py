@@ -22,14 +22,18 @@ ByModule = dict[nn.Module, tuple[Tensor | None, Tensor]]
 
 
 def check_together(members: Sequence[Intervention]) -> None:
-    """Raise `ValueError` where one is given twice or two refuse each other, naming both."""
+    """Raise `ValueError` where one is given twice or one refuses another, naming both."""
     names = [member.name for member in members]
     for index, member in enumerate(members):
         if member.name in names[:index]:
             raise ValueError(f"interventions: {member.name} is given twice")
         for other in members[:index]:
             if other.name in member.conflicts or member.name in other.conflicts:
-                raise ValueError(f"interventions: {other.name} and {member.name} cannot work together")
+                limited = {member.only, other.only} != {"all"}
+                why = ", whatever parts they are limited to" if limited else ""
+                raise ValueError(f"interventions: {other.name} and {member.name} cannot work together{why}")
+    for member in members:
+        member.check_beside([other for other in members if other is not member])
 
 
 def check_interventions(members: Sequence[Intervention], agent: AgentConfig) -> None:
@@ -194,6 +198,9 @@ class Lifecycle:
     def penalties(self, forward: Forward | None) -> dict[str, Tensor]:
         """The scalars to add to the loss, by the intervention's name."""
         found = {member.name: member.penalty(forward) for member in self.members}
+        for name, penalty in found.items():
+            if not (penalty is None or isinstance(penalty, Tensor)):
+                raise TypeError(f"{name}: its penalty is {penalty!r}: must be a tensor, or None where there is none")
         return {name: penalty for name, penalty in found.items() if penalty is not None}
 
     def after_step(self, forward: Forward | None, gradient_step: int, steps: int) -> None:

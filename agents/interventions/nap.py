@@ -40,7 +40,7 @@ class NaP(Intervention):
             raise ValueError(f"{self.name}: there is no hidden layer in only = {self.only!r}")
         for layer in self.layers:
             if layer.norm is None:
-                raise ValueError(f"{self.name}: '{layer.name}' has no norm before its nonlinearity, and needs one")
+                raise ValueError(f"{self.name}: '{layer.name}' has no norm before its nonlinearity; build it with one")
             if layer.producer._parameters.get("weight") is None:
                 raise ValueError(f"{self.name}: the weight of '{layer.name}' is computed from others")
         self.norms = [_norm([layer.producer.weight])[0] for layer in self.layers]

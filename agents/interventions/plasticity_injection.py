@@ -116,13 +116,15 @@ class PlasticityInjection(Intervention):
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """The birth needs a time. A torso that two heads share, or that is the encoder, is injected with its heads."""
         self._require_a_time()
-        for other in others:
-            # a - b would be noise, and a frozen layer would not stay as it is; the heads alone have neither
-            if other.name in ("batch_norm", "dropout") and self.last != 1:
-                raise ValueError(f"interventions: {self.name} and {other.name} cannot work together, but with last = 1")
         separate = not getattr(agent, "shared_torso", True)
         allowed = "all" + (", actor or critic" if separate else ": the torso is injected with every head that reads it")
         self.require(self.only == "all" or (separate and self.only != "encoder"), "only", allowed)
+
+    def check_beside(self, others: Sequence[Intervention]) -> None:
+        """a - b would be noise, and a frozen layer would not stay as it is; the heads alone have neither."""
+        for other in others:
+            if other.name in ("batch_norm", "dropout") and self.last != 1:
+                raise ValueError(f"interventions: {self.name} and {other.name} cannot work together, but with last = 1")
 
     def _require_a_time(self) -> None:
         if not self.timed:

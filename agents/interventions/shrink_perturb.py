@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from agents.config import AgentConfig
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
 
@@ -82,7 +81,7 @@ class ShrinkAndPerturb(Intervention):
         """Whether the time that was chosen is a task change."""
         return self.now == "task_change"
 
-    def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
+    def check_beside(self, others: Sequence[Intervention]) -> None:
         """Dohare's form brings its own decay of weights."""
         for other in others:
             if self.form == "dohare" and other.name in ("l2", "weight_decay"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,10 @@ def test_settings_survive_json_and_a_file_is_replayed(tmp_path):
     assert changed.interventions == (ReDo(tau=0.25), *config.interventions[1:])
     assert parse_train(["--config", str(path), "--interventions", "layer_norm"]).interventions == (LayerNorm(),)
     assert parse_train(["--config", str(path), "--interventions", "none"]).interventions == ()
+    (tmp_path / "plain.json").write_text(json.dumps(to_dict(parsed("--interventions", "redo", "--redo.tau", "0.3"))))
+    again = ["--config", str(tmp_path / "plain.json"), "--interventions"]
+    assert parse_train([*again, "redo"]).interventions == (ReDo(tau=0.3),)
+    assert parse_train([*again, "redo_l2"]).interventions == parsed("--interventions", "redo_l2").interventions
 
 
 @pytest.mark.parametrize("name", [*NAMES, *COMBINATIONS])
@@ -76,6 +81,25 @@ def test_a_run_tells_what_never_acted(tmp_path, capsys):
     spoken = capsys.readouterr().out
     assert "in all: redo never acted" in spoken
     assert "weight_clip never" not in spoken
+
+
+def test_a_run_tells_who_looked_in_vain_and_where_tensors_were_moved(tmp_path, capsys):
+    flags = "--interventions redo weight_clip --redo.period 10 --redo.tau 0 --activation tanh --surgery.moments mean"
+    flags += " --steps 1300 --threads 1 --probes none --runs-dir"
+    config = parsed(*flags.split(), str(tmp_path))
+    train(config, *build(config))
+    spoken = " ".join(capsys.readouterr().out.split())
+    assert "in all: redo looked and found nothing to do" in spoken
+    assert re.search(r"in all: weight_clip moved tensors [\d,]+ times: dense1 [\d,]+, dense2 [\d,]+, head", spoken)
+    assert "weight_clip; surgery.moments mean" in spoken
+
+
+@pytest.mark.parametrize("flags", [["redo_l2"], ["redo", "--redo.moments", "keep"], ["redo", "--redo.moments=keep"]])
+def test_moments_for_all_win_over_what_nobody_said(flags):
+    listed = ["--interventions", *flags, "--surgery.moments"]
+    if flags == ["redo_l2"]:
+        assert parsed(*listed, "zero").surgery.moments == "zero"
+    assert parsed(*listed, "keep").surgery.moments == "keep"
 
 
 def test_the_run_s_name_tells_which_and_its_hash_the_rest():
@@ -124,10 +148,11 @@ WRONG = {
         ["shrink_perturb"],
         "shrink_perturb: waits for a task change, and this world has none",
     ),
+    "moments where there is nothing": (["none", "--surgery.moments", "zero"], "surgery.moments = 'zero': must be own"),
     "moments that nobody has": (["layer_norm", "--surgery.moments", "mean"], "surgery.moments = 'mean': must be own"),
     "two wishes for the moments": (
         ["redo", "--redo.moments", "mean", "--surgery.moments", "zero"],
-        "surgery.moments = 'zero': must be own, or 'mean' as redo.moments",
+        "surgery.moments = 'zero': must be own, or 'mean' as --redo.moments",
     ),
     "an unknown name": (["redoo"], "interventions = 'redoo': must be some of"),
     "no name": ([], "interventions: name some, or none"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import types
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,6 @@ from agents.randomness import Generators
 
 LAYERS_OF_YOUR_OWN = "a features extractor with such layers, and net_arch=[] (docs/interventions_with_sb3.md)"
 INSTEAD = {
-    "activation": "policy_kwargs=dict(activation_fn=torch.nn.Tanh), say",
     "batch_norm": LAYERS_OF_YOUR_OWN,
     "crelu": LAYERS_OF_YOUR_OWN,
     "dropout": LAYERS_OF_YOUR_OWN,
@@ -161,6 +161,22 @@ class InterventionCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._let_go()
+        for sentence in self._idle():
+            warnings.warn(sentence, stacklevel=2)
+
+    def _idle(self) -> list[str]:
+        """A sentence for each intervention that edits weights now and then and has not since it met this model."""
+        if not self.chosen or not self.gradient_steps:
+            return []
+        done = self.lifecycle.surgery.done.items()
+        acted = self._report.acted | {who for (who, *_), amount in done if int(amount)}
+        idle = [one for one in self.lifecycle.members if one.operates and one.name not in acted]
+        none_came = "waits for a task change, and none came: no environment's info has had a larger task_index"
+        return [
+            f"{one.name}: {none_came if one.waits_for_a_task_change else 'never acted'}, in {self.gradient_steps:,}"
+            " gradient steps"
+            for one in idle
+        ]
 
     def _on_rollout_start(self) -> None:
         self._updating = False
@@ -288,13 +304,28 @@ class InterventionCallback(BaseCallback):
             self._groups.load_auxiliary_state(state["auxiliary"])
 
 
+def _activation_for(activation: Intervention) -> str:
+    """What does the same in Stable-Baselines3."""
+    if activation.kind == "fourier":
+        return LAYERS_OF_YOUR_OWN + "; it doubles the columns, which no activation_fn may"
+    slope = activation.negative_slope
+    functions = {
+        "leaky_relu": "LeakyReLU" if slope == 0.01 else f"partial(torch.nn.LeakyReLU, {slope})",
+        "tanh": "Tanh",
+        "gelu": "GELU",
+        "swish": "SiLU",
+    }
+    function = functions[activation.kind]
+    return f"policy_kwargs=dict(activation_fn={function if '(' in function else 'torch.nn.' + function})"
+
+
 def _refuse(interventions: Sequence[Intervention]) -> None:
     """ValueError, naming it, for an intervention that is not supported."""
     for one in interventions:
         kind = type(one)
         builds = kind.configure is not Intervention.configure or kind.build is not Intervention.build
         if builds and one.name != "nap":  # which is content with norms that are there already
-            instead = INSTEAD.get(one.name)
+            instead = _activation_for(one) if one.name == "activation" else INSTEAD.get(one.name)
             why = f"; instead: {instead}" if instead else ", and SB3 has nothing that does the same"
             raise ValueError(f"{one.name}: is a matter of building the network, which SB3 has done already{why}")
         if kind.on_targets is not Intervention.on_targets or kind.regression is not Intervention.regression:

@@ -21,6 +21,8 @@ class Report(KVWriter):
         self.take = take
         self._penalties: dict[str, list[Tensor]] = {}
         self._logger: Logger | None = None
+        self.acted: set[str] = set()
+        """Which interventions have done something, as far as it has been logged."""
 
     def attach(self, logger: Logger) -> None:
         """Write to `logger` from now on."""
@@ -55,9 +57,10 @@ class Report(KVWriter):
         found: dict[str, tuple[float, tuple[str, ...]]] = {}
         for (who, what, where), amount in zip(done, numbers, strict=False):
             if amount:
+                self.acted.add(who)
                 tag = f"surgery/{who}/{what}"
                 found[tag] = found.get(tag, (0,))[0] + int(amount), ("",)
-                if where and what != "projected":
+                if where:
                     found[f"{tag}/{where}"] = int(amount), PRINTED
         for name, amount in zip(means, numbers[len(done) :], strict=True):
             found[f"train/penalty/{name}"] = amount, ("",)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
+from agents.interventions import L2, WeightDecay
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, parts_of, roles
 from agents.networks import MLP, ActorCritic, QNetwork
@@ -273,6 +274,40 @@ def test_refusals_name_both_and_come_before_anything_is_built():
             agent_of("dqn", pair)
     with pytest.raises(ValueError, match="diary is given twice"):
         agent_of("ppo", [Diary(), Diary()])
+
+
+def test_others_can_be_refused_in_some_settings():
+    @dataclass(eq=False)
+    class Jealous(Intervention):
+        name = "jealous"
+
+        def check_beside(self, others):
+            self.require(not others, "only", "alone")
+
+    agent_of("dqn", [Jealous()])
+    for pair in ([Jealous(), Diary()], [Diary(), Jealous()]):
+        with pytest.raises(ValueError, match=r"jealous\.only = 'all': must be alone"):
+            agent_of("dqn", pair)
+        with pytest.raises(ValueError, match=r"jealous\.only = 'all': must be alone"):
+            Lifecycle(pair)  # where there is no agent of ours, too
+
+
+def test_parts_do_not_reconcile_two_that_refuse_each_other():
+    pair = [WeightDecay(only="critic"), L2(only="actor")]
+    with pytest.raises(ValueError, match="weight_decay and l2 cannot work together, whatever parts they are limited"):
+        Lifecycle(pair)
+
+
+def test_a_penalty_that_is_no_tensor_is_named():
+    @dataclass(eq=False)
+    class Careless(Intervention):
+        name = "careless"
+
+        def penalty(self, forward):
+            return 0
+
+    with pytest.raises(TypeError, match="careless: its penalty is 0: must be a tensor, or None"):
+        drive(agent_of("dqn", [Careless()]), world_of("dqn"), 80)
 
 
 def test_a_setting_of_the_agent_can_be_refused():

@@ -22,6 +22,7 @@ from agents.interventions import (
     ReDo,
     Reset,
     ShrinkAndPerturb,
+    WeightClip,
     WeightDecay,
 )
 from agents.interventions.sb3 import InterventionCallback
@@ -45,6 +46,7 @@ from tests.agents.interventions.sb3_models import (
 IDLE = [ReDo(period=10**9), CBP(replacement_rate=0.0), WeightDecay(rate=0.0), PFO(coefficient=0.0)]
 
 
+@pytest.mark.filterwarnings("ignore:.*never acted")
 @pytest.mark.parametrize("name", MODELS)
 def test_training_is_sb3s_own_to_the_bit(name):
     plain = whole_state(learnt(MODELS[name]()))
@@ -261,6 +263,11 @@ def test_an_unknown_nonlinearity_is_refused_only_if_somebody_looks():
         (lambda: A2C("MlpPolicy", worlds()), [], "model = A2C: must be DQN or PPO"),
         (dqn, [LayerNorm()], "layer_norm: is a matter of building .* instead: a features extractor"),
         (dqn, [Activation("tanh")], r"activation: .* policy_kwargs=dict\(activation_fn=torch.nn.Tanh\)"),
+        (dqn, [Activation("swish")], r"activation: .* policy_kwargs=dict\(activation_fn=torch.nn.SiLU\)"),
+        (dqn, [Activation(negative_slope=0.2)], r"activation_fn=partial\(torch.nn.LeakyReLU, 0.2\)"),
+        (dqn, [Activation("fourier")], "activation: .* instead: a features extractor .* doubles the columns"),
+        (dqn, [ShrinkAndPerturb(form="dohare"), L2()], "shrink_perturb.form = 'dohare': has a weight decay .* l2"),
+        (ppo, [WeightDecay(), ShrinkAndPerturb(form="dohare")], "has a weight decay of its own beside weight_decay"),
         (dqn, [PopArt()], "popart: .* SB3 has nothing that does the same"),
         (
             lambda: dqn(policy_kwargs={"optimizer_class": torch.optim.SGD}),
@@ -276,6 +283,16 @@ def test_refusals(make, chosen, message):
     with pytest.raises(ValueError, match=message):
         learnt(model, chosen)
     assert same(model.policy.optimizer.param_groups, before)
+
+
+def test_who_never_acted_is_told_at_the_end():
+    idle = [ReDo(period=10**9), Reset(at_task_change=True), WeightClip()]
+    with pytest.warns(UserWarning, match="in 20 gradient steps") as told:
+        learnt(dqn(), idle)
+    sentences = [str(warning.message) for warning in told if "gradient steps" in str(warning.message)]
+    assert sentences[0] == "redo: never acted, in 20 gradient steps"
+    assert sentences[1].startswith("reset: waits for a task change, and none came")
+    assert len(sentences) == 2
 
 
 def test_two_of_a_kind_are_refused():

@@ -77,7 +77,7 @@ def test_one_file_makes_the_flags_the_help_and_the_log(tmp_path):
     trained = run("layer_norm", "l1", "--l1.period", "50", "--steps", "1300", "--probes", "none")
     assert trained.returncode == 0, trained.stderr
     assert "interventions: layer_norm, l1 (period 50)" in trained.stdout
-    assert "in all: l1 moved weights" in trained.stdout
+    assert "in all: l1 moved tensors" in trained.stdout
     assert "Gradient steps between two prunings" in " ".join(run("l1", "--help").stdout.split())
     refused = run("l1", "--l1.rate", "-1")
     assert refused.returncode == 2
