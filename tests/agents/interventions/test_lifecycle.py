@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from agents import losses
 from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
 from agents.interventions import L2, WeightDecay
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, parts_of, roles
 from agents.networks import MLP, ActorCritic, QNetwork
+from agents.randomness import Generators
 from plasticity_probes import activations
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, build, drive, same_tree
 
@@ -95,20 +97,35 @@ def test_an_intervention_that_does_nothing_changes_nothing(kind):
     assert plain.optimization.gradient_steps >= 20
 
 
-def test_dqn_without_interventions_is_the_plain_loop_bit_for_bit():
-    config = replace(AGENTS["dqn"][0], loss="mse")
-    agent, world = build(config), NoiseWorld(VECTOR, 2)
+def regression(config, network, target, batch):
+    rows = torch.arange(config.batch_size)
+    with torch.no_grad():
+        wanted = batch.rewards + batch.discounts * target(batch.next_observations).amax(1)
+    return (network(batch.observations)[rows, batch.actions] - wanted).square().mean()
+
+
+def categorical(config, network, target, batch):
+    rows, support = torch.arange(config.batch_size), losses.atoms(-3.0, 3.0, 13)
+    with torch.no_grad():
+        p = torch.softmax(target(batch.next_observations), -1)
+        p = p[rows, (p * support).sum(-1).argmax(1)]
+        wanted = losses.categorical_projection(batch.rewards[:, None] + batch.discounts[:, None] * support, p, support)
+    return -(wanted * torch.log_softmax(network(batch.observations)[rows, batch.actions], -1)).sum(-1).mean()
+
+
+@pytest.mark.parametrize(("kind", "loss_of"), [("dqn", regression), ("dqn, images", regression), ("c51", categorical)])
+def test_value_agents_without_interventions_are_the_plain_loop_bit_for_bit(kind, loss_of):
+    config, spaces = AGENTS[kind]
+    config = replace(config, loss="mse") if kind != "c51" else config
+    agent, world = build(config, spaces), NoiseWorld(spaces, 2)
     drive(agent, world, 20, learn=False)
     network, target = copy.deepcopy(agent.network), copy.deepcopy(agent.network)
-    adam = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
+    adam = torch.optim.Adam(network.parameters(), config.learning_rate, eps=config.adam.eps, fused=True)
     batches, sample = [], agent.replay.sample
     agent.replay.sample = lambda n: batches.append(sample(n)) or batches[-1]
     drive(agent, world, 60)
-    rows = torch.arange(config.batch_size)
     for step, batch in enumerate(batches, start=1):
-        with torch.no_grad():
-            wanted = batch.rewards + batch.discounts * target(batch.next_observations).amax(1)
-        loss = (network(batch.observations)[rows, batch.actions] - wanted).square().mean()
+        loss = loss_of(config, network, target, batch)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -117,6 +134,41 @@ def test_dqn_without_interventions_is_the_plain_loop_bit_for_bit():
     assert len(batches) >= 20
     assert same_tree(agent.network.state_dict(), network.state_dict())
     assert same_tree(agent.target_network.state_dict(), target.state_dict())
+    assert same_tree(agent.optimization.adam.state_dict()["state"], adam.state_dict()["state"])
+
+
+@pytest.mark.parametrize("kind", ["ppo", "ppo, apart, continuous"])
+def test_ppo_without_interventions_is_the_plain_loop_bit_for_bit(kind):
+    config, spaces = AGENTS[kind]
+    config = replace(config, max_grad_norm=0.0, normalize_observations=False)
+    agent, world = build(config, spaces, seed=4), NoiseWorld(spaces, 2)
+    network, rollouts = copy.deepcopy(agent.network), []
+    agent.keep_recent = lambda data: rollouts.append({name: tensor.clone() for name, tensor in data.items()})
+    drive(agent, world, 64)
+    adam = torch.optim.Adam(network.parameters(), config.learning_rate, eps=config.adam.eps, fused=True)
+    shuffle = Generators(4).torch("minibatches")
+    for data in rollouts:
+        for _ in range(config.update_epochs):
+            order = torch.randperm(32, generator=shuffle)
+            for rows in order.split(16):
+                policy, values = network(data["observations"][rows])
+                if kind == "ppo":
+                    log_probs, entropies = losses.categorical_log_prob_entropy(policy, data["actions"][rows])
+                else:
+                    log_probs, entropies = losses.gaussian_log_prob_entropy(
+                        policy, network.log_std, data["actions"][rows]
+                    )
+                log_ratio, advantages = log_probs - data["log_probs"][rows], data["advantages"][rows]
+                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+                ratio, c = log_ratio.exp(), config.clip_coef
+                policy_loss = (-torch.minimum(ratio * advantages, ratio.clamp(1 - c, 1 + c) * advantages)).mean()
+                value_loss = (values - data["returns"][rows]).square().mean()
+                loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropies.mean()
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+    assert len(rollouts) == 4
+    assert same_tree(agent.network.state_dict(), network.state_dict())
     assert same_tree(agent.optimization.adam.state_dict()["state"], adam.state_dict()["state"])
 
 
