@@ -152,7 +152,8 @@ class Surgery:
         chosen = [(self.slices[k], Units.of(given, self.layers[k].units, k, allowed)) for k, given in edits.items()]
         means = [self._column_means(slices, absorb.get(slices.layer.name)) for slices, _ in chosen]
         for (slices, which), columns in zip(chosen, means, strict=True):
-            self._absorb(slices, which, columns, networks)
+            if columns:
+                self._absorb(slices, which, columns, networks)
         for slices, which in chosen:
             name = slices.layer.name
             drawn = draws[name] if name in draws else self.draw(name, len(which.index))
@@ -189,7 +190,7 @@ class Surgery:
 
     def _absorb(self, slices: Slices, units: Units, means: list[Tensor], networks: Sequence[str]) -> None:
         once = units.hit & (units.source == torch.arange(len(units.index), device=units.index.device))
-        for owned, (module, _), mean in zip(slices.outgoing, slices.layer.consumers, means, strict=bool(means)):
+        for owned, (module, _), mean in zip(slices.outgoing, slices.layer.consumers, means, strict=True):
             columns = torch.where(once[:, None], mean[units.index], 0).flatten()
             for name in networks:
                 weight = owned.read(self._twin(name, owned.tensor), units)
