@@ -55,6 +55,13 @@ def test_sums_of_any_height_and_width(way, columns, sums_by):
 
 
 @pytest.mark.parametrize("way", EITHER)
+def test_a_convolutions_batch_of_positions(way, sums_by):
+    matrix, into = torch.rand(12_801, 3, generator=torch.Generator().manual_seed(0)), torch.empty(1, 3)
+    sums_by(way, [12_801], 3)([matrix], into)
+    torch.testing.assert_close(into.double(), matrix.double().sum(0, keepdim=True), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("way", EITHER)
 def test_by_hand(way, sums_by):
     into = torch.empty(2, 2)
     given = [torch.tensor([[1.0, -2.0], [-3.0, 0.5]]), torch.tensor([[-0.0, 4.0]])]
