@@ -44,22 +44,19 @@ Captured = dict[nn.Module, tuple[Tensor | None, Tensor]]
 
 
 class OnlyAfter(Captured):
-    """Keeps what comes out of the nonlinearities alone. Values before them would live until the end of the update, in
-    memory that the next layer could have used while it is in the cache."""
-
-    def __setitem__(self, producer: nn.Module, values: tuple[Tensor | None, Tensor]) -> None:
-        super().__setitem__(producer, (None, values[1]))
+    """Asks for what comes out of the nonlinearities alone. Values before them would live until the end of the update,
+    in memory that the next layer could have used while it is in the cache."""
 
 
 def through(layers: nn.Sequential, x: Tensor, captured: Captured | None) -> Tensor:
     """`layers(x)`; what goes into and comes out of each nonlinearity is put into `captured`, where it is given."""
     if captured is None:
         return layers(x)
-    producer = None
+    producer, only_after = None, isinstance(captured, OnlyAfter)
     for layer in layers:
         if type(layer) in NONLINEARITIES:
             before, x = x, layer(x)
-            captured[producer] = (before, x)
+            captured[producer] = (None if only_after else before, x)
             del before
         else:
             x = layer(x)

@@ -26,13 +26,19 @@ PIECE = 2**18
 
 
 class RowSums:
-    """|x| summed over the rows of matrices [height, columns], one for each of `heights`, on `device`."""
+    """|x| summed over the rows of matrices [height, columns], one for each of `heights`, on `device`.
 
-    def __init__(self, heights: Sequence[int], columns: int, device: torch.device) -> None:
-        self._made_of = (heights, columns, device)
+    The last `weights` of them change in place: where they stay in their memory they need not be looked at again.
+    """
+
+    def __init__(self, heights: Sequence[int], columns: int, device: torch.device, weights: int = 0) -> None:
+        self._made_of = (heights, columns, device, weights)
         self._compiled, self._on_host = _compiled_for(sum(heights) * columns, device), device.type == "cpu"
         self._heights, self._columns = (ctypes.c_ssize_t * len(heights))(*heights), columns
-        self._numbers = [height * columns for height in heights]
+        self._fresh = len(heights) - weights
+        numbers = [height * columns for height in heights]
+        self._numbers_fresh, self._numbers_of_weights = numbers[: self._fresh], numbers[self._fresh :]
+        self._seen: list[int] = []  # addresses of weights that are as expected
         self._addresses = (ctypes.c_void_p * len(heights))()
 
     def __reduce__(self) -> tuple:
@@ -40,9 +46,13 @@ class RowSums:
 
     def __call__(self, matrices: Sequence[Tensor], sums: Tensor) -> None:
         """Put the sums of `matrices`, of whatever precision, into `sums` [matrices, columns], contiguous float32."""
-        if self._compiled and all(map(_as_expected, matrices, self._numbers)):
+        if self._compiled and all(map(_as_expected, matrices, self._numbers_fresh)):
             self._addresses[:] = addresses = [matrix.data_ptr() for matrix in matrices]
-            if all(addresses):
+            if addresses[self._fresh :] != self._seen:
+                self._seen = []
+                if all(map(_as_expected, matrices[self._fresh :], self._numbers_of_weights)):
+                    self._seen = addresses[self._fresh :]
+            if len(self._seen) == len(self._numbers_of_weights) and all(addresses):
                 self._compiled(len(matrices), self._addresses, self._heights, self._columns, sums.data_ptr())
                 return
         with torch.no_grad():

@@ -182,7 +182,10 @@ class AlikeContribution:
     def _expect(self, batch: int) -> None:
         """Batches of this size will come."""
         heights = [batch] * len(self._names) + [len(weight) for weight in self._weights]
-        self._batch, self._row_sums = batch, RowSums(heights, self._sums.shape[2], self._sums.device)
+        self._batch, self._row_sums = (
+            batch,
+            RowSums(heights, self._sums.shape[2], self._sums.device, len(self._weights)),
+        )
 
     def update(self) -> None:
         """Bring the utilities up to date with all that was kept."""

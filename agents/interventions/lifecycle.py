@@ -106,6 +106,12 @@ class Lifecycle:
         self.surgery: Surgery | None = None
         self.drawing: torch.Generator | np.random.Generator | None = None
         self._captures = frozenset().union(*(member.captures for member in self.members))
+        # what is called at every gradient step is called on nobody for nothing
+        self._penalizing, self._regressing, self._stepping = map(self._who, ("penalty", "regression", "after_step"))
+
+    def _who(self, hook: str) -> list[Intervention]:
+        """The members that do something there."""
+        return [member for member in self.members if getattr(type(member), hook) is not getattr(Intervention, hook)]
 
     def configure(self, network: NetworkConfig, part: Part) -> NetworkConfig:
         """The settings of the torso that is `part` of the network."""
@@ -191,24 +197,30 @@ class Lifecycle:
 
     def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What the regression loss compares."""
-        for member in self.members:
+        for member in self._regressing:
             outputs, targets = member.regression(outputs, targets)
         return outputs, targets
 
     def penalties(self, forward: Forward | None) -> dict[str, Tensor]:
         """The scalars to add to the loss, by the intervention's name."""
-        found = {member.name: member.penalty(forward) for member in self.members}
-        for name, penalty in found.items():
-            if not (penalty is None or isinstance(penalty, Tensor)):
-                raise TypeError(f"{name}: its penalty is {penalty!r}: must be a tensor, or None where there is none")
-        return {name: penalty for name, penalty in found.items() if penalty is not None}
+        found: dict[str, Tensor] = {}
+        for member in self._penalizing:
+            penalty = member.penalty(forward)
+            if isinstance(penalty, Tensor):
+                found[member.name] = penalty
+            elif penalty is not None:
+                raise TypeError(
+                    f"{member.name}: its penalty is {penalty!r}: must be a tensor, or None where there is none"
+                )
+        return found
 
     def after_step(self, forward: Forward | None, gradient_step: int, steps: int) -> None:
         """The optimizer has made step number `gradient_step`, after `steps` steps in the world."""
         if self.surgery is not None:
             self.surgery.steps = steps
             self.surgery.after_optimizer_step()
-        for member in self._acting():
+        for member in self._stepping:
+            self.surgery.acting = member.name
             member.after_step(self.surgery, forward, gradient_step)
 
     def on_target_sync(self) -> None:

@@ -22,10 +22,10 @@ EITHER = [pytest.param("compiled", marks=needs_compiler), "torch", "on a device"
 def sums_by(monkeypatch):
     """RowSums that go that way."""
 
-    def make(way, heights, columns):
+    def make(way, heights, columns, weights=0):
         if way != "compiled":
             monkeypatch.setattr(_sums, "compiled", lambda: None)
-        made = RowSums(heights, columns, CPU)
+        made = RowSums(heights, columns, CPU, weights)
         made._on_host = way != "on a device"
         assert (made._compiled is not None) == (way == "compiled")
         return made
@@ -105,6 +105,30 @@ def test_copies_sum_too(way, sums_by):
         into = torch.empty(2, 2)
         copied([torch.ones(2, 2), torch.ones(1, 2)], into)
         assert into.tolist() == [[2.0, 2.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("way", EITHER)
+def test_weights_that_move_are_looked_at_again(way, sums_by):
+    sums, weight, post = sums_by(way, [2, 3], 4, weights=1), torch.nn.Parameter(torch.ones(3, 4)), torch.ones(2, 4)
+
+    def found():
+        into = torch.full((2, 4), torch.nan)
+        sums([post, weight], into)
+        return into.tolist()
+
+    assert found() == [[2.0] * 4, [3.0] * 4]
+    with torch.no_grad():
+        weight.mul_(-2)  # in place
+    assert found() == [[2.0] * 4, [6.0] * 4]
+    for other in (torch.full((4, 3), 3.0).t(), torch.full((3, 4), 3.0).bfloat16(), torch.full((3, 4), 3.0).double()):
+        weight.data = other
+        assert found() == [[2.0] * 4, [9.0] * 4]
+    post = torch.ones(4, 2).t()
+    assert found() == [[2.0] * 4, [9.0] * 4]
+    weight.data, post = torch.ones(3, 4), torch.ones(2, 4)
+    assert found() == [[2.0] * 4, [3.0] * 4]
+    weight.data = torch.ones(2, 4)  # not the height that was announced
+    assert found() == [[2.0] * 4, [2.0] * 4]
 
 
 @pytest.mark.parametrize("way", EITHER)
