@@ -308,15 +308,11 @@ def _activation_for(activation: Intervention) -> str:
     """What does the same in Stable-Baselines3."""
     if activation.kind == "fourier":
         return LAYERS_OF_YOUR_OWN + "; it doubles the columns, which no activation_fn may"
-    slope = activation.negative_slope
-    functions = {
-        "leaky_relu": "LeakyReLU" if slope == 0.01 else f"partial(torch.nn.LeakyReLU, {slope})",
-        "tanh": "Tanh",
-        "gelu": "GELU",
-        "swish": "SiLU",
-    }
-    function = functions[activation.kind]
-    return f"policy_kwargs=dict(activation_fn={function if '(' in function else 'torch.nn.' + function})"
+    names = {"leaky_relu": "LeakyReLU", "tanh": "Tanh", "gelu": "GELU", "swish": "SiLU"}
+    function, slope = f"torch.nn.{names[activation.kind]}", activation.negative_slope
+    if activation.kind == "leaky_relu" and slope != 0.01:
+        function = f"partial({function}, {slope})"
+    return f"policy_kwargs=dict(activation_fn={function})"
 
 
 def _refuse(interventions: Sequence[Intervention]) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.initializers import initializer_for
+from agents.networks import OnlyAfter
 from plasticity_probes.units import HiddenLayer, LayerActivations, activations, hidden_layers
 
-ByModule = dict[nn.Module, tuple[Tensor, Tensor]]
+ByModule = dict[nn.Module, tuple[Tensor | None, Tensor]]
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "crelu": lambda x: torch.cat([x.relu(), (-x).relu()], 1),
@@ -139,7 +140,7 @@ class Watch:
     def _capturing(self, producer: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             pre = output.clone() if self._copies else output
-            self.captured[producer] = (pre, function(pre))
+            self.captured[producer] = (None if isinstance(self.captured, OnlyAfter) else pre, function(pre))
 
         return hook
 

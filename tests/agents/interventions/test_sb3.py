@@ -295,6 +295,19 @@ def test_who_never_acted_is_told_at_the_end():
     assert len(sentences) == 2
 
 
+@pytest.mark.parametrize("name", ["dqn", "dqn, images", "ppo"])
+@pytest.mark.parametrize("wanted", [{"hidden"}, {"hidden", "preactivations"}])
+def test_what_comes_before_the_nonlinearity_is_held_only_where_it_is_asked_for(name, wanted):
+    held = []
+
+    def hear(listener, surgery, forward, step):
+        held.extend(before is not None for before, after in forward.captured.values())
+
+    kind = type("Some", (Listener,), {"captures": frozenset(wanted)})
+    learnt(MODELS[name](), [kind(heard=Heard(step=hear))])
+    assert set(held) == {"preactivations" in wanted}
+
+
 def test_two_of_a_kind_are_refused():
     with pytest.raises(ValueError, match="redo is given twice"):
         InterventionCallback([ReDo(), ReDo()])
