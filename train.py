@@ -6,6 +6,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down many times over
 
 from experiments.cli import fail, parse_train
+from experiments.places import PlaceError, quoted
 
 
 def main() -> int:
@@ -20,10 +21,13 @@ def main() -> int:
         fail(str(error))
     from experiments.train import train
 
-    directory, code = train(config, world, agent)
-    print(f"curves:    tensorboard --logdir {directory.parent}")
-    print(f"evaluate:  python evaluate.py {directory}")
-    print(f"replay:    python train.py --config {directory / 'config.json'}")
+    try:
+        directory, code = train(config, world, agent)
+    except PlaceError as error:
+        fail(str(error))
+    print(f"curves:    tensorboard --logdir {quoted(directory.parent)}")
+    print(f"evaluate:  python evaluate.py {quoted(directory)}")
+    print(f"replay:    python train.py --config {quoted(directory / 'config.json')}")
     return code
 
 

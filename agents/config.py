@@ -16,7 +16,13 @@ Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise `ValueError` with a sentence naming field, value and allowed range unless `condition` holds."""
     if not condition:
-        raise ValueError(f"{field} = {value!r}: must be {allowed}")
+        raise ValueError(f"{field} = {shown(value)}: must be {allowed}")
+
+
+def shown(value: object) -> str:
+    """`value` as a sentence can hold it: on one line, and of a long one its beginning and end."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
 PRESET_HELP = "Defaults of a published protocol: {names}; auto: the one usual for the world."
+PATHS = ("--config", "--runs-dir", "--dataset")
+"""Flags whose values are paths."""
 USAGE = """usage: train.py {dqn,c51,ppo} --env ID [--preset NAME] [OPTIONS]
        train.py --config runs/NAME/config.json [OPTIONS]
 
@@ -55,6 +57,7 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
         if algorithm not in AGENTS:
             fail(f"algorithm = {algorithm!r}: must be one of {', '.join(AGENTS)}")
     try:
+        refuse_empty_paths(arguments, PATHS)
         names, arguments = listed_interventions(arguments)
         default, rest = _defaults(algorithm, arguments)
         if names is not None:
@@ -145,6 +148,17 @@ def refuse_two_moments(arguments: list[str]) -> None:
             raise ValueError(f"surgery.moments = {everywhere!r}: must be own, or {value!r} as {flag}")
 
 
+def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
+    """Raise ValueError for one of `flags` with nothing after it: as a path that would be the current directory."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        flag, equals, value = argument.partition("=")
+        flag = flag.replace("_", "-")
+        if flag in flags and not (value if equals else following or "-").strip():
+            raise ValueError(
+                f"{flag.removeprefix('--').replace('-', '_')} = '': must be a path; the current directory is ."
+            )
+
+
 def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
     """(the settings that the other flags override, the other flags)."""
     first = ArgumentParser(add_help=False, allow_abbrev=False)
@@ -187,4 +201,10 @@ def _whole(text: str, otherwise: int) -> int:
 
 def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
     """Settings of `evaluate.py arguments`; leaves with code 2 and a sentence where they are wrong."""
-    return tyro.cli(EvaluateConfig, args=arguments, prog="evaluate.py")
+    try:
+        refuse_empty_paths(arguments, ("--video",))
+        if "" in arguments:
+            raise ValueError("run = '': must be a run directory or a checkpoint file")
+        return tyro.cli(EvaluateConfig, args=arguments, prog="evaluate.py")
+    except ValueError as error:
+        fail(str(error))

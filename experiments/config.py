@@ -13,6 +13,7 @@ import tyro
 
 from agents.config import C51Config, DQNConfig, Flat, PPOConfig, SurgeryConfig, require
 from envs.config import WorldConfig
+from experiments.places import require_name, require_text
 
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
@@ -81,7 +82,9 @@ class RunConfig:
         require(keep == 0 or keep >= 2, "keep_checkpoints", keep, "0 (all) or >= 2")
         require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, ">= 0")
         require(0 < self.level_share <= 1, "level_share", self.level_share, "in (0, 1]")
-        require(Path(self.name).name == self.name and self.name not in (".", ".."), "name", self.name, "a plain name")
+        require_text("runs_dir", str(self.runs_dir))
+        if self.name:
+            require_name("name", self.name)
 
 
 @dataclass(frozen=True)

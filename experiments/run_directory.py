@@ -1,17 +1,21 @@
-"""A run's directory: settings, manifest, checkpoints."""
+"""A run's directory: settings, manifest, checkpoints. Torch is imported where a checkpoint is written or read."""
 
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from experiments.config import TrainConfig, from_dict, to_dict
+from experiments.places import PlaceError, new_directory
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "gymnasium", "ale-py", "mujoco", "envpool", "numpy", "tensorboard")
 FORMAT = 1
@@ -20,26 +24,26 @@ FORMAT = 1
 class RunDirectory:
     """Creates `runs_dir/run_name` and writes everything in it that is not a log.
 
-    `prefix` goes before the name. A made-up name that is taken gets -2, -3, ... appended; nothing is ever overwritten.
+    `prefix` goes before the name. A made-up name that is taken gets -2, -3, ... appended, one that is too long for the
+    file system is shortened; nothing is ever overwritten. Raises PlaceError where none can be made.
     """
 
     def __init__(self, config: TrainConfig, prefix: str = "") -> None:
         self.config = config
-        base = config.run.runs_dir / (prefix + config.run_name)
-        self.path, number = base, 1
-        while True:
-            try:
-                self.path.mkdir(parents=True)
-                break
-            except FileExistsError:
-                number += 1
-                self.path = base.with_name(f"{base.name}-{number}")
+        self.path = new_directory(config.run.runs_dir, prefix + config.run_name)
         self.checkpoints = self.path / "checkpoints"
-        self.checkpoints.mkdir()
-        write_json(self.path / "config.json", to_dict(config))
+        try:
+            self.checkpoints.mkdir()
+            write_json(self.path / "config.json", to_dict(config))
+        except OSError as error:
+            shutil.rmtree(self.path, ignore_errors=True)
+            allowed = "must be a place with room for a run"
+            raise PlaceError(f"runs_dir = {str(config.run.runs_dir)!r}: {allowed}: {error.strerror}") from None
 
-    def write_manifest(self, device: torch.device) -> None:
+    def write_manifest(self, device: "torch.device") -> None:
         """Record what the settings do not say: command, versions, machine, threads, git commit."""
+        import torch
+
         manifest = {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "git_commit": git_commit(),
@@ -54,6 +58,8 @@ class RunDirectory:
 
     def save(self, agent_state: dict, step: int, final: bool = False) -> Path:
         """Write a checkpoint of tensors and primitives; of the periodic ones the last `keep_checkpoints` stay."""
+        import torch
+
         path = self.checkpoints / ("final.pt" if final else f"step_{step:012d}.pt")
         content = {"format": FORMAT, "config": to_dict(self.config), "step": step, "agent": agent_state}
         partial = path.with_suffix(".partial")
@@ -70,7 +76,7 @@ class RunDirectory:
 
 def write_json(path: Path, content: dict) -> None:
     """Write `content`, readable by people."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str:
@@ -129,6 +135,8 @@ def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
 
     Raises ValueError where the file is not such a checkpoint.
     """
+    import torch
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:

@@ -36,6 +36,7 @@ from experiments.cli import fail, parse_train
 from experiments.config import TrainConfig
 from experiments.logger import Logger
 from experiments.loop import Episode, Tick
+from experiments.places import PlaceError, quoted
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory, write_json
 from experiments.sb3_settings import OFF, dqn_settings, ppo_settings
@@ -159,17 +160,20 @@ def _learn(model: PPO | DQN, config: TrainConfig, directory: Path, console: Cons
 def main(arguments: list[str]) -> None:
     """Parse train.py's flags, train, keep the weights as checkpoints/sb3.zip of a run directory named sb3_..."""
     config = parse_train(arguments, "python -m experiments.sb3_baseline")
-    config = replace(config, run=replace(config.run, name=config.run.name and f"sb3_{config.run.name}"))
     try:
+        config = replace(config, run=replace(config.run, name=config.run.name and f"sb3_{config.run.name}"))
         check(config)
         model = make_sb3(config)
     except ValueError as error:
         fail(str(error))
-    directory = RunDirectory(config, prefix="" if config.run.name else "sb3_")
+    try:
+        directory = RunDirectory(config, prefix="" if config.run.name else "sb3_")
+    except PlaceError as error:
+        fail(str(error))
     directory.write_manifest(model.device)
     _learn(model, config, directory.path)
     model.save(directory.checkpoints / "sb3.zip")
-    print(f"curves:    tensorboard --logdir {directory.path.parent}")
+    print(f"curves:    tensorboard --logdir {quoted(directory.path.parent)}")
 
 
 if __name__ == "__main__":

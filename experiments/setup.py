@@ -15,6 +15,7 @@ from agents.transitions import Spaces
 from envs import WorldInfo, describe
 from envs.config import WorldConfig
 from experiments.config import TrainConfig
+from experiments.places import check_runs_dir
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +67,8 @@ def check(config: TrainConfig) -> None:
     require(config.run.device != "cuda" or has_gpu_driver(), "device", "cuda", "cpu or auto: no GPU driver is here")
     if config.run.name:
         directory = config.run.runs_dir / config.run.name
-        require(not directory.exists(), "name", config.run.name, f"new: {directory} exists already")
-    parent = next(path for path in (config.run.runs_dir, *config.run.runs_dir.absolute().parents) if path.exists())
-    require(parent.is_dir(), "runs_dir", str(config.run.runs_dir), f"a directory: {parent} is a file")
-    require(os.access(parent, os.W_OK), "runs_dir", str(config.run.runs_dir), f"writable: {parent} is not")
+        require(not os.path.lexists(directory), "name", config.run.name, f"new: {directory} exists already")
+    check_runs_dir(config.run.runs_dir, config.run_name)
 
 
 def spaces_from(info: WorldInfo) -> Spaces:
