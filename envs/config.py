@@ -61,7 +61,9 @@ def _finite(value: float) -> bool:
 
 def _require(condition: bool, field: str, value: object, allowed: str) -> None:
     if not condition:
-        raise ValueError(f"{field} = {value!r}: {allowed}")
+        text = repr(value)
+        short = text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
+        raise ValueError(f"{field} = {short}: {allowed}")
 
 
 def family_of(env: str) -> Family:
@@ -193,6 +195,8 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         family = family_of(self.env)
+        longest = max(len(part) for part in self.env.split(","))
+        _require(longest <= 200 and self.env.isprintable(), "env", self.env, "must be a Gymnasium id, text of one line")
         _require(bool(self.env.strip()), "env", self.env, "must be a Gymnasium id such as 'ALE/Breakout-v5'")
         _require(self.num_envs >= 1, "num_envs", self.num_envs, "must be at least 1")
         _require(0.0 <= self.sticky_actions <= 1.0, "sticky_actions", self.sticky_actions, _PROBABILITY)

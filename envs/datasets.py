@@ -14,8 +14,6 @@ import os
 import shutil
 import tarfile
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +24,9 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+
+from envs import npz
+from envs.npz import refusal as _refusal
 
 EMBEDDED = "fashion_mnist_test"
 """The 10,000 test images of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), part of this package."""
@@ -39,8 +40,6 @@ TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as lost."""
 
 _EMBEDDED_FILE = Path(__file__).parent / "data" / f"{EMBEDDED}.npz"
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
-_NPZ = "must be an .npz with images, uint8 [N, H, W], [N, C, H, W] or [N, H, W, C] (C 1 or 3), and labels, integers [N]"
 _INSTEAD = "run again to go on where it stopped, or give the path of an .npz"
 
 
@@ -93,11 +92,11 @@ def load_dataset(name: str, cache: Path | None = None, mirror: str | None = None
     paths = [_fetch(name, file, checksum, mirrors, cache) for file, checksum in source.files.items()]
     try:
         images, labels = source.read(paths)
-    except _UNREADABLE as error:
+    except npz.UNREADABLE as error:
         raise _refusal(name, f"{paths[0].parent} holds no readable images and labels ({error})", _INSTEAD) from None
     if images.shape[1:] != source.shape:
         raise _refusal(name, f"images have shape {images.shape[1:]}", f"must be {source.shape}")
-    return Dataset(images, _checked_labels(name, labels, len(images), source.num_classes), source.num_classes)
+    return Dataset(images, npz.checked_labels(name, labels, len(images), source.num_classes), source.num_classes)
 
 
 def dataset_shape(name: str) -> tuple[tuple[int, int, int], int]:
@@ -111,14 +110,18 @@ def dataset_shape(name: str) -> tuple[tuple[int, int, int], int]:
     if name == EMBEDDED:
         return (1, 28, 28), 10
     if name.endswith(".npz"):
-        shape, labels = _inspect_npz(Path(name), name)
-        return _image_shape(name, shape), int(labels.max()) + 1
+        shape, labels = npz.inspect(Path(name), name)
+        return npz.image_shape(name, shape), int(labels.max()) + 1
     source = _source(name)
     return source.shape, source.num_classes
 
 
-def _refusal(name: str, wrong: str, allowed: str) -> ValueError:
-    return ValueError(f"dataset = {name!r}: {wrong} / {allowed}")
+def require_content(name: str, sha256: str) -> None:
+    """Raise ValueError, naming both, unless the file `name` (an ``.npz``) has this SHA-256; "" is any."""
+    found = npz.sha256_of(Path(name), name) if sha256 and name.endswith(".npz") else sha256
+    if found != sha256:
+        allowed = "must be the file that the run began with, or be named again by --dataset to be taken as it is"
+        raise _refusal(name, f"has changed: its SHA-256 is {found}, not {sha256}", allowed)
 
 
 def _source(name: str) -> Source:
@@ -270,65 +273,8 @@ def _read_cifar10(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _load_npz(path: Path, name: str) -> Dataset:
-    shape, labels = _inspect_npz(path, name)
-    image_shape = _image_shape(name, shape)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
-    except _UNREADABLE as error:
-        raise _refusal(name, f"images cannot be read ({error})", _NPZ) from None
-    if images.ndim == 4 and images.shape[1:] != image_shape:
-        images = np.moveaxis(images, 3, 1)
-    return Dataset(np.ascontiguousarray(images.reshape(-1, *image_shape)), labels, int(labels.max()) + 1)
-
-
-def _inspect_npz(path: Path, name: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape of the images, from their header, and the labels int64 [N], both checked."""
-    if not path.is_file():
-        raise _refusal(name, "no such file", _NPZ)
-    try:
-        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
-            missing = {"images", "labels"} - set(arrays.files)
-            if missing:
-                raise ValueError(f"there is no array {min(missing)!r}")
-            with archive.open("images.npy") as file:
-                read = {1: np.lib.format.read_array_header_1_0}.get(
-                    np.lib.format.read_magic(file)[0], np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = read(file)
-            labels = arrays["labels"]
-    except _UNREADABLE as error:
-        raise _refusal(name, f"cannot be read ({error})", _NPZ) from None
-    if dtype != np.uint8:
-        raise _refusal(name, f"images are {dtype}", _NPZ)
-    labels = _checked_labels(name, labels, shape[0] if shape else 0, None)
-    return shape, labels
-
-
-def _image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(C, H, W) of images whose array has `shape`."""
-    if len(shape) == 3 and min(shape) > 0:
-        return (1, *shape[1:])
-    if len(shape) == 4 and min(shape) > 0 and shape[1] in (1, 3):
-        return shape[1:]
-    if len(shape) == 4 and min(shape) > 0 and shape[3] in (1, 3):
-        return shape[3], *shape[1:3]
-    raise _refusal(name, f"images have shape {list(shape)}", _NPZ)
-
-
-def _checked_labels(name: str, labels: np.ndarray, count: int, num_classes: int | None) -> np.ndarray:
-    """`labels` as int64 [count]; each below `num_classes`, or without a gap from 0 where that is None."""
-    if labels.shape != (count,) or not count:
-        raise _refusal(name, f"labels have shape {list(labels.shape)}", f"must be one for each of {count} images")
-    if labels.dtype.kind not in "iu":
-        raise _refusal(name, f"labels are {labels.dtype}", "must be integers that number the classes 0..K-1")
-    present = np.unique(labels)
-    most = num_classes or len(present)
-    if present[0] < 0 or present[-1] >= most or most < 2:
-        wrong = f"labels lie in [{present[0]}, {present[-1]}] with {len(present)} different ones"
-        allowed = f"must lie in [0, {num_classes - 1}]" if num_classes else "must number at least 2 classes 0..K-1"
-        raise _refusal(name, wrong, allowed)
-    return labels.astype(np.int64)
+    shape, labels = npz.inspect(path, name)
+    return Dataset(npz.load_images(path, name, npz.image_shape(name, shape)), labels, int(labels.max()) + 1)
 
 
 SOURCES: dict[str, Source] = {

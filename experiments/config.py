@@ -1,8 +1,10 @@
 """All settings of one run, and their way to and from JSON. Imports no torch."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import types
 import typing
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import tyro
 
 from agents.config import C51Config, DQNConfig, Flat, PPOConfig, SurgeryConfig, require
 from envs.config import WorldConfig
+from experiments.json_file import Digits, read_json
 from experiments.places import require_name, require_text
 
 if TYPE_CHECKING:
@@ -176,7 +179,7 @@ def from_dict(settings: dict) -> TrainConfig:
     """The inverse of `to_dict`. Unknown or missing parts raise ValueError naming the field."""
     require(isinstance(settings, dict), "settings", settings, "a JSON object")
     algorithm = settings.get("algorithm")
-    require(algorithm in AGENTS, "algorithm", algorithm, "one of " + ", ".join(AGENTS))
+    require(isinstance(algorithm, str) and algorithm in AGENTS, "algorithm", algorithm, "one of " + ", ".join(AGENTS))
     parts = {"agent": {}} | {name: value for name, value in settings.items() if name != "algorithm"}
     return _build(TrainConfig, parts, "", {"agent": AGENTS[algorithm], "interventions": _interventions})
 
@@ -186,7 +189,8 @@ def _interventions(listed: object) -> tuple[Intervention, ...]:
     require(isinstance(listed, list), "interventions", listed, "a list")
     found = []
     for settings in listed:
-        require(isinstance(settings, dict) and "name" in settings, "interventions", settings, "objects with a name")
+        named = isinstance(settings, dict) and isinstance(settings.get("name"), str)
+        require(named, "interventions", settings, "objects with a name")
         from agents.interventions import intervention_class
 
         name, parameters = settings["name"], {key: value for key, value in settings.items() if key != "name"}
@@ -197,9 +201,7 @@ def _interventions(listed: object) -> tuple[Intervention, ...]:
 def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = types.MappingProxyType({})) -> object:
     """An object of the dataclass `kind`; absent fields keep their defaults, so that older files still load."""
     require(isinstance(settings, dict), path or "settings", settings, "a JSON object")
-    known, hints = {field.name for field in dataclasses.fields(kind)}, typing.get_type_hints(kind)
-    hints = {name: hint for name, hint in hints.items() if name in known}
-    values = {}
+    hints, values = _hints(kind), {}
     for name, value in settings.items():
         require(name in hints, f"{path}{name}", value, "a known setting; known: " + ", ".join(hints))
         hint = kinds.get(name, hints[name])
@@ -211,6 +213,13 @@ def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = typ
             value = _checked(hint, value, f"{path}{name}")
         values[name] = value
     return kind(**values)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, object]:
+    """The fields of a dataclass and their types."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _checked(hint: object, value: object, field: str) -> object:
@@ -228,20 +237,22 @@ def _checked(hint: object, value: object, field: str) -> object:
         require(isinstance(value, list) and len(value) == len(kinds), field, value, f"a list of {len(kinds)}")
         return tuple(_checked(kind, item, field) for kind, item in zip(kinds, value, strict=True))
     elif hint is Path:
-        require(isinstance(value, str), field, value, "a path")
+        require(isinstance(value, str) and bool(value.strip()), field, value, "a path")
         return Path(value)
     else:
         number = hint is float and isinstance(value, int | float) and not isinstance(value, bool)
-        require(number or type(value) is hint, field, value, f"of type {hint.__name__}")
+        kind = "a number of fewer digits" if isinstance(value, Digits) else f"of type {hint.__name__}"
+        require(number or type(value) is hint, field, value, kind)
     return value
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a config.json. A missing or malformed file raises ValueError saying which."""
+    """Read a config.json, or the one in the run directory `path`. A missing or malformed file raises ValueError saying
+    which."""
+    path = Path(path)
+    if os.path.isdir(path):  # pathlib's raises for a name that is too long
+        path = path / "config.json"
     try:
-        settings = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"config = {str(path)!r}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"config = {str(path)!r}: is not JSON ({error})") from None
-    return from_dict(settings)
+        return from_dict(read_json("config", path))
+    except RecursionError:  # nested just so deeply that it is read and cannot be shown
+        raise ValueError(f"config = {str(path)!r}: is nested too deeply") from None

@@ -367,11 +367,11 @@ OWN = [
     ({"images": SMALL, "labels": np.arange(6) + 1}, r"labels lie in \[1, 6\] with 6 different ones"),
     ({"images": SMALL, "labels": np.arange(6) * 2}, r"labels lie in \[0, 10\] with 6 .* number at least 2 classes"),
     ({"images": SMALL, "labels": np.zeros(6, dtype=int)}, r"labels lie in \[0, 0\] with 1"),
-    ({"images": SMALL[:0], "labels": np.arange(0)}, "one for each of 0 images"),
+    ({"images": SMALL[:0], "labels": np.arange(0)}, r"images have shape \[0, 28, 28\]"),
     ({"images": SMALL[0, 0], "labels": np.arange(28)}, r"images have shape \[28\]"),
     ({"images": SMALL.reshape(6, 2, 14, 28), "labels": np.arange(6)}, r"images have shape \[6, 2, 14, 28\]"),
     ({"images": np.array([None] * 6), "labels": np.arange(6)}, "images are object"),
-    ({"images": SMALL, "labels": np.array([None] * 6)}, "cannot be read .*allow_pickle=False"),
+    ({"images": SMALL, "labels": np.array([None] * 6)}, "labels are object"),
 ]
 
 

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -243,10 +244,19 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not list(tmp_path.iterdir())
 
 
-def _as_nobody() -> None:
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Within, this process has the rights of a user who owns nothing."""
+    groups = os.getgroups()
     os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
@@ -257,20 +267,10 @@ def test_rights_are_asked_for_as_the_user_who_has_none(mode: int) -> None:
         closed = Path(folder) / "closed"
         closed.mkdir()
         closed.chmod(mode)
-        _refused_to_nobody(closed)
-
-
-def _refused_to_nobody(closed: Path) -> None:
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from experiments.places import require_writable\n"
-        "require_writable('runs_dir', Path(sys.argv[2]))"
-    )
-    for place in (closed, closed / "runs"):
-        result = subprocess.run(
-            [sys.executable, "-c", script, str(ROOT), str(place)], preexec_fn=_as_nobody, capture_output=True, text=True
-        )
-        assert "runs_dir = " in result.stderr and "Permission denied" in result.stderr, result.stderr
+        for place in (closed, closed / "runs", closed / "a" / "b"):
+            with nobody(), pytest.raises(ValueError, match="runs_dir = .*Permission denied"):
+                require_writable("runs_dir", place)
+        require_writable("runs_dir", closed)
 
 
 def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
