@@ -1,13 +1,24 @@
 """Typed, frozen settings of the agents. Imports no torch, so that a bad flag is answered at once."""
 
 from dataclasses import dataclass
+from enum import Enum
 from math import inf
 from typing import Annotated, Literal
 
-import tyro
 
-Flat = tyro.conf.arg(name="")  # the fields of a part so marked become flags without a prefix
-Hidden = (tyro.conf.Fixed, tyro.conf.Suppress)  # no flag: an intervention sets the field
+class AsFlag(Enum):
+    """How a field becomes a command-line flag, where it is not simply --its-name or --part.its-name."""
+
+    FLAT = "flat"
+    """The fields of this part become flags without its name before them."""
+    NONE = "none"
+    """It has no flag."""
+    POSITIONAL = "positional"
+    """It is a word without a flag."""
+
+
+Flat = AsFlag.FLAT
+Hidden = (AsFlag.NONE,)  # an intervention sets the field
 
 Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
 Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
@@ -209,6 +220,11 @@ class DQNConfig(ValueAgentConfig):
 @dataclass(frozen=True)
 class C51Config(ValueAgentConfig):
     """C51 (Bellemare et al. 2017): the return's distribution over fixed atoms, cross-entropy to its projection."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sigma, usual = self.support.hl_gauss_sigma, SupportConfig().hl_gauss_sigma
+        require(sigma == usual, "hl_gauss_sigma", sigma, f"{usual} in C51, which has no use for it")
 
 
 @dataclass(frozen=True)

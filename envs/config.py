@@ -76,6 +76,37 @@ def family_of(env: str) -> Family:
     return "mujoco" if env in MUJOCO_WORLDS else "gymnasium"
 
 
+def backends_of(env: str) -> tuple[str, ...]:
+    """The backends that can step `env`, "auto" first."""
+    return _BACKENDS.get(env, _BACKENDS[family_of(env)])
+
+
+def changes_of(env: str) -> tuple[Change, ...]:
+    """What can change in `env` from task to task."""
+    if env == FRICTION_ANT:
+        return ("friction",)
+    if env == IMAGE_MDP:
+        return ("labels", *_ANYWHERE)
+    if "," in env:
+        return ("games",)
+    return ("modes", *_ANYWHERE) if family_of(env) == "atari" else _ANYWHERE
+
+
+def foreign_fields(env: str) -> frozenset[str]:
+    """The fields of `WorldConfig` that apply to other worlds alone; of a part that does as a whole, its name."""
+    return frozenset(
+        field
+        for fields, applies in (
+            (_ATARI_ONLY, family_of(env) == "atari"),
+            (_ANT_ONLY, env in ANTS),
+            (("friction",), env == FRICTION_ANT),
+            (("dataset", "image"), env == IMAGE_MDP),
+        )
+        for field in fields
+        if not applies
+    )
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """When and how the world changes. Every method meets the same tasks: they depend on the seed here alone."""
@@ -208,7 +239,7 @@ class WorldConfig:
         _require(self.ant_observation in _ANT_OBSERVATIONS, "ant_observation", self.ant_observation, _ANT_CHOICE)
         known = ("auto", "envpool", "ale", "gymnasium", "native")
         _require(self.backend in known, "backend", self.backend, _one_of(known))
-        allowed = _BACKENDS.get(self.env, _BACKENDS[family])
+        allowed = backends_of(self.env)
         _require(
             self.backend in allowed,
             "backend",
@@ -223,14 +254,7 @@ class WorldConfig:
 
     def _check_tasks(self) -> None:
         task, change = self.task, self.task.change
-        if self.env == FRICTION_ANT:
-            allowed: tuple[str, ...] = ("friction",)
-        elif self.env == IMAGE_MDP:
-            allowed = ("labels", *_ANYWHERE)
-        elif len(self.games) > 1:
-            allowed = ("games",)
-        else:
-            allowed = ("modes", *_ANYWHERE) if self.family == "atari" else _ANYWHERE
+        allowed = changes_of(self.env)
         _require(change in ("auto", *allowed), "task.change", change, f"{_one_of(allowed)} for env = {self.env!r}")
         foreign = self.change is None and task != TaskConfig(seed=task.seed)
         _require(not foreign, "task.change", change, f"name what changes in {self.env!r}: {_one_of(allowed)}")
@@ -269,7 +293,7 @@ class WorldConfig:
         """The backend with ``"auto"`` decided."""
         if self.backend != "auto":
             return self.backend
-        return _BACKENDS.get(self.env, _BACKENDS[self.family])[1]
+        return backends_of(self.env)[1]
 
 
 def ant_observation_size(variant: str) -> int:

@@ -1,39 +1,35 @@
 """From the command line to settings. Answers a bad flag without importing torch."""
 
 import sys
-import textwrap
-from argparse import ArgumentParser
-from collections.abc import Iterable
-from dataclasses import make_dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import tyro
-
-from agents.config import Flat
-from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class
-from envs.config import family_of
+from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
+from envs.config import backends_of, changes_of, family_of, foreign_fields
 from experiments.config import AGENTS, TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
+from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, value_of
+from experiments.foreign_flags import EVALUATE, about_agent, about_flag
+from experiments.help import Entry, Section, entry_of, rendered, sections_of, wrapped
 from experiments.presets import PRESETS, preset_config
 
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
-PRESET_HELP = "Defaults of a published protocol: {names}; auto: the one usual for the world."
 PATHS = ("--config", "--runs-dir", "--dataset")
 """Flags whose values are paths."""
-USAGE = """usage: train.py {dqn,c51,ppo} --env ID [--preset NAME] [OPTIONS]
-       train.py --config runs/NAME/config.json [OPTIONS]
-
-Worlds: ALE/<Game>-v5 (Atari; several with commas between them are played in turn), Ant-v5 and the other MuJoCo ids,
-        FrictionAnt-v0, ImageMDP-v0, any other gymnasium id. --task.period N changes the world every N steps.
-Presets: %s
-
-Interventions: --interventions NAME..., their parameters as flags (--interventions redo --redo.tau 0.025):
-         %s
-
-train.py dqn --help lists every option with its default for the world and preset beside it."""
+USUAL_WORLD = "ALE/Breakout-v5"
+"""Whose defaults a help shows where no world is named."""
+PRESET = Flag("--preset", ("preset",), str, "auto")
+CONFIG = Flag("--config", ("config",), Path, None)
+HELP = Flag("--help", ("help",), bool, False)
+DECIDING = (PRESET, CONFIG, HELP)
+"""Flags that are no setting: they decide the defaults of all others."""
+IN_THE_HELP = ("run", "world", "agent", "probe", "surgery", "interventions")
+"""The order of the parts there."""
 
 
 def fail(message: str) -> NoReturn:
@@ -42,51 +38,177 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def overview(program: str = "train.py") -> str:
+    """What `train.py` without arguments says."""
+    presets = "\n".join(wrapped(f"{agent}: {', '.join(names)}", 4) for agent, names in PRESETS.items())
+    worlds = "ALE/<Game>-v5 (Atari; several with commas between them are played in turn), Ant-v5 and the other MuJoCo"
+    worlds += (
+        " ids, FrictionAnt-v0, ImageMDP-v0, any other gymnasium id. --task.period N changes the world every N steps."
+    )
+    parts = (
+        f"usage: {program} {{{','.join(AGENTS)}}} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]\n"
+        f"       {program} --config runs/NAME/config.json [FLAGS]",
+        "Worlds\n" + wrapped(worlds, 4),
+        wrapped("Presets, of which the world's usual one is taken without --preset") + f"\n{presets}",
+        wrapped("Interventions, whose parameters are flags (--interventions redo --redo.tau 0.025)")
+        + "\n"
+        + wrapped(", ".join([*NAMES, *COMBINATIONS]), 4),
+        wrapped(f"{program} dqn --env ID --help lists every flag with its default for that world."),
+    )
+    return "\n\n".join(parts)
+
+
 def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
     """Settings of `train.py arguments`. Leaves with code 2 and a sentence where they are wrong.
 
     --config and --preset decide the defaults, so they are looked for first; every other flag then overrides them.
     """
-    known = "\n         ".join(f"{agent}: {', '.join(names)}" for agent, names in PRESETS.items())
     if not arguments or (arguments[0] in ("-h", "--help")):
-        print(USAGE % (known, "\n         ".join(textwrap.wrap(", ".join([*NAMES, *COMBINATIONS]), 100))))
+        print(overview(program))
         raise SystemExit(0 if arguments else 2)
-    algorithm = None
-    if not arguments[0].startswith("-"):
+    algorithm, env = None, ""
+    if not is_flag(arguments[0]):
         algorithm, *arguments = arguments
         if algorithm not in AGENTS:
-            fail(f"algorithm = {algorithm!r}: must be one of {', '.join(AGENTS)}")
+            hint = about_agent(algorithm, list(AGENTS))
+            fail(f"algorithm = {algorithm!r}: must be one of {', '.join(AGENTS)}{hint}")
     try:
         refuse_empty_paths(arguments, PATHS)
-        names, arguments = listed_interventions(arguments)
-        default, rest = _defaults(algorithm, arguments)
-        if names is not None:
-            default = replace(default, interventions=_made(names, default.interventions))
-        refuse_unlisted(rest, default)
-        refuse_two_moments(rest)
-        return _parse(default, rest, f"{program} {default.agent_name}")
+        line = _Line(algorithm, arguments)
+        env = line.env
+        if line.wants_help:
+            print(_help(line, f"{program} {line.algorithm}"))
+            raise SystemExit(0)
+        config, notes = line.config()
     except ValueError as error:
-        fail(str(error))
+        fail(_the_world_first(env) or str(error))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return config
 
 
-def _parse(default: TrainConfig, rest: list[str], program: str) -> TrainConfig:
-    """`default` with what the flags `rest` say, those of its interventions among them."""
-    known = ", ".join([*NAMES, *COMBINATIONS])
-    text = (
-        f"Train {default.agent_name} and write a run directory. "
-        + PRESET_HELP.format(names=", ".join(PRESETS[default.agent_name]))
-        + f" --interventions NAME...: {known}; the parameters of those listed are flags (--redo.tau), in this help too."
-        + " --config FILE replays the settings of an earlier run."
-    )
-    kind = TrainConfig[type(default.agent)]
-    if not default.interventions:
-        return tyro.cli(kind, default=default, args=rest, prog=program, description=text)
-    own = {one.name: one for one in default.interventions}
-    fields = [("settings", Annotated[kind, Flat]), *((name, type(one)) for name, one in own.items())]
-    run = make_dataclass("Run", fields)
-    parsed = tyro.cli(run, default=run(default, **own), args=rest, prog=program, description=text)
-    chosen = tuple(getattr(parsed, one.name) for one in default.interventions)
-    return replace(parsed.settings, interventions=chosen)
+def _the_world_first(env: str) -> str:
+    """What is wrong with the name of the world, if anything: other sentences speak of a world that there is not."""
+    from envs.registry import check_known
+
+    if not env or "," in env:
+        return ""
+    try:
+        check_known(env)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+class _Line:
+    """The words of a command line, and the settings that they make."""
+
+    def __init__(self, algorithm: str | None, arguments: list[str]) -> None:
+        """ValueError: the agent is not named, or a file or an intervention that is named is not there."""
+        self.names, words = listed_interventions(arguments)
+        self.words = ["--help" if word == "-h" else word for word in words]
+        self.wants_help = "--help" in self.words
+        self.file = _word_after(self.words, "--config")
+        self.loaded = None if self.file is None else _loaded(self.file, algorithm)
+        self.algorithm = algorithm if self.loaded is None else self.loaded.agent_name
+        if self.algorithm is None:
+            named = [word for word in self.words if word in AGENTS]
+            where = f" first: train.py {named[0]} ..." if named else " first, or give --config FILE"
+            raise ValueError(f"algorithm: name one of {', '.join(AGENTS)}{where}")
+        self.env = _word_after(self.words, "--env") or ("" if self.loaded is None else self.loaded.world.env)
+
+    @property
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """By intervention, its parameters that are not the class's defaults."""
+        known = () if self.loaded is None else self.loaded.interventions
+        if self.names is None:
+            return {one.name: one.parameters() for one in known}
+        settled = {one.name: one.parameters() for one in known if one.name in self.names}
+        return {name: settled.get(name, parameters) for name, parameters in expanded(self.names).items()}
+
+    def flags(self, config: TrainConfig) -> list[Flag]:
+        """Every flag there is beside `config`, whose values are the defaults."""
+        found = flags_of(config)
+        for name, parameters in self.listed.items():
+            for field in parameters_of(name):
+                path = ("interventions", name, field.name)
+                written = f"--{name}.{field.name}".replace("_", "-")
+                found.append(Flag(written, path, field.hint, parameters.get(field.name, field.default)))
+        return found
+
+    def defaults(self, given: Mapping[str, list[str]], flags: Iterable[Flag]) -> TrainConfig:
+        """The settings that the other flags override: those of --config, or of the preset."""
+        said = {flag.name: value_of(flag, given[flag.name]) for flag in flags if flag.name in given}
+        preset = said.get("--preset")
+        if self.loaded is not None:
+            if preset is not None:
+                raise ValueError(f"preset = {preset!r}: must be left out beside --config, which says everything")
+            # its name is taken by the run it came from; a name given beside it still counts
+            return replace(self.loaded, run=replace(self.loaded.run, name=""))
+        env, steps = said.get("--env"), said.get("--steps", 1_000_000)
+        if env is None and not self.wants_help:
+            raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
+        env, period = env or USUAL_WORLD, said.get("--task.period", 0)
+        if not period and ("--task.first" in said or "--task.change" in said):
+            period = steps  # one task alone is learned as it would be among others
+        return preset_config(self.algorithm, preset or "auto", family_of(env), env, steps, period)
+
+    def config(self) -> tuple[TrainConfig, list[str]]:
+        """(the settings, what should be said although it is allowed). ValueError: a sentence about what is wrong."""
+        blank = self.loaded or TrainConfig(agent=AGENTS[self.algorithm]())
+        flags = [*self.flags(blank), *DECIDING]
+        refuse_unlisted(self.words, self.listed)
+        given = read(self.words, flags, partial(self._unknown, flags))
+        _refuse_stray(given, self.env)
+        refuse_two_moments(given.words)
+        deciding = [flag for flag in flags if flag in DECIDING or flag.name in _DECIDE_THE_PRESET]
+        default = self.defaults(given.words, deciding)
+        values = {
+            flag.path: value_of(flag, given.words[flag.name])
+            for flag in flags
+            if flag.name in given.words and flag not in DECIDING
+        }
+        own = {path[1:]: value for path, value in values.items() if path[0] == "interventions"}
+        config = rebuilt(default, {path: value for path, value in values.items() if path[0] != "interventions"})
+        return replace(config, interventions=_made(self.listed, own)), given.notes
+
+    def _unknown(self, flags: list[Flag], written: str) -> NoReturn:
+        visible = [flag.name for flag in flags if not _hidden(flag, self.algorithm, self.env)]
+        elsewhere: dict[str, list[str]] = {}
+        for agent, kind in AGENTS.items():
+            for flag in flags_of(TrainConfig(agent=kind())) if agent != self.algorithm else ():
+                elsewhere.setdefault(flag.name, []).append(agent)
+        whose = {name: " and ".join(agents) for name, agents in elsewhere.items()}
+        raise ValueError(about_flag(written, self.algorithm, [*visible, "--interventions"], whose))
+
+
+_DECIDE_THE_PRESET = ("--env", "--steps", "--task.period", "--task.first", "--task.change")
+
+
+def _word_after(words: Sequence[str], flag: str) -> str | None:
+    """The last value of `flag` among `words`, before it is known which other flags there are."""
+    found = None
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, equals, value = word.partition("=")
+        if name == flag and (equals or not is_flag(following)):
+            found = value if equals else following
+    return found
+
+
+def _loaded(file: str, algorithm: str | None) -> TrainConfig:
+    """The settings in `file`. ValueError: it holds none, or another agent's."""
+    config = load_config(Path(file))
+    if algorithm not in (None, config.agent_name):
+        raise ValueError(f"algorithm = {algorithm!r}: must be {config.agent_name}, as in {file}")
+    return config
+
+
+def _refuse_stray(given: Given, env: str) -> None:
+    """Raise ValueError for a word that belongs to no flag."""
+    for word, before in given.stray:
+        hint = "" if env or before else f"; did you mean --env {word}?"
+        after = f" after {before}, which takes no more words" if before else ""
+        raise ValueError(f"{word!r}: belongs to no flag{after}{hint}")
 
 
 def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[str]]:
@@ -106,7 +228,7 @@ def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[s
             rest.append(argument)
     if names is None:
         return None, rest
-    names = [name.replace("-", "_") for name in names]
+    names = [part.replace("-", "_") for name in names for part in name.split(",") if part]
     if names == ["none"]:
         return [], rest
     if not names:
@@ -115,18 +237,16 @@ def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[s
     return names, rest
 
 
-def _made(names: list[str], known: Iterable["Intervention"]) -> tuple["Intervention", ...]:
-    """Those named, as they are in `known` (a file's) or else with their defaults; those of a combination are the
-    combination's."""
-    settled = {one.name: one for one in known if one.name in names}
-    return tuple(
-        settled.get(name) or intervention_class(name)(**parameters) for name, parameters in expanded(names).items()
-    )
+def _made(listed: Mapping[str, Mapping[str, Any]], own: Mapping[tuple[str, str], Any]) -> tuple["Intervention", ...]:
+    """Those `listed`, with the parameters there and, over them, their `own` flags."""
+    said: dict[str, dict[str, Any]] = {name: dict(parameters) for name, parameters in listed.items()}
+    for (name, parameter), value in own.items():
+        said[name][parameter] = value
+    return tuple(intervention_class(name)(**parameters) for name, parameters in said.items())
 
 
-def refuse_unlisted(arguments: list[str], config: TrainConfig) -> None:
+def refuse_unlisted(arguments: list[str], listed: Iterable[str]) -> None:
     """Raise ValueError for a parameter of an intervention that is not listed."""
-    listed = {intervention.name for intervention in config.interventions}
     for argument in arguments:
         name = argument.removeprefix("--").partition(".")[0].replace("-", "_")
         if argument.startswith("--") and "." in argument and name in NAMES and name not in listed:
@@ -134,14 +254,10 @@ def refuse_unlisted(arguments: list[str], config: TrainConfig) -> None:
             raise ValueError(f"{flag}: its intervention is not listed; add {name} to --interventions")
 
 
-def refuse_two_moments(arguments: list[str]) -> None:
+def refuse_two_moments(given: Mapping[str, list[str]]) -> None:
     """Raise ValueError where --surgery.moments and an intervention's own flag say different things. Over what a file, a
     combination or a default says, --surgery.moments wins."""
-    told: dict[str, str] = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        flag, equals, value = argument.partition("=")
-        if flag.startswith("--") and flag.endswith(".moments"):
-            told[flag] = value if equals else following
+    told = {flag: words[0] for flag, words in given.items() if flag.endswith(".moments")}
     everywhere = told.pop("--surgery.moments", "own")
     for flag, value in told.items():
         if everywhere not in ("own", value):
@@ -159,52 +275,91 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
             )
 
 
-def _defaults(algorithm: str | None, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
-    """(the settings that the other flags override, the other flags)."""
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--config", "--preset"):
-        first.add_argument(flag)
-    chosen, rest = first.parse_known_args(arguments)
-    if chosen.config is not None:
-        default = load_config(Path(chosen.config))
-        if chosen.preset is not None:
-            raise ValueError(f"preset = {chosen.preset!r}: must be left out beside --config, which says everything")
-        if algorithm not in (None, default.agent_name):
-            raise ValueError(f"algorithm = {algorithm!r}: must be {default.agent_name}, as in {chosen.config}")
-        # its name is taken by the run it came from; a name given beside it still counts
-        return replace(default, run=replace(default.run, name="")), rest
-    if algorithm is None:
-        raise ValueError(f"algorithm: name one of {', '.join(AGENTS)} first, or give --config FILE")
-    peek = ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--env", default="")
-    peek.add_argument("--steps", default="1000000")
-    peek.add_argument("--task.period", dest="period", default="0")
-    peek.add_argument("--task.first", dest="first")
-    peek.add_argument("--task.change", dest="change")
-    seen, _ = peek.parse_known_args(rest)
-    if not seen.env and not {"-h", "--help"} & set(rest):
-        raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
-    env = seen.env or "ALE/Breakout-v5"
-    steps, period = _whole(seen.steps, 1_000_000), _whole(seen.period, 0)
-    if not period and (seen.first or seen.change):
-        period = steps  # one task alone is learned as it would be among others
-    return preset_config(algorithm, chosen.preset or "auto", family_of(env), env, steps, period), rest
+def _hidden(flag: Flag, algorithm: str, env: str) -> bool:
+    """Whether `flag` means nothing to this agent or in this world, so that it would be refused."""
+    part, name = flag.path[0], flag.path[-1]
+    if algorithm == "c51" and name == "hl_gauss_sigma":
+        return True
+    if part == "world" and env:
+        return flag.path[1] in foreign_fields(env)
+    if part == "agent" and env:
+        family = family_of(env)
+        return (name == "life_loss_discount" and family in ("mujoco", "image")) or (
+            name == "normalize_observations" and family in ("atari", "image")
+        )
+    return False
 
 
-def _whole(text: str, otherwise: int) -> int:
-    """The number that `text` is; what is none is refused by the full parse that follows."""
-    try:
-        return int(text)
-    except ValueError:
-        return otherwise
+def _help(line: _Line, program: str) -> str:
+    """Every flag that means something to the agent in the world, with its default there."""
+    words = {flag: [word] for flag in (*_DECIDE_THE_PRESET, "--preset") if (word := _word_after(line.words, flag))}
+    blank = line.loaded or TrainConfig(agent=AGENTS[line.algorithm]())
+    config = line.defaults(words, [*flags_of(blank), PRESET])
+    config = config if line.loaded is None else line.loaded
+    flags = [flag for flag in line.flags(config) if not _hidden(flag, line.algorithm, line.env)]
+    env, known = config.world.env, [*NAMES, *COMBINATIONS]
+    narrowed = {"--backend": backends_of(env), "--task.change": ("auto", *changes_of(env))} if line.env else {}
+    presets = PRESETS[line.algorithm]
+    first = [
+        Entry("-h, --help", "Show this text."),
+        Entry(
+            "--preset NAME",
+            f"A published protocol's defaults: {', '.join(presets)}; auto: the world's usual one. (default: auto)",
+        ),
+        Entry("--config FILE", "The settings of an earlier run (its config.json), in place of a preset."),
+        Entry(
+            "--interventions NAME ...",
+            f"What is meant to keep plasticity, in the order of its calls: "
+            f"{', '.join(known)}; or none. Parameters of those listed are flags (--redo.tau), in this help too.",
+        ),
+    ]
+    usage = [
+        f"{program} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]",
+        f"{program} --config FILE [FLAGS]",
+    ]
+    world = f"{env}" if line.env else f"{env}; with --env, those of that world, and its flags alone"
+    introduction = f"Train {line.algorithm} and write a run directory. Defaults are those for {world}."
+    sections = [Section("What to begin with.", first)]
+    for part in IN_THE_HELP[:-1]:
+        sections += sections_of([flag for flag in flags if flag.path[0] == part], narrowed)
+    for name in line.listed:
+        sections.append(_of_an_intervention(name, flags))
+    return rendered(usage, introduction, sections)
+
+
+def _of_an_intervention(name: str, flags: Iterable[Flag]) -> Section:
+    texts = {field.name: field.text for field in parameters_of(name)}
+    own = [flag for flag in flags if flag.path[:2] == ("interventions", name)]
+    return Section(f"The intervention {name}.", [entry_of(flag, texts[flag.path[-1]]) for flag in own])
 
 
 def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
     """Settings of `evaluate.py arguments`; leaves with code 2 and a sentence where they are wrong."""
+    flags = [*flags_of(EvaluateConfig), HELP]
+    words = ["--help" if word == "-h" else word for word in arguments]
+    if "--help" in words:
+        usage = ["evaluate.py RUN [FLAGS]"]
+        introduction = " ".join((EvaluateConfig.__doc__ or "").split())
+        sections = sections_of([flag for flag in flags if flag is not HELP], {})
+        print(rendered(usage, introduction, [replace(section, title="Flags.") for section in sections]))
+        raise SystemExit(0)
+
+    def unknown(written: str) -> NoReturn:
+        raise ValueError(about_flag(written, EVALUATE, [flag.name for flag in flags], {}))
+
     try:
         refuse_empty_paths(arguments, ("--video",))
         if "" in arguments:
             raise ValueError("run = '': must be a run directory or a checkpoint file")
-        return tyro.cli(EvaluateConfig, args=arguments, prog="evaluate.py")
+        given = read(words, flags, unknown)
+        places = [word for word, _ in given.stray]
+        if len(places) != 1:
+            found = "none is named (words after --probe are probes)" if not places else f"not {' and '.join(places)}"
+            raise ValueError(f"run: name one run directory or checkpoint file, as evaluate.py runs/NAME; {found}")
+        values = {flag.path[0]: value_of(flag, given.words[flag.name]) for flag in flags if flag.name in given.words}
+        settings = EvaluateConfig(Path(places[0]), **values)
     except ValueError as error:
         fail(str(error))
+    for note in given.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return settings

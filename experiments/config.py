@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-import tyro
-
-from agents.config import C51Config, DQNConfig, Flat, PPOConfig, SurgeryConfig, require
+from agents.config import AsFlag, C51Config, DQNConfig, Flat, PPOConfig, SurgeryConfig, require
+from agents.spelling import did_you_mean
 from envs.config import WorldConfig
 from experiments.json_file import Digits, read_json
 from experiments.places import require_name, require_text
@@ -118,7 +117,7 @@ class TrainConfig(Generic[AgentT]):
     run: Annotated[RunConfig, Flat] = RunConfig()
     probe: ProbeConfig = ProbeConfig()
     surgery: SurgeryConfig = SurgeryConfig()
-    interventions: Annotated[tuple[Intervention, ...], tyro.conf.Suppress] = ()
+    interventions: Annotated[tuple[Intervention, ...], AsFlag.NONE] = ()
     """In the order in which they are called; made from --interventions and their own flags (see cli.py)."""
 
     @property
@@ -203,7 +202,8 @@ def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = typ
     require(isinstance(settings, dict), path or "settings", settings, "a JSON object")
     hints, values = _hints(kind), {}
     for name, value in settings.items():
-        require(name in hints, f"{path}{name}", value, "a known setting; known: " + ", ".join(hints))
+        allowed = f"a known setting; known: {', '.join(hints)}{did_you_mean(name, hints)}"
+        require(name in hints, f"{path}{name}", value, allowed)
         hint = kinds.get(name, hints[name])
         if hint is _interventions:
             value = _interventions(value)

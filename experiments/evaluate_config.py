@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import tyro
-
-from agents.config import require
+from agents.config import AsFlag, require
 
 
 @dataclass(frozen=True)
@@ -14,7 +12,7 @@ class EvaluateConfig:
     """Play whole, unclipped games with the weights of a checkpoint and report their returns; or, with --probe, measure
     the weights' plasticity instead."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, AsFlag.POSITIONAL]
     """A run directory (its final or else newest checkpoint) or a checkpoint file."""
     probe: tuple[str, ...] = ()
     """Probes to take in place of games, on the run's saved batches: all (sharpness and trainability too), default, or

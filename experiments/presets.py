@@ -14,6 +14,7 @@ from agents.config import (
     SupportConfig,
     require,
 )
+from agents.spelling import did_you_mean
 from envs.config import FRICTION_ANT, TaskConfig, WorldConfig
 from experiments.config import TrainConfig
 
@@ -248,7 +249,7 @@ def preset_config(algorithm: str, name: str, family: str, env: str, steps: int, 
     """The settings of preset `name`; "auto" takes the protocol usual for the world. With tasks of `period` steps
     nothing is annealed over the run: rates are constant, and epsilon falls anew over the first tenth of each task."""
     known = [preset for preset in PRESETS[algorithm] if NEEDS.get(preset, family) in (family, env)]
-    allowed = f"auto or one of {', '.join(known)} for {algorithm} in {env}"
+    allowed = f"auto or one of {', '.join(known)} for {algorithm} in {env}{did_you_mean(name, known)}"
     require(name == "auto" or name in known, "preset", name, allowed)
     usual = FOR_FAMILY[algorithm].get(env) or FOR_FAMILY[algorithm].get(family, "classic")
     config = PRESETS[algorithm][usual if name == "auto" else name](env, steps)

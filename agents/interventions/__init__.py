@@ -7,10 +7,15 @@ lifecycle.py calls them; every other file holds one, and is called as its flag i
 Importing this package is light: a name brings its module, and torch, when it is asked for.
 """
 
+import dataclasses
 import importlib
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from agents.described import Field, fields_in_source, texts_of
+from agents.spelling import did_you_mean, folded
 
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
@@ -38,11 +43,54 @@ authors' PPO (Dohare24; their ReDo scores the minibatch itself, ours as many obs
 intervention, the parameters that differ from its defaults."""
 
 
+ALSO_CALLED = {
+    "activation": "fourier leaky_relu gelu swish silu tanh deep_fourier_features",
+    "adam_betas": "betas tuned_adam equal_betas adam",
+    "cbp": "continual_backprop continual_backpropagation continualbp gnt generate_and_test",
+    "crelu": "concat_relu concatenated_relu",
+    "infer": "initial_feature_regularization",
+    "l2": "l2_regularization l2_penalty",
+    "l2_init": "regenerative_regularization l2init",
+    "layer_norm": "ln rms_norm layernormalization",
+    "ln_wd": "layer_norm_weight_decay",
+    "nap": "normalize_and_project",
+    "optimizer_reset": "adam_reset reset_optimizer reset_adam",
+    "parseval": "parseval_regularization orthogonal_regularization",
+    "pfo": "proximal_feature_optimization",
+    "plasticity_injection": "injection pi",
+    "redo": "recycling_dormant_neurons dormant recycle",
+    "reset": "resets head_reset reset_last_layers last_layer_reset primacy_bias",
+    "shrink_perturb": "shrink_and_perturb snp sp",
+    "spectral_norm": "sn spectral_normalization",
+    "weight_clip": "weight_clipping clip_weights",
+    "weight_decay": "wd adamw decoupled_weight_decay",
+    "batch_norm": "bn batch_normalization",
+}
+"""What others call them, so that a wrong name is answered with the right one."""
+
+
 def require_known(name: str) -> None:
     """Raise `ValueError` naming what there is, unless `name` is an intervention's or a combination's."""
-    if name not in NAMES and name not in COMBINATIONS:
-        together = ", ".join(f"{name} ({' + '.join(parts)})" for name, parts in COMBINATIONS.items())
-        raise ValueError(f"interventions = {name!r}: must be some of {', '.join(NAMES)}; or of {together}")
+    if name in NAMES or name in COMBINATIONS:
+        return
+    together = ", ".join(f"{name} ({' + '.join(parts)})" for name, parts in COMBINATIONS.items())
+    meant = [ours for ours, others in ALSO_CALLED.items() if folded(name) in map(folded, others.split())]
+    hint = f"; did you mean {meant[0]!r}?" if meant else did_you_mean(name, [*NAMES, *COMBINATIONS])
+    raise ValueError(f"interventions = {name!r}: must be some of {', '.join(NAMES)}; or of {together}{hint}")
+
+
+def parameters_of(name: str) -> list[Field]:
+    """The parameters of the intervention called `name`, read in its file: torch is imported only where that file says
+    them in a way that has to be run."""
+    try:
+        return fields_in_source(f"{__name__}.{name}", name)
+    except LookupError:
+        kind = intervention_class(name)
+        hints, texts = typing.get_type_hints(kind), texts_of(kind)
+        return [
+            Field(field.name, hints[field.name], field.default, texts.get(field.name, ""))
+            for field in dataclasses.fields(kind)
+        ]
 
 
 def expanded(names: Iterable[str]) -> dict[str, dict[str, Any]]:
