@@ -91,10 +91,11 @@ def _the_world_first(env: str) -> str:
     """What is wrong with the name of the world, if anything: other sentences speak of a world that there is not."""
     from envs.registry import check_known
 
-    if not env or "," in env:
+    if "," in env or family_of(env) not in ("atari", "gymnasium"):
         return ""
     try:
-        check_known(env)
+        if env:
+            check_known(env)
     except ValueError as error:
         return str(error)
     return ""
@@ -358,6 +359,10 @@ def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
             raise ValueError(f"run: name one run directory or checkpoint file, as evaluate.py runs/NAME; {found}")
         values = {flag.path[0]: value_of(flag, given.words[flag.name]) for flag in flags if flag.name in given.words}
         settings = EvaluateConfig(Path(places[0]), **values)
+        if settings.probe:
+            from experiments.setup import check_probes
+
+            check_probes(settings.probe, "probe")
     except ValueError as error:
         fail(str(error))
     for note in given.notes:

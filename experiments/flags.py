@@ -1,8 +1,8 @@
 """Typed settings as command-line flags: which there are, and what the words after them mean. Imports no torch.
 
-Every field of a dataclass is a flag: `learning_rate` is --learning-rate, `eps` of the part `adam` is --adam.eps, and the
-fields of a part marked `Flat` stand without its name. Hyphens and underscores are the same. A truth value takes no word
-(--double, --no-double) or one (--double false).
+Every field of a dataclass is a flag: `learning_rate` is --learning-rate, `eps` of the part `adam` is --adam.eps, and
+the fields of a part marked `Flat` stand without its name. Hyphens and underscores are the same. A truth value takes no
+word (--double, --no-double) or one (--double false).
 """
 
 import dataclasses
@@ -185,7 +185,7 @@ def _split(flag: Flag, words: list[str]) -> list[str]:
 
 
 def value_of(flag: Flag, words: Sequence[str]) -> Any:
-    """What `words` mean as the value of `flag`. ValueError: a sentence naming the flag, what stood there and what may."""
+    """What `words` mean as the value of `flag`. ValueError: the flag, what stood there and what may, in a sentence."""
     if flag.optional and [word.lower() for word in words] == ["none"]:
         return None
     if not flag.several:

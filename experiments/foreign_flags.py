@@ -19,6 +19,7 @@ TRANSFORM = "--reward-transform (none, clip, scale or center)"
 NAME = "--name (of the run's directory) or --runs-dir (where those go)"
 LAYERS = "--width (units in each dense hidden layer) and --depth (how many of them)"
 NOT_OFFERED = "not offered; Adam it is, with --learning-rate, --adam.betas and --adam.eps"
+REPEATS = "one seed on one CPU with one number of threads repeats to the bit"
 GAMES = "--episodes (games to play)"
 
 FOREIGN: dict[str, str | Mapping[str, str]] = {
@@ -65,17 +66,16 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "exploration-initial-eps initial-epsilon epsilon-start eps-start start-epsilon": {VALUE: "--start-e"},
     "target-network-frequency target-update-interval target-update-freq target-update-frequency target-update-period"
     " target-freq target-frequency target-update": {VALUE: PERIOD},
-    "train-frequency train-freq update-period update-frequency update-every gradient-steps utd utd-ratio replay-frequency"
-    " policy-frequency": {VALUE: RATE},
+    "train-frequency train-freq update-period update-frequency update-every gradient-steps utd utd-ratio"
+    " replay-frequency policy-frequency": {VALUE: RATE},
     "target-network-update-rate polyak target-tau": {VALUE: "--tau"},
     "min-replay-history warmup warmup-steps start-steps learning-start min-buffer-size": {VALUE: "--learning-starts"},
     "capacity buffer-capacity replay-size replay-capacity memory-size replay-buffer-size memory buffer": {
         VALUE: "--buffer-size"
     },
     "optimize-memory-usage": {VALUE: "the replay keeps each frame once anyway"},
-    "replay-buffer-class replay-buffer-kwargs prioritized prioritized-replay per dueling noisy": {
-        VALUE: "not offered: a uniform replay, and the network of --torso, --width, --depth"
-    },
+    "replay-buffer-class replay-buffer-kwargs rollout-buffer-class rollout-buffer-kwargs prioritized"
+    " prioritized-replay per dueling noisy": "not offered: memory is a uniform replay or one rollout",
     "double-q double-dqn ddqn": {VALUE: "--double"},
     "n-atoms atoms num-atom": "--num-atoms",
     "vmin vmax v-range": "--v-min and --v-max",
@@ -85,14 +85,15 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "optimizer optim optimizer-class optimizer-kwargs momentum": NOT_OFFERED,
     "eps-adam adam-eps optimizer-eps": "--adam.eps",
     "betas beta1 beta2 adam-beta1 adam-betas": "--adam.betas (two numbers)",
-    "hidden-size hidden-dim hidden-sizes hidden-layers num-layers layers net-arch policy-kwargs n-layers hidden-units": LAYERS,
+    "hidden-size hidden-dim hidden-sizes hidden-layers num-layers layers net-arch n-layers hidden-units": LAYERS,
+    "policy-kwargs": LAYERS,
     "policy network arch cnn encoder architecture": "--torso (auto, nature_cnn, small_cnn or mlp)",
     "nonlinearity activation-fn act": "--activation",
     "init ortho-init weight-init initialization": "--initializer",
     "seeds random-seed": "--seed, one a run",
     "cuda gpu use-gpu use-cuda": "--device cuda",
     "no-cuda no-gpu cpu": "--device cpu",
-    "torch-deterministic deterministic-torch cudnn-deterministic": "one seed on one CPU with one number of threads repeats to the bit",
+    "torch-deterministic deterministic-torch cudnn-deterministic": REPEATS,
     "n-cpu num-threads torch-threads n-threads num-cpus cores": "--threads",
     "fp16 bf16 amp mixed-precision dtype autocast": "--precision bf16",
     "compile torch-compile cudagraphs": "not offered",
@@ -102,7 +103,7 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "wandb-entity entity": "set the environment variable WANDB_ENTITY",
     "exp-name run-name experiment-name experiment exp run-id tag": NAME,
     "log-dir logdir tensorboard-log log-folder output-dir save-dir out outdir results-dir logs": NAME,
-    "log-interval log-freq log-frequency eval-freq print-freq verbose": LOGS,
+    "log-interval log-freq log-frequency eval-freq print-freq verbose stats-window-size": LOGS,
     "save-model save-freq checkpoint-freq checkpoint-frequency checkpoint-interval save-interval save-every": SAVES,
     "upload-model hf-entity hub-model-id": "not offered",
     "progress progress-bar quiet": "progress is shown anyway",

@@ -16,6 +16,7 @@ from envs import WorldInfo, describe
 from envs.config import WorldConfig
 from envs.memory import available_memory
 from experiments.config import TrainConfig
+from experiments.foreign_flags import about_probe
 from experiments.places import check_runs_dir
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def check(config: TrainConfig) -> None:
     builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
     check_annealing(config)
     check_probes(config.run.probes)
+    check_lives(config)
     if config.interventions:
         from agents.interventions.lifecycle import check_interventions
 
@@ -94,10 +96,19 @@ def check_in_this_run(config: TrainConfig) -> None:
         require(obeyed, "surgery.moments", chosen, "own where no intervention that is listed replaces units")
 
 
-def check_probes(names: tuple[str, ...]) -> None:
+def check_probes(names: tuple[str, ...], flag: str = "probes") -> None:
     """Raise ValueError for a probe that there is not; torch is not imported for that."""
-    for name in set(names) - set(PROBE_NAMES):
-        raise ValueError(f"probes = {name!r}: must be some of {', '.join(PROBE_NAMES)}")
+    for name in names:
+        if name not in PROBE_NAMES:
+            hint = about_probe(name, list(PROBE_NAMES))
+            raise ValueError(f"{flag} = {name!r}: must be some of {', '.join(PROBE_NAMES)}{hint}")
+
+
+def check_lives(config: TrainConfig) -> None:
+    """Raise ValueError where lost lives should count in a world in which none can be lost."""
+    lifeless = config.world.family in ("mujoco", "image")
+    asked = config.agent.life_loss_discount
+    require(not (lifeless and asked), "life_loss_discount", asked, f"off: there are no lives in {config.world.env}")
 
 
 def check_annealing(config: TrainConfig) -> None:
