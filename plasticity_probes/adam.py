@@ -3,18 +3,25 @@
 import torch
 from torch import Tensor
 
+from plasticity_probes.norms import float64_sum
+
 
 def _ratio_sums(group: dict, state: dict) -> tuple[Tensor, Tensor]:
-    """Sum and root of the sum of squares over one parameter of |m_hat| / (sqrt(v_hat) + eps), both moments rid of their
-    bias towards 0."""
-    first, second = state["exp_avg"].float(), state.get("max_exp_avg_sq", state["exp_avg_sq"]).float()
+    """Sum and sum of squares over one parameter of |m_hat| / (sqrt(v_hat) + eps), both moments rid of their bias
+    towards 0; float64."""
+    first, second = state["exp_avg"], state.get("max_exp_avg_sq", state["exp_avg_sq"])
     step = torch.as_tensor(state["step"]).double()  # left where it lies: a CPU's 0-d tensor goes with any device
     corrections = [1 - beta**step for beta in group["betas"]]
     # at step 0 the moments are 0 and so are the corrections
     m_scale, v_scale = (torch.where(step == 0, 1.0, correction) for correction in corrections)
-    ratio = first / second.sqrt().add_(group["eps"] * v_scale.sqrt())
-    factor = v_scale.sqrt() / m_scale
-    return (factor * torch.linalg.vector_norm(ratio, 1)).float(), (factor * torch.linalg.vector_norm(ratio)).float()
+    eps, factor = group["eps"] * v_scale.sqrt(), v_scale.sqrt() / m_scale
+
+    def ratio(first: Tensor, second: Tensor) -> Tensor:
+        return (first / second.sqrt().add_(eps)).abs_()
+
+    total = float64_sum(ratio, first, second)
+    squares = float64_sum(lambda *moments: ratio(*moments).square_(), first, second)
+    return factor * total, factor.square() * squares
 
 
 @torch.no_grad()
@@ -36,11 +43,12 @@ def adam_statistics(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         state = optimizer.state.get(parameter, {})
         if "exp_avg" not in state:
             continue
-        total, norm = _ratio_sums(group, state)
+        total, square = _ratio_sums(group, state)
         ratios.append(total)
-        squares.append((group["lr"] * norm).square())
+        squares.append(group["lr"] ** 2 * square)
         entries += parameter.numel()
     if not ratios:
         zero = torch.zeros((), device=parameters[0][1].device)
         return {"update_ratio": zero, "update_norm": zero.clone()}
-    return {"update_ratio": torch.stack(ratios).sum() / entries, "update_norm": torch.stack(squares).sum().sqrt()}
+    ratio, norm = torch.stack(ratios).sum() / entries, torch.stack(squares).sum().sqrt()
+    return {"update_ratio": ratio.float(), "update_norm": norm.float()}

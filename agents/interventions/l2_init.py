@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.slices import Slices, Units
 from agents.interventions.weight_decay import Beyond, check_pull, pulled
+from plasticity_probes.norms import quick_norms
 from plasticity_probes.units import HiddenLayer
 
 
@@ -50,7 +51,7 @@ class _Distance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, squared: bool, start: list[Tensor], *theta: Tensor) -> Tensor:
         differences = torch._foreach_sub(theta, start)
-        total = torch.stack(torch._foreach_norm(differences)).square().sum()
+        total = torch.stack(quick_norms(differences)).square().sum()
         distance = total.sqrt()
         slope = torch.full_like(total, 2.0) if squared else torch.where(total > 0, 1 / distance, 0.0)
         ctx.save_for_backward(slope, *differences)
