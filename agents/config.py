@@ -121,7 +121,9 @@ class SurgeryConfig:
     moments: Literal["own", "zero", "mean", "local", "keep"] = "own"
     """What becomes of Adam's moments where units are replaced. own: what each method's paper does; zero: forgotten,
     which overshoots under unequal betas (docs/interventions.md); mean: the first is forgotten, the second becomes the
-    mean of the units that stay; local: forgotten, with a step count per element (Dohare24's AdamGnT); keep."""
+    mean of the units that stay; local: forgotten, with Adam's bias correction by each element's own count of steps
+    (which Dohare24's AdamGnT means to be, and is not: docs/interventions.md); keep. Biases are treated as the weights
+    are (Dopamine's ReDo leaves their moments alone)."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ class RewardConfig:
     """What the learner makes of a reward. Logged returns are the game's own whatever stands here."""
 
     reward_transform: Literal["none", "clip", "scale", "center"] = "none"
-    """clip: to [-1, 1]; scale: divide by the running standard deviation of the discounted return (as gymnasium's
-    NormalizeReward), then clip to [-10, 10]; center: subtract the running mean reward (arXiv 2405.09999)."""
+    """clip: to [-1, 1]; scale: divide by the running standard deviation of the discounted return, then clip to
+    [-10, 10] (gymnasium's NormalizeReward but at episode ends: there the last reward counts within its return, and
+    termination and time limit alike start the next return at 0); center: subtract the running mean reward (arXiv
+    2405.09999)."""
 
 
 @dataclass(frozen=True)

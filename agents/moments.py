@@ -2,8 +2,12 @@
 
 torch's Adam keeps one step count a tensor, and divides its moments by 1 - beta^step. Moments that are set to zero in
 some slices of a tensor whose step is large are divided by almost 1: under betas (.9, .999) and a steady gradient such a
-weight moves by 3.16 learning rates at once and by 6.57 at its twelfth step. Dohare24's AdamGnT counts the steps of each
-element instead. `AdamState.born` and `AdamState.correct` give that with torch's own Adam.
+weight moves by 3.16 learning rates at once and by 6.57 at its twelfth step. `AdamState.born` and `AdamState.correct`
+count the steps of each element instead, with torch's own Adam.
+
+That is not Dohare24's AdamGnT, which counts them too but discards the result of a division in its bias correction: it
+moves by lr (1 - beta2^t) m / (sqrt(v) + eps), with t the element's own step. Under (.9, .999) and a steady gradient
+that is .003 learning rates at the first step, .31 at the hundredth and .80 at the thousandth; with Adam it is 1.
 """
 
 import math

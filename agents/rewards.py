@@ -7,9 +7,15 @@ class RewardTransform:
     """Maps raw rewards [E] of one step to what is learned from; holds the running statistics of "scale" and "center".
 
     none: as they are. clip: to [-1, 1] (Mnih et al. 2015). scale: divided by the running standard deviation of the
-    discounted return, as gymnasium's NormalizeReward, then clipped to [-10, 10] as CleanRL does. center: minus the
-    running mean (simple reward centring, Naik et al. 2024, arXiv 2405.09999, with a step size 1/n that stops falling at
-    1e-4, so that a changed world is followed).
+    discounted return so far, R <- gamma R + r, then clipped to [-10, 10] as CleanRL does. center: minus the running
+    mean (simple reward centring, Naik et al. 2024, arXiv 2405.09999, with a step size 1/n that stops falling at 1e-4,
+    so that a changed world is followed).
+
+    "scale" is gymnasium's NormalizeReward (1.4) but at the ends of episodes. Here the last reward is added to its
+    return, that return counts, and R is 0 when the next episode begins, after termination and truncation alike.
+    gymnasium's wrapper of one environment, which CleanRL uses, forgets R before it adds a terminating reward, so that
+    what counts is this reward alone and goes on into the next episode, and a truncation forgets nothing. Its wrapper
+    of vectors under same-step autoreset does the same to a terminating reward and then starts at 0 after either end.
     """
 
     def __init__(self, kind: str, num_envs: int, gamma: float) -> None:

@@ -106,7 +106,8 @@ DOHARE24_PERIOD = 2_000_000
 
 def ppo_dohare24_friction_ant(env: str, steps: int) -> TrainConfig:
     """Dohare24's slippery Ant: dohare24_ant with the friction drawn anew, log-uniform on [.02, 2], at the first episode
-    end after every 2M steps (they ran 20M to 100M)."""
+    end after every multiple of 2M steps (they ran 20M to 100M; their code counts 2M from the PREVIOUS change, and so
+    drifts later by up to an episode a task)."""
     stationary = ppo_dohare24_ant(env, steps)
     return replace(stationary, world=replace(stationary.world, task=TaskConfig(period=DOHARE24_PERIOD)))
 

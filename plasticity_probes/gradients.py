@@ -127,7 +127,7 @@ def per_example_gradients(
 
 
 def _products(rows: Tensor, others: Tensor) -> Tensor:
-    """Inner products of the rows [n, p] and [m, p], float32 [n, m]: of so many columns at a time in float32, added up in
+    """Inner products of the rows [n, p] and [m, p], float32 [n, m]: some columns at a time in float32, added up in
     float64. One float32 product over a million columns is off by 2e-6 of the largest."""
     pieces = zip(rows.split(COLUMNS, 1), others.split(COLUMNS, 1), strict=True)
     total = rows.new_zeros(len(rows), len(others), dtype=torch.float64)

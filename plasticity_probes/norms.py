@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-
 LONG = 2**14
 """Numbers whose squares a CPU can add up in float32 one after another with an error of about 1e-6."""
 PIECE = 2**16

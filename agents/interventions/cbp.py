@@ -54,8 +54,9 @@ class CBP(Intervention):
     the mean for a Linear consumer, approximate for a convolution (see Surgery.replace)."""
     moments: Moments = "keep"
     """What becomes of Adam's moments in the replaced weights: keep (the authors' PPO); local, 0 with a step count of
-    their own (the authors' AdamGnT in supervised learning; dear where some unit is always young); zero, overshooting
-    (docs/interventions.md); mean (the first 0, the second that of the units that stay)."""
+    their own and Adam's bias correction by it (the authors' AdamGnT, for supervised learning, counts so too and corrects
+    otherwise; dear where some unit is always young); zero, overshooting; mean (the first 0, the second that of the
+    units that stay). docs/interventions.md has their numbers."""
 
     def __post_init__(self) -> None:
         self.require(0 <= self.replacement_rate <= 1, "replacement_rate", "in [0, 1]")
@@ -67,8 +68,12 @@ class CBP(Intervention):
 
     @classmethod
     def as_dohare24(cls, **changes: Any) -> Self:
-        """What the authors' PPO does: rate 1e-4, maturity 1e4, decay .99, contribution, Bernoulli draws, nothing
-        absorbed by the biases, Adam's moments left alone. (They run it with L2 1e-4 and betas .99, .99.)"""
+        """The settings of the authors' PPO: rate 1e-4, maturity 1e4, decay .99, contribution, Bernoulli draws, nothing
+        absorbed by the biases, Adam's moments left alone. (They run it with L2 1e-4 and betas .99, .99.)
+
+        Three things their code does otherwise: it replaces layer by layer, so that weights between two units replaced
+        together are random there and 0 here (as in the paper's algorithm); it cuts a share above 1 down to whole units,
+        where here what is left is the chance of one more; and in convolutions it takes the share of ALL units."""
         return cls(**{"accumulation": "bernoulli", "moments": "keep", **changes})
 
     def check_beside(self, others: Sequence[Intervention]) -> None:

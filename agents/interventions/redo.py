@@ -34,11 +34,14 @@ class ReDo(Intervention):
     """Greatest score of a dormant unit; >= 0 (Sokar23: .1, and .025 for DrQ(eps)); 0 takes the silent units alone."""
     period: int = 1000
     """GRADIENT steps between two recyclings (Dohare24's PPO: 100)."""
-    samples: int = 64
-    """Observations that the scores are taken over."""
+    samples: int = 256
+    """Observations that the scores are taken over, drawn with replacement from what replay or rollout holds by then
+    (Sokar23's code: `batch_size_statistics` 256; Dohare24's PPO: the minibatch of 128). With few, rare units look
+    silent."""
     moments: Moments = "zero"
-    """What becomes of Adam's moments in the replaced weights: zero (Sokar23's code), keep, mean (the first 0, the
-    second that of the units that stay), local (0, with a step count of their own)."""
+    """What becomes of Adam's moments in the replaced weights and biases: zero (Sokar23's code in Dopamine, which leaves
+    those of biases alone), keep, mean (the first 0, the second that of the units that stay), local (0, with a step
+    count of their own)."""
 
     def __post_init__(self) -> None:
         self.require(0 <= self.tau < inf, "tau", ">= 0 and finite")

@@ -122,14 +122,17 @@ class Surgery:
         """Replace units: ALL their incoming weights anew, then ALL their outgoing ones to zero, then `on_replaced`.
 
         Incoming: row and bias by the layer's own law, the norm's gain 1 and bias 0. Outgoing: the columns that the
-        unit owns in EVERY consumer. `units`: by layer, a bool mask [units] or `Slots`. `draws`: by layer, what
-        `draw(layer, k or units)` gave, in place of drawing now. Returns how many units were replaced, by layer name
-        (0-d int64 on the device).
+        unit owns in EVERY consumer. So a weight between two units that are replaced together is 0 (in Dohare24's code,
+        which goes layer by layer, it stays random). `units`: by layer, a bool mask [units] or `Slots`. `draws`: by
+        layer, what `draw(layer, k or units)` gave, in place of drawing now. Returns how many units were replaced, by
+        layer name (0-d int64 on the device).
 
         `moments`, on exactly those slices: "zero"; "keep"; "mean": first moment 0, second the mean over the surviving
         units' slices of that tensor, so that the first steps are not overlong. The tensor's shared step stays, and with
-        it the age that a slice may have of its own. "local": 0, and the elements count their steps from now (AdamGnT in
-        Dohare24's code; `AdamState.correct` says how and at what cost). ValueError for "local" beside amsgrad.
+        it the age that a slice may have of its own. "local": 0, and the elements count their steps from now, each with
+        Adam's own bias correction (`AdamState.correct` says how and at what cost; Dohare24's AdamGnT is not this, see
+        agents/moments.py). ValueError for "local" beside amsgrad. Biases' moments are treated as weights' are
+        (Dopamine's ReDo leaves them alone).
 
         `absorb`: by layer, the mean over samples of what comes out of the nonlinearity, [units, *positions] (CReLU:
         twice the units). Before anything else, column by column, w_out * mean is added to the consumers' biases, whose

@@ -5,10 +5,12 @@
 One weight tensor under a steady gradient: after 10,000 steps Adam moves every weight by exactly the learning rate. Then
 one unit is replaced. With its moments set to zero under the tensor's old step count, the first moment recovers in about
 ten steps and the second in a thousand, so that for (.9, .999) the unit moves 3.16 times the learning rate at once and
-6.57 times at step 12. Equal betas keep both in step. Every number comes from torch's Adam and the surgeon.
+6.57 times at step 12. Equal betas keep both in step. Every number comes from torch's Adam and the surgeon, but those
+of AdamGnT at the end, which come from its formula.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -53,6 +55,18 @@ def updates(betas: tuple[float, float], moments: str) -> list[float]:
     return sizes
 
 
+def adam_gnt(betas: tuple[float, float], step: int) -> float:
+    """|update| / learning rate of Dohare24's AdamGnT under a steady gradient of 1, at an element's `step`-th step.
+
+    lr (1 - beta2^t) m / (sqrt(v) + eps), eps left out: in their bias correction the result of sqrt(1 - beta2^t) / (1 -
+    beta1^t) is discarded, and 1 - beta2^t stays.
+    """
+    first = second = 0.0
+    for _ in range(step):
+        first, second = (beta * moment + 1 - beta for beta, moment in zip(betas, (first, second), strict=True))
+    return (1 - betas[1] ** step) * first / math.sqrt(second)
+
+
 def main(arguments: list[str]) -> int:
     """Draw, print the peaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,6 +88,8 @@ def main(arguments: list[str]) -> int:
         axis.set(title=f"betas {betas[0]}, {betas[1]}", xlabel="gradient steps after the replacement")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
+    for step in (1, 100, 1000):
+        print(f"AdamGnT of Dohare et al. 2024, betas {BETAS[0]}: {adam_gnt(BETAS[0], step):.3f} at step {step:,}")
     axes[0].set_ylabel("|update| / learning rate")
     axes[-1].legend(title="--surgery.moments", frameon=False)
     figure.suptitle("A replaced unit's updates under a steady gradient of 1", fontsize=11)

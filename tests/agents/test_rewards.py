@@ -1,5 +1,6 @@
 """Reward transforms against statistics of everything seen so far, in float64."""
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -40,6 +41,62 @@ def test_scale_divides_by_the_std_of_all_discounted_returns_so_far():
         mean = sum(seen) / weight
         variance = (sum(x * x for x in seen) + 1e-4) / weight - mean**2
         np.testing.assert_allclose(transform(reward, end), reward / np.sqrt(variance + 1e-8), rtol=1e-5)
+
+
+class Paid(gymnasium.Env):
+    """Pays the given rewards and ends as it is told."""
+
+    observation_space = action_space = gymnasium.spaces.Discrete(1)
+
+    def __init__(self, script):
+        self.script = iter(script)
+
+    def reset(self, *, seed=None, options=None):
+        return 0, {}
+
+    def step(self, action):
+        return 0, *next(self.script), {}
+
+
+def theirs(script):
+    """What gymnasium's own wrapper makes of (reward, terminated, truncated)."""
+    wrapped = gymnasium.wrappers.NormalizeReward(Paid(script), gamma=0.5)
+    wrapped.reset()
+    return [wrapped.step(0)[1] for _ in script]
+
+
+def ours(script):
+    transform = RewardTransform("scale", 1, 0.5)
+    return [
+        float(transform(np.array([r]), np.array([terminated or truncated]))[0]) for r, terminated, truncated in script
+    ]
+
+
+def scaled(rewards, returns):
+    """r_t / std of the returns up to t; one prior set of mean 0 and variance 1 has weight 1e-4."""
+    found = []
+    for t, reward in enumerate(rewards, start=1):
+        weight, seen = t + 1e-4, np.array(returns[:t])
+        mean = seen.sum() / weight
+        found.append(reward / np.sqrt(((seen**2).sum() + 1e-4) / weight - mean**2 + 1e-8))
+    return found
+
+
+def test_within_an_episode_scale_is_gymnasiums_normalize_reward():
+    script = [(r, False, False) for r in (2.0, -1.0, 3.0, 0.5)]
+    assert ours(script)[1:] == pytest.approx(theirs(script)[1:], rel=1e-6)
+    assert ours(script)[1:] == pytest.approx(scaled((2.0, -1.0, 3.0, 0.5), (2.0, 0.0, 3.0, 2.0))[1:], rel=1e-6)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_where_an_episode_ends_scale_is_not_gymnasiums(terminated):
+    """Rewards 2, 4 (the end), 1, 3 at gamma .5. Here R is 2, 5 | 1, 3.5."""
+    script = [(2.0, False, False), (4.0, terminated, not terminated), (1.0, False, False), (3.0, False, False)]
+    # gymnasium: 2, then 4 alone, which goes on: 4/2 + 1 = 3, 4.5; a truncation forgets nothing: 2, 5, 3.5, 4.75
+    returns = (2.0, 4.0, 3.0, 4.5) if terminated else (2.0, 5.0, 3.5, 4.75)
+    rewards = [reward for reward, *_ in script]
+    assert theirs(script)[1:] == pytest.approx(scaled(rewards, returns)[1:], rel=1e-6)
+    assert ours(script)[1:] == pytest.approx(scaled(rewards, (2.0, 5.0, 1.0, 3.5))[1:], rel=1e-6)
 
 
 def test_center_subtracts_the_mean_of_all_rewards_so_far():

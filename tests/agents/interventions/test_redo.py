@@ -190,7 +190,7 @@ def test_only_gradient_steps_that_the_period_divides():
         patient.recycle(step)
         heard += [step] if patient.listener.heard else []
     assert heard == [5, 10, 15]
-    assert asked == [64, 64, 64]
+    assert asked == [256, 256, 256]
 
 
 def test_frozen_layers_are_left_alone():
@@ -217,7 +217,7 @@ def test_bad_parameters_are_refused(settings, message):
 
 
 def test_the_papers_defaults():
-    assert ReDo().parameters() == {"tau": 0.1, "period": 1000, "samples": 64, "moments": "zero", "only": "all"}
+    assert ReDo().parameters() == {"tau": 0.1, "period": 1000, "samples": 256, "moments": "zero", "only": "all"}
 
 
 SMALL = NetworkConfig(width=16, depth=2)
