@@ -54,7 +54,7 @@ class CBP(Intervention):
     the mean for a Linear consumer, approximate for a convolution (see Surgery.replace)."""
     moments: Moments = "keep"
     """What becomes of Adam's moments in the replaced weights: keep (the authors' PPO); local, 0 with a step count of
-    their own and Adam's bias correction by it (the authors' AdamGnT, for supervised learning, counts so too and corrects
+    their own and Adam's bias correction by it (the authors' AdamGnT, for supervised learning, counts so and corrects
     otherwise; dear where some unit is always young); zero, overshooting; mean (the first 0, the second that of the
     units that stay). docs/interventions.md has their numbers."""
 
