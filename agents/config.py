@@ -21,6 +21,7 @@ Flat = AsFlag.FLAT
 Hidden = (AsFlag.NONE,)  # an intervention sets the field
 
 Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
+Padding = Literal["valid", "same"]
 Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
 
 
@@ -83,6 +84,10 @@ class NetworkConfig:
     """How many of the last hidden layers divide their weight by its largest singular value."""
     spectral_relaxed: Annotated[bool, *Hidden] = False
     """Divide only where that value is above 1."""
+    padding: Padding = "valid"
+    """Around the maps that convolutions read. valid: none (Mnih et al. 2015, CleanRL; NatureCNN's maps of an 84x84
+    image are 20, 9, 7); same: zeros, so that a stride of s leaves 1/s of the positions, rounded up (Flax's SAME, which
+    Dopamine's networks have: 21, 11, 11). It means nothing to an MLP."""
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", self.width, ">= 1")

@@ -163,6 +163,28 @@ def norm_for(layer: nn.Linear | nn.Conv2d, config: NetworkConfig) -> nn.Module:
     return nn.LayerNorm(units, NORM_EPS, affine)
 
 
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after `size` positions, so that ceil(size / stride) come out: as few as do, the odd one after
+    (Flax's and XLA's SAME)."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def padded(
+    layers: nn.Sequential, index: int, map_size: tuple[int, int], kernel: int, stride: int, padding: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(Height and width that convolution number `index` sees with its padding, the padding that is its own), on maps of
+    `map_size`; what cannot be its own is appended to `layers`."""
+    if padding == "valid":
+        return map_size, (0, 0)
+    rows, columns = (same_padding(size, kernel, stride) for size in map_size)
+    sizes = (map_size[0] + sum(rows), map_size[1] + sum(columns))
+    if rows[0] == rows[1] and columns[0] == columns[1]:
+        return sizes, (rows[0], columns[0])
+    layers.add_module(f"pad{index}", nn.ZeroPad2d((*columns, *rows)))
+    return sizes, (0, 0)
+
+
 def add_hidden(
     layers: nn.Sequential, name: str, index: int, layer: nn.Linear | nn.Conv2d, config: NetworkConfig, after: int
 ) -> None:

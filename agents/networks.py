@@ -18,7 +18,7 @@ from agents.checks import uses_nature_cnn
 from agents.config import NetworkConfig, require
 from agents.initializers import initialize
 from agents.layers import ACTIVATIONS as ACTIVATIONS
-from agents.layers import MODED, NONLINEARITIES, add_hidden, columns_of, units_of
+from agents.layers import MODED, NONLINEARITIES, add_hidden, columns_of, padded, units_of
 from agents.transitions import Spaces
 
 
@@ -91,9 +91,11 @@ class MLP(nn.Module):
 
 
 class ConvolutionalTorso(nn.Module):
-    """Valid convolutions (filters, kernel, stride), then `config.depth` dense layers.
+    """Convolutions (filters, kernel, stride), then `config.depth` dense layers.
 
-    Input uint8 [batch, channels, height, width]; output [batch, features].
+    Padding is `config.padding`. Where "same" needs more zeros at the end than at the beginning, which a convolution
+    cannot have, a module pad2, say, stands before conv2. Input uint8 [batch, channels, height, width]; output [batch,
+    features].
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -105,11 +107,12 @@ class ConvolutionalTorso(nn.Module):
         hidden = len(self.shapes) + config.depth
         require_hidden(config, hidden)
         for index, (filters, kernel, stride) in enumerate(self.shapes, start=1):
-            layer = nn.utils.skip_init(nn.Conv2d, channels, units_of(filters, config), kernel, stride)
+            sizes, padding = padded(self.convolutions, index, (height, width), kernel, stride, config.padding)
+            layer = nn.utils.skip_init(nn.Conv2d, channels, units_of(filters, config), kernel, stride, padding)
             initialize(layer, config.initializer, generator)
             add_hidden(self.convolutions, "conv", index, layer, config, after=hidden - index)
             channels = columns_of(layer.out_channels, config)
-            height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            height, width = ((size - kernel) // stride + 1 for size in sizes)
         flat = channels * height * width
         self.dense = dense_layers(flat, config, generator)
         self.features = features_of(config, flat)
@@ -123,7 +126,8 @@ class ConvolutionalTorso(nn.Module):
 class NatureCNN(ConvolutionalTorso):
     """8x8/4-32, 4x4/2-64, 3x3/1-64 (Mnih et al. 2015) on images of 84x84.
 
-    Dopamine pads its convolutions ('SAME'), so its first dense layer has 7,744 inputs instead of 3,136.
+    Valid, its maps are 20, 9 and 7 and the first dense layer has 3,136 inputs; with padding "same", as in Dopamine,
+    they are 21, 11 and 11, and it has 7,744.
     """
 
     shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -132,7 +136,8 @@ class NatureCNN(ConvolutionalTorso):
 class SmallCNN(ConvolutionalTorso):
     """5x5-64 and 3x3-64 for images of about 28x28 (Lyle23, section 3.2; with two dense layers of 256).
 
-    The paper states no strides; 2 in both layers is ours and gives 1,600 features of a 28x28 image.
+    The paper states neither strides nor padding; 2 in both layers is ours, and valid by default: 1,600 features of a
+    28x28 image (3,136 with padding "same").
     """
 
     shapes = ((64, 5, 2), (64, 3, 2))

@@ -44,7 +44,8 @@ def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
 
     def config(algorithm: str, family: str, env: str, **changes: object) -> TrainConfig:
         preset = preset_config(algorithm, "auto", family, env, 1_000_000)
-        agent = replace(preset.agent, **changes)
+        network = replace(preset.agent.network, padding="valid")  # what was measured so far
+        agent = replace(preset.agent, network=network, **changes)
         return replace(preset, agent=agent, run=replace(run, steps=20_000))
 
     atari = "ALE/Breakout-v5"

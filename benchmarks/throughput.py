@@ -68,7 +68,8 @@ def value_row(algorithm: str, window: int) -> Row:
     changes = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "start_e": 0.01, "exploration_steps": 0}
 
     def settings(agent: AgentConfig) -> AgentConfig:
-        return replace(agent, **changes) if isinstance(agent, C51Config) else replace(agent, **changes, loss="huber")
+        agent = replace(agent, network=replace(agent.network, padding="valid"), **changes)  # as theirs is
+        return agent if isinstance(agent, C51Config) else replace(agent, loss="huber")
 
     presets = (preset_config(name, "auto", "atari", "ALE/Breakout-v5", 20_000) for name in (algorithm, "dqn"))
     ours, theirs = (replace(preset, agent=settings(preset.agent), run=replace(RUN, steps=20_000)) for preset in presets)

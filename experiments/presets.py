@@ -27,11 +27,12 @@ def _dopamine_world(env: str) -> WorldConfig:
 
 
 def dqn_dopamine(env: str, steps: int) -> TrainConfig:
-    """Dopamine's JaxDQN on Atari: Adam 6.25e-5 / 1.5e-4, squared error, target every 8,000 steps, epsilon .01."""
+    """Dopamine's JaxDQN on Atari: Adam 6.25e-5 / 1.5e-4, squared error, target every 8,000 steps, epsilon .01, padded
+    convolutions (7,744 inputs to the dense layer)."""
     agent = DQNConfig(
         learning_rate=6.25e-5,
         adam=AdamConfig(eps=1.5e-4),
-        network=NetworkConfig(initializer="xavier_uniform"),
+        network=NetworkConfig(padding="same", initializer="xavier_uniform"),
         reward=CLIP,
         loss="mse",
     )
@@ -43,7 +44,7 @@ def c51_dopamine(env: str, steps: int) -> TrainConfig:
     agent = C51Config(
         learning_rate=2.5e-4,
         adam=AdamConfig(eps=0.01 / 32),
-        network=NetworkConfig(initializer="dopamine_c51"),
+        network=NetworkConfig(padding="same", initializer="dopamine_c51"),
         reward=CLIP,
     )
     return TrainConfig(agent=agent, world=_dopamine_world(env))

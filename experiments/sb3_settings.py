@@ -40,6 +40,7 @@ def _refuse_common(config: TrainConfig, spaces: Spaces) -> None:
     require(not config.run.wandb, "wandb", True, "off for Stable-Baselines3")
     if uses_nature_cnn(network, spaces):
         require(network.activation == "relu", "activation", network.activation, "relu in Stable-Baselines3's NatureCNN")
+        require(network.padding == "valid", "padding", network.padding, "valid in Stable-Baselines3's NatureCNN")
         require(network.depth >= 1, "depth", network.depth, ">= 1 in Stable-Baselines3's NatureCNN")
     elif spaces.is_image:
         allowed = "auto or nature_cnn, on images, for uint8 observations in Stable-Baselines3"

@@ -40,8 +40,8 @@ COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What the literature uses together: LayerNorm and weight decay (Lyle24); CBP and ReDo with L2 and tuned Adam, as the
 authors' PPO (Dohare24; their ReDo scores the minibatch itself, ours as many observations of the rollout; weights
-between two units that are replaced together are 0 here and random in their code, in ReDo as in CBP). By intervention, the
-parameters that differ from its defaults."""
+between two units that are replaced together are 0 here and random in their code, in ReDo as in CBP). By intervention,
+the parameters that differ from its defaults."""
 
 
 ALSO_CALLED = {

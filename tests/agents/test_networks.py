@@ -1,5 +1,8 @@
 """Networks: sizes worked out by hand, what the input means, and who gets whose gradient."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.config import NetworkConfig
+from agents.layers import same_padding
 from agents.networks import MLP, ActorCritic, NatureCNN, ObservationNormalizer, QNetwork, SmallCNN, build_torso
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL, SMALL_IMAGE, STACK, VECTOR, global_random_states
 
@@ -112,6 +116,75 @@ def test_nature_cnn_is_its_convolutions():
         x = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride).relu()
     x = F.linear(x.contiguous().flatten(1), weights["dense.dense1.weight"], weights["dense.dense1.bias"]).relu()
     torch.testing.assert_close(torso(images).detach().double(), x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "zeros", "left"),
+    [
+        (84, 8, 4, (2, 2), 21),  # 20 * 4 + 8 - 84 = 4
+        (21, 4, 2, (1, 2), 11),  # 10 * 2 + 4 - 21 = 3: the odd one after
+        (11, 3, 1, (1, 1), 11),
+        (43, 8, 4, (2, 3), 11),  # 10 * 4 + 8 - 43 = 5
+        (8, 2, 4, (0, 0), 2),  # the kernel is shorter than the stride: 4 + 2 - 8 < 0
+        (1, 3, 2, (1, 1), 1),
+    ],
+)
+def test_same_padding_by_hand(size, kernel, stride, zeros, left):
+    assert same_padding(size, kernel, stride) == zeros
+    assert (size + sum(zeros) - kernel) // stride + 1 == left == math.ceil(size / stride)
+
+
+def slow_convolution(maps, weight, bias, stride):
+    """Flax's SAME written out position by position in float64: output (i, j) reads the rows i * stride - low + k."""
+    outputs, _, kernel, _ = weight.shape
+    batch, _, *sizes = maps.shape
+    places, lows = [], []
+    for size in sizes:
+        places.append(math.ceil(size / stride))
+        lows.append(max((places[-1] - 1) * stride + kernel - size, 0) // 2)
+    found = np.zeros((batch, outputs, *places))
+    for i, j in itertools.product(*map(range, places)):
+        found[:, :, i, j] = bias
+        for k, m in itertools.product(range(kernel), repeat=2):
+            row, column = i * stride - lows[0] + k, j * stride - lows[1] + m
+            if 0 <= row < sizes[0] and 0 <= column < sizes[1]:
+                found[:, :, i, j] += maps[:, :, row, column] @ weight[:, :, k, m].T
+    return np.maximum(found, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "maps", "strides"),
+    [
+        ("nature_cnn", (4, 84, 84), [(21, 21), (11, 11), (11, 11)], (4, 2, 1)),
+        ("nature_cnn", (3, 43, 60), [(11, 15), (6, 8), (6, 8)], (4, 2, 1)),
+        ("small_cnn", (1, 28, 28), [(14, 14), (7, 7)], (2, 2)),
+    ],
+)
+def test_padded_torsos_are_flaxs_same(kind, shape, maps, strides):
+    spaces = ATARI._replace(observation_shape=shape)
+    torso, images = build_torso(spaces, NetworkConfig(kind, 32, padding="same"), generator()), random_images(2, *shape)
+    weights = {name: p.detach().double().numpy() for name, p in torso.named_parameters()}
+    x = images.double().numpy() / 255
+    for index, (stride, expected) in enumerate(zip(strides, maps, strict=True), start=1):
+        x = slow_convolution(x, *(weights[f"convolutions.conv{index}.{part}"] for part in ("weight", "bias")), stride)
+        assert x.shape[2:] == expected
+    x = np.maximum(x.reshape(2, -1) @ weights["dense.dense1.weight"].T + weights["dense.dense1.bias"], 0)
+    np.testing.assert_allclose(torso(images).detach().numpy(), x, atol=1e-5, rtol=1e-5)
+    hidden = torso.convolutions(images.float().contiguous(memory_format=torch.channels_last))
+    assert hidden.is_contiguous(memory_format=torch.channels_last)  # a copy at each layer would cost
+
+
+def test_dopamines_network():
+    """Maps of 21, 11 and 11: 7,744 inputs to dense1, whose Xavier bound is sqrt(6 / (7,744 + 512))."""
+    network = q_network(ATARI, NetworkConfig(padding="same", initializer="xavier_uniform"))
+    dense1 = network.torso.dense.dense1
+    assert dense1.in_features == 7_744 == 64 * 11 * 11
+    assert dense1.initializer.bound == pytest.approx(0.0270, abs=5e-5)
+    assert 0.99 * 0.0270 < dense1.weight.abs().max() < 0.0270
+    valid = q_network(ATARI, NetworkConfig(initializer="xavier_uniform")).torso.dense.dense1
+    assert (valid.in_features, valid.initializer.bound) == (3_136, pytest.approx(0.0406, abs=5e-5))
+    # 8,224 + 32,832 + 36,928 as above, dense1 7,744 * 512 + 512, head 512 * 6 + 6
+    assert parameters(network) == 8_224 + 32_832 + 36_928 + 3_965_440 + 3_078 == 4_046_502
 
 
 def test_small_cnn_is_its_convolutions():

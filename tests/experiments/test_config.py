@@ -84,6 +84,12 @@ def test_the_name_carries_every_setting_that_shapes_the_result() -> None:
     assert parse_train([*base, "--runs-dir", "elsewhere"]).run_name == parse_train(base).run_name
 
 
+def test_a_config_from_before_there_was_padding_is_valid() -> None:
+    older = to_dict(settings("dqn", "dopamine"))
+    del older["agent"]["network"]["padding"]
+    assert from_dict(older).agent.network.padding == "valid"
+
+
 def test_dopamine_numbers() -> None:
     dqn, c51 = settings("dqn", "dopamine"), settings("c51", "dopamine")
     for config in (dqn, c51):
@@ -92,6 +98,8 @@ def test_dopamine_numbers() -> None:
         assert agent.target_period * 4 == 8_000  # gradient steps at one update in 4 steps
         assert (agent.end_e, agent.exploration_steps, agent.batch_size) == (0.01, 250_000, 32)
         assert config.world.sticky_actions == 0.25
+        assert agent.network.padding == "same"
+    assert settings("ppo", "cleanrl_atari").agent.network.padding == "valid"
     assert (dqn.agent.learning_rate, dqn.agent.adam.eps) == (6.25e-5, 1.5e-4)
     assert (c51.agent.learning_rate, c51.agent.adam.eps) == (2.5e-4, 3.125e-4)
     support = c51.agent.support

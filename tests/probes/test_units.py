@@ -102,6 +102,37 @@ ARCHITECTURES = {
             "torso.dense.dense1": (16, "relu", None, {"head": blocks(16)}),
         },
     ),
+    "q_network_nature_cnn_padded": lambda: (
+        q_network(ATARI, NetworkConfig(width=16, padding="same")),
+        images(2, 4, 84, 84),
+        None,
+        {
+            "torso.convolutions.conv1": (32, "relu", None, {"torso.convolutions.conv2": blocks(32)}),
+            "torso.convolutions.conv2": (64, "relu", None, {"torso.convolutions.conv3": blocks(64)}),
+            "torso.convolutions.conv3": (64, "relu", None, {"torso.dense.dense1": blocks(64, 121)}),
+            "torso.dense.dense1": (16, "relu", None, {"head": blocks(16)}),
+        },
+    ),
+    "padded_by_hand_and_doubled": lambda: (  # layer norm, CReLU, a pad that is not symmetric, a pad before a flatten
+        q_network(SMALL_IMAGE, NetworkConfig("small_cnn", 4, padding="same", norm="layer", doubled="crelu")),
+        images(2, 4, 36, 36),
+        None,
+        {
+            "torso.convolutions.conv1": (
+                32,
+                "crelu",
+                "torso.convolutions.norm1",
+                {"torso.convolutions.conv2": [*range(32), *range(32)]},
+            ),
+            "torso.convolutions.conv2": (
+                32,
+                "crelu",
+                "torso.convolutions.norm2",
+                {"torso.dense.dense1": blocks(32, 81) * 2},
+            ),
+            "torso.dense.dense1": (2, "crelu", "torso.dense.norm1", {"head": [0, 1, 0, 1]}),
+        },
+    ),
     "small_cnn": lambda: (
         q_network(SMALL_IMAGE, NetworkConfig(torso="small_cnn", width=5, depth=2, activation="gelu")),
         images(2, 4, 36, 36),

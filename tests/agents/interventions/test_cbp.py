@@ -588,9 +588,12 @@ def test_several_each_keep_their_effect():
         assert {who for (who, *_), count in done.items() if int(count) > 0} == {"cbp", "redo"}
 
 
-def test_nature_cnn_has_one_utility_a_channel():
-    config = DQNConfig(batch_size=4, buffer_size=200, learning_starts=10, replay_ratio=1.0)
-    agent = build_agent(config, ATARI, 1, Generators(0), CPU, interventions=[CBP(replacement_rate=0.1, maturity=0)])
+@pytest.mark.parametrize(("padding", "absorbs"), [("valid", False), ("same", False), ("same", True)])
+def test_nature_cnn_has_one_utility_a_channel(padding, absorbs):
+    network = NetworkConfig(padding=padding)
+    config = DQNConfig(network=network, batch_size=4, buffer_size=200, learning_starts=10, replay_ratio=1.0)
+    chosen = [CBP(replacement_rate=0.1, maturity=0, bias_correction=absorbs)]
+    agent = build_agent(config, ATARI, 1, Generators(0), CPU, interventions=chosen)
     drive(agent, NoiseWorld(ATARI, 1), 17)
     (cbp,) = agent.interventions.members
     assert len(cbp.ages) == 32 + 64 + 64 + 512
