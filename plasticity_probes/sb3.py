@@ -18,14 +18,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
@@ -34,7 +32,8 @@ from torch.nn import functional as F
 
 from plasticity_probes.catalogue import Findings
 from plasticity_probes.pictures import in_colours
-from plasticity_probes.schedule import Head, Learner, Prober, chosen
+from plasticity_probes.sb3_hooks import HookingCallback
+from plasticity_probes.schedule import Head, Learner, Prober, chosen, whole
 
 SUMMARY = {
     "probes/dormant_fraction/tau=0.025/all": "dormant units, tau .025",
@@ -52,12 +51,13 @@ NUMBERS_ONLY, PICTURES_ONLY, PRINT_ONLY = (
 )
 
 
-class PlasticityCallback(BaseCallback):
+class PlasticityCallback(HookingCallback):
     """Measures plasticity every so many steps, before the update that is due then, and once more at the end.
 
     Works with DQN, PPO, A2C, SAC, TD3 and DDPG, on any observations but dictionaries. Off-policy, batches come from the
     replay buffer, and nothing is measured while it holds fewer than `samples` transitions; on-policy, from the latest
-    rollout, or the latest few where one has fewer than `samples` steps.
+    rollout, or the latest few where one has fewer than `samples` steps. Given to `learn` itself or in a list; several
+    may measure one model, each probes of its own. The model is plain again when `learn` ends, however it ends.
 
     Args:
         every: steps between two probes, over all environments.
@@ -69,7 +69,8 @@ class PlasticityCallback(BaseCallback):
         verbose: 1 prints how long each probe took.
 
     Raises:
-        ValueError: an unknown probe or a number below 1; when training starts, a model that is not supported.
+        ValueError: an unknown probe or a number that is none or too small; when training starts, a model that is not
+            supported, a place within another callback, another such callback that measures one of these probes.
     """
 
     def __init__(
@@ -83,17 +84,14 @@ class PlasticityCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.names = chosen((probes,) if isinstance(probes, str) else tuple(probes))
+        self.names = chosen(probes)
         self.numbers = {
-            "every": every,
-            "heavy_factor": heavy_factor,
-            "samples": samples,
-            "heavy_samples": heavy_samples,
+            "every": whole("every", every),
+            "heavy_factor": whole("heavy_factor", heavy_factor),
+            "samples": whole("samples", samples),
+            "heavy_samples": whole("heavy_samples", heavy_samples),
         }
-        for name, number in self.numbers.items():
-            if number < 1:
-                raise ValueError(f"{name} = {number}: must be at least 1")
-        self.seed = seed
+        self.seed = whole("seed", seed, least=0)
         self.latest: dict[str, float] = {}
         """The latest value by tag."""
         self._parts: list[_Part] = []
@@ -101,10 +99,16 @@ class PlasticityCallback(BaseCallback):
         self._policy: nn.Module | None = None
         self._measured_at = -1
         self._pending: Findings | None = None  # measured, but not yet written: the update that churn needs is to come
-        self._hooks: list[Any] = []
 
-    def _on_training_start(self) -> None:
-        self._remove_hooks()
+    def _require_beside(self, other: HookingCallback) -> None:
+        common = [name for name in self.names if name in other.names] if isinstance(other, PlasticityCallback) else ()
+        if common:
+            raise ValueError(
+                f"PlasticityCallback: two of them would measure {', '.join(common)} of one model, and write twice under"
+                " one tag; give one callback all probes, or each probes of its own"
+            )
+
+    def _take_hold(self) -> None:
         if self._policy is not self.model.policy or self.model.num_timesteps < self._measured_at:
             self._source, self._parts = _parts_of(self.model, self.seed, self.numbers["samples"])
             self._policy, self._measured_at, self._pending = self.model.policy, -1, None
@@ -112,11 +116,20 @@ class PlasticityCallback(BaseCallback):
                 adam = isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW))
                 names = [name for name in self.names if adam or name != "adam"]
                 part.prober = Prober(part.learner, tuple(names), tell=self._tell, **self.numbers)
+        self.hold.callback(self._write_what_waits)
         for part in self._parts:
             hook = part.optimizer.register_step_post_hook(lambda *_, part=part: self._updated(part))
-            self._hooks.append(hook)
+            self.hold.callback(hook.remove)
+
+    def _write_what_waits(self) -> None:
+        """For an update that has not come and may never: what was measured before it is worth having."""
+        try:
+            self._write()
+        except Exception as error:  # training may have ended because the logger cannot write
+            self._tell(f"the probes at step {self._measured_at} could not be written: {error}")
 
     def _on_step(self) -> bool:
+        super()._on_step()
         if isinstance(self._source, _Replay):
             self._probe_if_due()
         return True
@@ -127,7 +140,7 @@ class PlasticityCallback(BaseCallback):
             self._probe_if_due()
 
     def _on_training_end(self) -> None:
-        self._remove_hooks()
+        super()._on_training_end()
         if not self.names or not self._parts:
             return
         self._measure(boundary=True)
@@ -198,11 +211,6 @@ class PlasticityCallback(BaseCallback):
         for tag, matrix in found.images.items():
             logger.record(tag, Image(in_colours(matrix), "CHW"), exclude=PICTURES_ONLY)
         logger.dump(self._measured_at)
-
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
     @staticmethod
     def _tell(sentence: str) -> None:

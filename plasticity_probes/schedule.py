@@ -12,7 +12,7 @@ device until `Findings.scalars` is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,8 +117,7 @@ class Prober:
     def __post_init__(self) -> None:
         self.names = chosen(self.probes)
         for name in ("every", "heavy_factor", "samples", "heavy_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+            setattr(self, name, whole(name, getattr(self, name)))
         self._initial = snapshot(self.learner.network)
         self._previous = self._initial
         self._layers: list | None = None
@@ -259,13 +258,30 @@ class Prober:
                     self.tell(f"probe {name} failed and is left out where it does: {error}")
 
 
-def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+def whole(name: str, number: object, least: int = 1) -> int:
+    """`number` as an integer, 1e4 included. ValueError, naming it, unless it is a whole number of at least `least`."""
+    try:
+        found = None if isinstance(number, (bool, str, bytes)) else int(number)
+    except (TypeError, ValueError, OverflowError):  # no number, nan, inf
+        found = None
+    if found is None or found != number:
+        raise ValueError(f"{name} = {number!r}: must be a whole number")
+    if found < least:
+        raise ValueError(f"{name} = {number!r}: must be at least {least}")
+    return found
+
+
+def chosen(names: Sequence[str] | str) -> tuple[str, ...]:
     """The probes that `names` stand for, in the order of the catalogue. ValueError for an unknown one."""
     known = (*PROBES, "churn")
+    allowed = f"default, all, none or some of {', '.join(known)}"
+    given = (names,) if isinstance(names, str) else names
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
+        raise ValueError(f"probes = {names!r}: must be a list of names, or one: {allowed}")
     wanted: set[str] = set()
-    for name in names:
-        if name not in GROUPS and name not in known:
-            raise ValueError(f"probes = {name!r}: must be default, all, none or some of {', '.join(known)}")
+    for name in given:
+        if not isinstance(name, str) or (name not in GROUPS and name not in known):
+            raise ValueError(f"probes = {name!r}: must be {allowed}")
         wanted.update(GROUPS.get(name, (name,)))
     return tuple(name for name in known if name in wanted)
 

@@ -4,7 +4,7 @@ With no interventions every method is a plain pass-through: nothing is traced, d
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,12 +13,36 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import AgentConfig, NetworkConfig
+from agents.interventions import expanded, intervention_class
 from agents.interventions.base import Captured, Forward, Intervention, Part, Role
 from agents.interventions.surgery import Surgery
 from agents.networks import OnlyAfter
 from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
 
 ByModule = dict[nn.Module, tuple[Tensor | None, Tensor]]
+
+
+def as_interventions(given: object) -> tuple[Intervention, ...]:
+    """The interventions that the list `given` holds; the name of one, or of a combination, stands for its defaults.
+
+    ValueError: it is no list, or something in it is neither.
+    """
+    allowed = "a list of interventions or their names, such as [ReDo(tau=0.025), 'l2_init']"
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, type, Mapping, Set)):
+        raise ValueError(f"interventions = {given!r}: must be {allowed}")
+    found: list[Intervention] = []
+    for one in given:
+        if isinstance(one, str):
+            found += [intervention_class(name)(**parameters) for name, parameters in expanded([one]).items()]
+        elif isinstance(one, type) and issubclass(one, Intervention):
+            raise ValueError(f"interventions: {one.__name__} is a class: must be an object, such as {one.__name__}()")
+        elif isinstance(one, Intervention):
+            found.append(one)
+        else:
+            raise ValueError(
+                f"interventions: {one!r} is neither an intervention nor the name of one; must be {allowed}"
+            )
+    return tuple(found)
 
 
 def check_together(members: Sequence[Intervention]) -> None:
@@ -36,8 +60,9 @@ def check_together(members: Sequence[Intervention]) -> None:
         member.check_beside([other for other in members if other is not member])
 
 
-def check_interventions(members: Sequence[Intervention], agent: AgentConfig) -> None:
+def check_interventions(chosen: Sequence[Intervention | str], agent: AgentConfig) -> None:
     """Raise `ValueError`, before anything is built, where these cannot work together or beside the agent's settings."""
+    members = as_interventions(chosen)
     check_together(members)
     parts = parts_of(agent)
     torsos = [part for part in parts if part == "encoder"] or list(parts)
@@ -91,12 +116,13 @@ def merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Lifecycle:
-    """The interventions `chosen` for one agent. Copies of them are kept in `members`: each remembers its network."""
+    """The interventions `chosen` for one agent, as `as_interventions` takes them. Copies of them are kept in `members`:
+    each remembers its network."""
 
     def __init__(
-        self, chosen: Sequence[Intervention] = (), context: Callable[[], AbstractContextManager] = nullcontext
+        self, chosen: Sequence[Intervention | str] = (), context: Callable[[], AbstractContextManager] = nullcontext
     ) -> None:
-        self.members = tuple(dataclasses.replace(member) for member in chosen)
+        self.members = tuple(dataclasses.replace(member) for member in as_interventions(chosen))
         check_together(self.members)
         self.context = context  # what the agent's forward passes run in (autocast)
         self.networks: dict[str, nn.Module] = {}

@@ -13,41 +13,36 @@ import copy
 import types
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, get_args
 
 import torch
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from agents.config import require
 from agents.interventions.base import Forward, Intervention
-from agents.interventions.lifecycle import Lifecycle
+from agents.interventions.lifecycle import Lifecycle, as_interventions
 from agents.interventions.sb3.groups import Groups
-from agents.interventions.sb3.networks import Watch, WithPenalty, keep_laws, networks_of, quiet, require_supported
+from agents.interventions.sb3.networks import Watch, WithPenalty, laws, networks_of, quiet, require_supported
 from agents.interventions.sb3.observations import Observations, example_for
+from agents.interventions.sb3.refusals import refuse
 from agents.interventions.sb3.report import Report
+from agents.interventions.surgery import Moments
 from agents.randomness import Generators
-
-LAYERS_OF_YOUR_OWN = "a features extractor with such layers, and net_arch=[] (docs/interventions_with_sb3.md)"
-INSTEAD = {
-    "batch_norm": LAYERS_OF_YOUR_OWN,
-    "crelu": LAYERS_OF_YOUR_OWN,
-    "dropout": LAYERS_OF_YOUR_OWN,
-    "layer_norm": LAYERS_OF_YOUR_OWN,
-    "spectral_norm": LAYERS_OF_YOUR_OWN,
-}
-"""What does in Stable-Baselines3 what interventions that build the network do in our agents."""
+from plasticity_probes.sb3_hooks import HookingCallback
+from plasticity_probes.schedule import whole
 
 
-class InterventionCallback(BaseCallback):
+class InterventionCallback(HookingCallback):
     """Applies interventions to a DQN or PPO model at each of its gradient steps.
 
     The interventions are copied; one callback may serve several models in turn, and starts anew with each, and where
-    the count of steps is set back. After `learn(..., reset_num_timesteps=False)` it goes on. At the end of training the
-    model is plain again, and what is saved in between loads in plain Stable-Baselines3, without auxiliary heads; what
-    the interventions remember is in `state_dict`. A model has one such callback, given to `learn` itself or in a list.
+    the count of steps is set back. After `learn(..., reset_num_timesteps=False)` it goes on. When `learn` ends, by
+    an exception or Ctrl-C too, the model is plain again, and what is saved in between loads in plain Stable-Baselines3,
+    without auxiliary heads; what the interventions remember is in `state_dict`. A model has one such callback with all
+    its interventions, given to `learn` itself or in a list.
 
     Penalties join the backward pass of SB3's own loss, so that gradient clipping sees them as in our agents; but the
     norm is that of the policy's gradients alone, without those of auxiliary heads. Their mean since the last dump is
@@ -58,20 +53,24 @@ class InterventionCallback(BaseCallback):
     reset layers are drawn by the law that SB3 initialised them with.
 
     Args:
-        interventions: in the order in which they are to act.
+        interventions: a list of them in the order in which they are to act, each an object or a name, which stands for
+            its defaults: [ReDo(tau=0.025), "l2_init"].
         moments: as of `Surgery`: other than "own" takes the place of every intervention's own choice.
         seed: of the interventions' random numbers; the global generators are left alone.
 
     Raises:
-        ValueError: two that cannot work together; when training starts: another algorithm, an optimizer other than
-            Adam, an intervention that has to build the network or to know the regression targets.
+        ValueError: something else, or two that cannot work together; when training starts: another algorithm, an
+            optimizer other than Adam, an intervention that has to build the network or to know the regression targets,
+            a second such callback, a place within another callback.
     """
 
     def __init__(
-        self, interventions: Sequence[Intervention], moments: str = "own", seed: int = 0, verbose: int = 0
+        self, interventions: Sequence[Intervention | str], moments: str = "own", seed: int = 0, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
-        self.chosen, self.moments, self.seed = tuple(interventions), moments, seed
+        kinds = ("own", *get_args(Moments))
+        require(moments in kinds, "moments", moments, ", ".join(kinds))
+        self.chosen, self.moments, self.seed = as_interventions(interventions), moments, whole("seed", seed, least=0)
         self.lifecycle = Lifecycle(self.chosen)
         """Calls the interventions; `lifecycle.members` are the copies that act."""
         self.gradient_steps = 0
@@ -82,20 +81,26 @@ class InterventionCallback(BaseCallback):
         self._updating = False
         self._forward: Forward | None = None
         self._watch: Watch | None = None
-        self._hooks: list[Any] = []
         self._pending: dict[str, Any] | None = None  # a state that waits for a model
 
-    def _on_training_start(self) -> None:
-        self._let_go()
+    def _require_beside(self, other: HookingCallback) -> None:
+        if isinstance(other, InterventionCallback):
+            first, second = (", ".join(one.name for one in each.chosen) or "none" for each in (other, self))
+            raise ValueError(
+                f"InterventionCallback: two on one model, of {first} and of {second}; give one callback all of them,"
+                " in the order in which they are to act: InterventionCallback([..., ...])"
+            )
+
+    def _take_hold(self) -> None:
         if self._policy is not self.model.policy or self.model.num_timesteps < self._steps:
             self._policy, self.gradient_steps, self._task, self._forward = None, 0, None, None
             require_supported(self.model)
-            _refuse(self.chosen)
+            refuse(self.chosen)
             self._begin()
             self._policy = self.model.policy
         self._steps, self._syncs = self.model.num_timesteps, self._target_syncs()
         if self.chosen:
-            self._take_hold()
+            self._hook()
         self._take_over()
 
     def _begin(self) -> None:
@@ -108,10 +113,9 @@ class InterventionCallback(BaseCallback):
         parts = dict.fromkeys(self._view.part_of(name) for name, _ in self._view.named_parameters())
         for one in self.chosen:
             one.require(one.only in ("all", *parts), "only", f"all or one of {', '.join(parts)} in this model")
-        keep_laws(model)
         self._observations = Observations(model, generators.torch("surgery's samples"))
         self._report = Report(self.lifecycle.surgeries)
-        with quiet(self._view):
+        with quiet(self._view), laws(model):
             example = example_for(model, generators.torch("example"))
             self._view.find_points(example)
             networks |= {name: network.like(self._view) for name, network in networks.items() if name != "online"}
@@ -126,41 +130,38 @@ class InterventionCallback(BaseCallback):
         finally:
             self._groups.take_out()
 
-    def _take_hold(self) -> None:
-        """Everything that is put on the model, `_let_go` takes off."""
-        policy, optimizer = self.model.policy, self.model.policy.optimizer
+    def _hook(self) -> None:
+        """Put everything on the model."""
+        policy, optimizer, hold = self.model.policy, self.model.policy.optimizer, self.hold
+        hold.callback(self._forget_the_update)
+        hold.enter_context(laws(self.model))
+        hold.callback(self._groups.take_out)
         self._groups.put_in()
-        self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
+        hold.callback(optimizer.register_step_pre_hook(lambda *_: self._before_step()).remove)
+        hold.callback(optimizer.register_step_post_hook(lambda *_: self._after_step()).remove)
         if isinstance(self.model, DQN):
             q_net = policy.q_net  # copies of it inherit the hooks
-            self._hooks += [
-                q_net.register_forward_pre_hook(lambda network, _: self._open() if network is q_net else None),
-                q_net.register_forward_hook(
-                    lambda network, _, outputs: self._close(outputs) if network is q_net else None, always_call=True
-                ),
-            ]
+            opening = lambda network, _: self._open() if network is q_net else None  # noqa: E731
+            closing = lambda network, _, outputs: self._close(outputs) if network is q_net else None  # noqa: E731
+            hold.callback(q_net.register_forward_pre_hook(opening).remove)
+            hold.callback(q_net.register_forward_hook(closing, always_call=True).remove)
         else:
             # PPO's update is the one caller of this method, which no hook of a module can tell
             evaluating = lambda this, *args, **kwargs: self._evaluating(this, *args, **kwargs)  # noqa: E731
+            hold.callback(vars(policy).pop, "evaluate_actions", None)
             policy.evaluate_actions = types.MethodType(evaluating, policy)
+        hold.callback(self._report.detach)
         self._report.attach(self.logger)
 
-    def _let_go(self) -> None:
-        self._updating = False
-        if not self._hooks:
-            return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        vars(self._policy).pop("evaluate_actions", None)
-        self._groups.take_out()
-        self._report.detach()
+    def _forget_the_update(self) -> None:
+        """Training may have ended in the midst of one."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+        self._updating, self._forward = False, None
 
     def _on_training_end(self) -> None:
-        self._let_go()
+        super()._on_training_end()
         for sentence in self._idle():
             warnings.warn(sentence, stacklevel=2)
 
@@ -182,6 +183,7 @@ class InterventionCallback(BaseCallback):
         self._updating = False
 
     def _on_step(self) -> bool:
+        super()._on_step()
         self._steps = self.model.num_timesteps
         self._hear_of_sync()
         tasks = [info.get("task_index") for info in self.locals.get("infos", ())]
@@ -226,7 +228,7 @@ class InterventionCallback(BaseCallback):
             yield
             return
         self.lifecycle.surgery.steps = self.model.num_timesteps
-        with quiet(self._view):
+        with quiet(self._view), nullcontext() if self._training is not None else laws(self.model):
             yield
 
     def _open(self) -> None:
@@ -290,7 +292,7 @@ class InterventionCallback(BaseCallback):
         if state and sorted(members) != sorted(names):
             raise ValueError(f"state: is of {', '.join(members) or 'none'}, must be of {', '.join(names) or 'none'}")
         self._pending = copy.deepcopy(state) or None
-        if self._hooks:
+        if self._training is not None:
             self._take_over()
 
     def _take_over(self) -> None:
@@ -302,27 +304,3 @@ class InterventionCallback(BaseCallback):
             self.lifecycle.load_state_dict(state["interventions"])
             self._observations.generator.set_state(state["drawing"].cpu())
             self._groups.load_auxiliary_state(state["auxiliary"])
-
-
-def _activation_for(activation: Intervention) -> str:
-    """What does the same in Stable-Baselines3."""
-    if activation.kind == "fourier":
-        return LAYERS_OF_YOUR_OWN + "; it doubles the columns, which no activation_fn may"
-    names = {"leaky_relu": "LeakyReLU", "tanh": "Tanh", "gelu": "GELU", "swish": "SiLU"}
-    function, slope = f"torch.nn.{names[activation.kind]}", activation.negative_slope
-    if activation.kind == "leaky_relu" and slope != 0.01:
-        function = f"partial({function}, {slope})"
-    return f"policy_kwargs=dict(activation_fn={function})"
-
-
-def _refuse(interventions: Sequence[Intervention]) -> None:
-    """ValueError, naming it, for an intervention that is not supported."""
-    for one in interventions:
-        kind = type(one)
-        builds = kind.configure is not Intervention.configure or kind.build is not Intervention.build
-        if builds and one.name != "nap":  # which is content with norms that are there already
-            instead = _activation_for(one) if one.name == "activation" else INSTEAD.get(one.name)
-            why = f"; instead: {instead}" if instead else ", and SB3 has nothing that does the same"
-            raise ValueError(f"{one.name}: is a matter of building the network, which SB3 has done already{why}")
-        if kind.on_targets is not Intervention.on_targets or kind.regression is not Intervention.regression:
-            raise ValueError(f"{one.name}: needs the regression targets, which SB3 tells nobody")

@@ -20,6 +20,7 @@ class Groups:
         self.auxiliary = [p for group in groups for p in group["params"] if id(p) not in network]
         self._away: dict[nn.Parameter, dict[str, Any]] = {}  # Adam's state of those, while they are not in it
         self._plain: dict[str, Any] = {}
+        self._are_in = False
         self._hooks: list[Any] = []
         if any("lr" in group for group in groups):
             raise ValueError("interventions: one sets a learning rate; SB3's schedule sets that of all parameters")
@@ -28,6 +29,7 @@ class Groups:
         """Regroup."""
         groups = self.optimizer.param_groups
         self._plain = {name: option for name, option in groups[0].items() if name != "params"}
+        self._are_in = True
         groups[:] = [{**self._plain, **group, "params": list(group["params"])} for group in self.wanted]
         self.optimizer.state.update(self._away)
         self._hooks = [
@@ -36,7 +38,10 @@ class Groups:
         ]
 
     def take_out(self) -> None:
-        """As it was made, with the learning rate that it has now."""
+        """As it was made, with the learning rate that it has now; nothing where they are not in."""
+        if not self._are_in:
+            return
+        self._are_in = False
         for hook in self._hooks:
             hook.remove()
         groups = self.optimizer.param_groups

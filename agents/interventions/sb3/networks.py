@@ -198,17 +198,23 @@ def networks_of(model: BaseAlgorithm) -> tuple[View, dict[str, View]]:
     return view, networks
 
 
-def keep_laws(model: BaseAlgorithm) -> None:
-    """Tell PPO's layers what SB3 initialised them with; torch's default, DQN's, is the one that is assumed."""
-    policy = model.policy
-    if not getattr(policy, "ortho_init", False):
-        return
-    root = 2**0.5
-    gains = {policy.pi_features_extractor: root, policy.vf_features_extractor: root, policy.mlp_extractor: root}
-    for part, gain in {**gains, policy.action_net: 0.01, policy.value_net: 1.0}.items():
-        for module in part.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and not hasattr(module, "initializer"):
-                module.initializer = initializer_for("orthogonal", module, gain)
+@contextmanager
+def laws(model: BaseAlgorithm) -> Iterator[None]:
+    """Within, PPO's layers know what SB3 initialised them with; torch's default, DQN's, is the one that is assumed."""
+    policy, told = model.policy, []
+    try:
+        if getattr(policy, "ortho_init", False):
+            root = 2**0.5
+            gains = {policy.pi_features_extractor: root, policy.vf_features_extractor: root, policy.mlp_extractor: root}
+            for part, gain in {**gains, policy.action_net: 0.01, policy.value_net: 1.0}.items():
+                for module in part.modules():
+                    if isinstance(module, (nn.Linear, nn.Conv2d)) and not hasattr(module, "initializer"):
+                        told.append(module)
+                        module.initializer = initializer_for("orthogonal", module, gain)
+        yield
+    finally:
+        for module in told:
+            vars(module).pop("initializer", None)
 
 
 def _nonlinearity(layer: HiddenLayer) -> Callable[[Tensor], Tensor] | None:
