@@ -2,9 +2,10 @@
 
     python -m experiments.curves docs/results/ppo_ant.png "ours=runs/a" "Stable-Baselines3=runs/b" --title "Ant-v5"
 
-reads each run's metrics.jsonl, averages the returns of the games that end within each bin of steps, and writes the
-picture beside a .csv of the same name; with that .csv alone (no runs named) it draws the picture again. Runs of one
-label (seeds, say) become one line, their mean, in a band from the lowest run to the highest.
+reads each run's metrics.jsonl, averages the returns of the games that end within each bin of steps (every game counts
+once, also where the log has the mean of several that ended in one tick), and writes the picture beside a .csv of the
+same name; with that .csv alone (no runs named) it draws the picture again. Runs of one label (seeds, say) become one
+line, their mean, in a band from the lowest run to the highest.
 """
 
 import argparse
@@ -33,12 +34,37 @@ class Curve(NamedTuple):
     """The highest run's mean."""
 
 
-def binned(steps: np.ndarray, values: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(right edge in steps, mean value, number of values) of each bin of `width` steps; empty bins are left out."""
-    index = (np.asarray(steps) - 1) // width
-    bins, which = np.unique(index, return_inverse=True)
-    counts = np.bincount(which)
-    return (bins + 1) * width, np.bincount(which, weights=values) / counts, counts
+def binned(
+    steps: np.ndarray, values: np.ndarray, width: int, numbers: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(right edge in steps, mean value, number of values) of each bin of `width` steps; empty bins are left out.
+
+    `numbers`: of how many values each is the mean; 1 where left out.
+    """
+    numbers = np.ones(len(steps), int) if numbers is None else numbers
+    bins, which = np.unique((np.asarray(steps) - 1) // width, return_inverse=True)
+    counts = np.bincount(which, weights=numbers).astype(int)
+    return (bins + 1) * width, np.bincount(which, weights=values * numbers) / counts, counts
+
+
+def series_of(metrics: dict[str, tuple[list[int], list[float]]], tag: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps, values, of how many values each is the mean) of `tag`: what games come to is a mean over those that ended
+    in one tick, charts/episodes of them (one by one in logs without that tag)."""
+    steps, values = metrics[tag]
+    numbers = np.ones(len(steps), int)
+    if tag in ("charts/episodic_return", "charts/episodic_length"):
+        ended = dict(zip(*metrics.get("charts/episodes", ((), ())), strict=True))
+        numbers = np.array([ended.get(step, 1) for step in steps], dtype=int)
+    return np.array(steps), np.array(values, dtype=float), numbers
+
+
+def label_and_run(place: str) -> tuple[str, Path]:
+    """The parts of "label=run directory"; names of runs hold "=" themselves. Without a label, the run's name."""
+    ends = [-1, *(position for position, character in enumerate(place) if character == "=")]
+    for end in ends:
+        if (Path(place[end + 1 :]) / "metrics.jsonl").is_file():
+            return place[: max(end, 0)] or Path(place[end + 1 :]).name, Path(place[end + 1 :])
+    raise ValueError(f"run = {place!r}: holds no metrics.jsonl")
 
 
 def joined(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Curve:
@@ -57,17 +83,15 @@ def from_runs(places: list[str], tag: str, bins: int) -> dict[str, Curve]:
     """Curves by label from "label=run directory" places. Raises ValueError where a place has no such curve."""
     series: dict[str, list] = {}
     for place in places:
-        label, _, directory = place.rpartition("=")
-        path = Path(directory) / "metrics.jsonl"
-        if not path.is_file():
-            raise ValueError(f"run = {directory!r}: holds no metrics.jsonl")
-        metrics = read_metrics(path)
+        label, directory = label_and_run(place)
+        metrics = read_metrics(directory / "metrics.jsonl")
         if tag not in metrics:
-            raise ValueError(f"tag = {tag!r}: not in {path}; there are {', '.join(sorted(metrics))}")
-        series.setdefault(label or Path(directory).name, []).append(metrics[tag])
-    width = max(1, -(-max(steps[-1] for runs in series.values() for steps, _ in runs) // bins))
+            there = ", ".join(sorted(metrics))
+            raise ValueError(f"tag = {tag!r}: not in {directory / 'metrics.jsonl'}; there are {there}")
+        series.setdefault(label, []).append(series_of(metrics, tag))
+    width = max(1, -(-max(int(steps[-1]) for runs in series.values() for steps, _, _ in runs) // bins))
     return {
-        label: joined([binned(np.array(steps), np.array(values), width) for steps, values in runs])
+        label: joined([binned(steps, values, width, numbers) for steps, values, numbers in runs])
         for label, runs in series.items()
     }
 

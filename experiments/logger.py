@@ -1,12 +1,12 @@
-"""TensorBoard and metrics.jsonl, with the same tags; nothing is read back from the device between two flushes."""
+"""TensorBoard, metrics.jsonl and episodes.jsonl; nothing is read back from the device between two flushes."""
 
 import contextlib
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -14,18 +14,28 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.guard import Guard, NonFiniteError
 from experiments.loop import TaskChange, TaskDrift, Tick, Update
+from experiments.records import EpisodeFile, RecentReturns, lines_of
 from experiments.surgery_report import USUAL, Done, SurgeryReport, scalars, sentences
 from experiments.task_report import TaskSummary, in_words
 from plasticity_probes.catalogue import Findings
 from plasticity_probes.pictures import in_colours
 
+MOST_WAITING = 100
+"""Lines that may wait until what probes found, at the first of them, is read from the device at a flush."""
+
 
 class Logger:
     """Averages the metrics of the gradient steps since the last flush and writes them every `every` steps.
 
-    Episodes are written one by one at the step at which they end (charts/episodic_return, charts/episodic_length).
-    Where the world changes, tasks/index and the task's numbers go with every line, and tasks/changes holds it in words.
-    surgery/NAME/... counts what an intervention did to the weights since the last line (units replaced, by layer).
+    metrics.jsonl has one line a step, in the order of the steps: what belongs to a step is gathered until its tick is
+    over (and what probes found at it, or before, has been read), so that no tag has two values at a step. TensorBoard
+    and `also` (a function of step and values) get the same.
+
+    Every game goes to episodes.jsonl. Of those that end in one tick the log has the mean (charts/episodic_return,
+    charts/episodic_length) and how many they were (charts/episodes); charts/recent_return, with every flush, is the
+    mean over the last 100 games that ended in the present task.
+    Where the world changes, tasks/index and the task's numbers go with every flush; tasks/changes holds it in words.
+    surgery/NAME/... counts what an intervention did to the weights since the last flush (units replaced, by layer).
     charts/SPS is steps per second since the start, learning included, as CleanRL counts it.
     """
 
@@ -37,32 +47,50 @@ class Logger:
         scalars: Callable[[], dict[str, float]],
         tell: Callable[[str], None] = lambda sentence: None,
         surgeries: Callable[[], Done] = dict,
+        also: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         self.writer = SummaryWriter(str(directory), flush_secs=20)
-        self.file = (directory / "metrics.jsonl").open("a", buffering=1)
+        self.file = (directory / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+        self.episodes = EpisodeFile(directory)
         self.surgery = SurgeryReport(surgeries)
-        self.every, self.guard, self.scalars, self.tell = every, guard, scalars, tell
+        self.every, self.guard, self.scalars, self.tell, self.also = every, guard, scalars, tell, also
+        self.lines: dict[int, dict[str, float]] = {}  # by step: what is not written yet
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.told_of: set[tuple[str, str]] = set()  # what interventions have done before
         self.not_finite: set[str] = set()  # probes that have been told of
-        self.found: list[tuple[int, Findings]] = []  # of probes, still on the device
-        self.recent_returns: deque[float] = deque(maxlen=100)
-        self.task: dict[str, float] = {}  # what tells the present task, for every line
-        self.flushed, self.started = 0, time.perf_counter()
+        self.found: dict[int, Findings] = {}  # of probes by step, still on the device
+        self.recent = RecentReturns()
+        self.task: dict[str, float] = {}  # what tells the present task, for every flush
+        self.due: dict[str, float] | None = None  # the scalars of a tick at whose end a flush is due
+        self.now = self.flushed = 0
+        self.started = time.perf_counter()
 
     def tick(self, event: Tick) -> None:
-        """Note finished episodes; flush when due."""
-        for episode in event.episodes:
-            self.recent_returns.append(episode.episodic_return)
-            returned = {"charts/episodic_return": episode.episodic_return, "charts/episodic_length": episode.length}
-            self.write(event.step, returned)
+        """The tick before is over: write it, and flush when due. Then note this one's finished games."""
+        if event.episodes:
+            self.episodes.write(event.step, event.episodes)
+        if self.due is not None:
+            self.flush(self.now)
+        elif self.lines and (not self.found or len(self.lines) > MOST_WAITING):
+            self._read_probes()
+            self._write_lines()
+        self.now = event.step
+        if event.episodes:
+            self.recent.add(event.episodes)
+            means = {
+                "charts/episodic_return": fmean(episode.episodic_return for episode in event.episodes),
+                "charts/episodic_length": fmean(episode.length for episode in event.episodes),
+                "charts/episodes": len(event.episodes),
+            }
+            self.write(event.step, means)
         if event.step - self.flushed >= self.every:
-            self.flush(event.step)
+            self.due = self.scalars()
 
     def task_change(self, event: TaskChange) -> None:
         """Write what has changed, in words and numbers."""
         self.task_drift(event)
+        self.recent.enter(event.task)
         self.write(event.step, self.task)
         words = f"from step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
         self.writer.add_text("tasks/changes", words, event.step)
@@ -78,9 +106,14 @@ class Logger:
         self.write(summary.last_step, {f"tasks/{name}": getattr(summary, name) for name in names})
 
     def findings(self, step: int, findings: Findings | None) -> None:
-        """Keep what probes found at `step` until the next flush."""
-        if findings is not None:
-            self.found.append((step, findings))
+        """Keep what probes found at `step`, the latest where they looked twice, until the next flush."""
+        if findings is None:
+            return
+        kept = self.found.setdefault(step, Findings())
+        kept.scalars |= findings.scalars
+        kept.histograms |= findings.histograms
+        kept.images |= findings.images
+        self.write(step, {})  # its line has its place
 
     def update(self, event: Update) -> None:
         """Add the metrics of one update, still on the device."""
@@ -94,21 +127,31 @@ class Logger:
     def flush(self, step: int) -> None:
         """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where a device
         that is not the CPU met something not finite since the last flush."""
-        self._flush_probes()
-        self._flush_surgeries(step)
-        if step == self.flushed and not self.sums:
-            return
-        self.flushed = step
-        values = {"charts/SPS": step / max(time.perf_counter() - self.started, 1e-9), **self.scalars(), **self.task}
-        if self.sums:
-            sums = torch.stack([value.float() for value in self.sums.values()]).tolist()
-            values |= {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
-        self.sums, self.counts = {}, {}
-        self.write(step, values)
+        self._read_probes()
+        self._read_surgeries(step)
+        if step > self.flushed or self.sums:
+            values = self.scalars() if self.due is None else self.due
+            speed = step / max(time.perf_counter() - self.started, 1e-9)
+            self.write(step, {"charts/SPS": speed, **self._recent_return(), **values, **self.task, **self._means()})
+        self.flushed, self.due = step, None
+        self._write_lines()
         if self.guard:
             self.guard.flush()
 
-    def _flush_surgeries(self, step: int) -> None:
+    def _recent_return(self) -> dict[str, float]:
+        mean = self.recent.mean()
+        return {} if mean is None else {"charts/recent_return": mean}
+
+    def _means(self) -> dict[str, float]:
+        """Of the gradient steps' metrics since the last flush."""
+        if not self.sums:
+            return {}
+        sums = torch.stack([value.float() for value in self.sums.values()]).tolist()
+        means = {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def _read_surgeries(self, step: int) -> None:
         """Write how much was done since the last flush; what an intervention does for the first time is told aloud."""
         done = self.surgery.flush()
         if done:
@@ -121,8 +164,9 @@ class Logger:
             for sentence in sentences(first):
                 self.tell(f"by step {step:,}: {sentence}")
 
-    def _flush_probes(self) -> None:
-        for step, findings in self.found:
+    def _read_probes(self) -> None:
+        """Read what probes have found from the device."""
+        for step, findings in self.found.items():
             if findings.scalars:
                 values = torch.stack([value.float() for value in findings.scalars.values()]).tolist()
                 named = dict(zip(findings.scalars, values, strict=True))
@@ -148,28 +192,39 @@ class Logger:
             self.flush(step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write scalars at `step` to both places; what is undefined (an explained variance of constant returns, say) is
-        left out."""
-        values = {name: value for name, value in values.items() if math.isfinite(value)}
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        """Add scalars to the line of `step`; what is undefined (an explained variance of constant returns, say) is left
+        out."""
+        line = self.lines.setdefault(step, {})
+        line.update((name, value) for name, value in values.items() if math.isfinite(value))
+
+    def _write_lines(self) -> None:
+        """Write what has gathered, step by step, to all places."""
+        while self.lines:
+            step = next(iter(self.lines))
+            values = self.lines.pop(step)  # first, so that nothing is written twice if this is interrupted
+            if not values:
+                continue
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            if self.also is not None:
+                self.also(step, values)
 
     def close(self) -> None:
         """Write out what is buffered."""
+        self._write_lines()
         self.writer.close()
         self.file.close()
+        self.episodes.close()
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """(steps, values) of each tag in a metrics.jsonl."""
+    """(steps, values) of each tag in a metrics.jsonl; a torn last line is left out (see `lines_of`)."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    with Path(path).open() as lines:
-        for line in lines:
-            record = json.loads(line)
-            step = record.pop("step")
-            for name, value in record.items():
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(step)
-                values.append(value)
+    for _, record in lines_of(path):
+        step = record.pop("step")
+        for name, value in record.items():
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
     return series

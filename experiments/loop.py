@@ -76,6 +76,7 @@ def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[
     """Act, observe, learn for `steps` steps over all environments; yields what happened.
 
     An agent hears of a task when the last environment has entered it. What is learned at a tick is learned before that.
+    A task that the last step would begin is not begun: nobody hears of it, and the agent ends as it ended the last one.
     """
     observations, infos = world.reset()
     nobody = np.zeros(world.num_envs, bool)
@@ -95,7 +96,7 @@ def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[
         while agent.update_due():
             yield Update(step, agent.update())
         # A world hands out the same array until something changes.
-        if next_tasks is not tasks:
+        if next_tasks is not tasks and step < steps:
             if next_tasks.min() > tasks.min():
                 yield TaskChange(step, *hindmost_task(infos))  # first: what is measured now is the task that ended
                 agent.on_task_change()

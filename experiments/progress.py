@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
 
 import time
-from statistics import fmean
 from types import TracebackType
 
 from rich.console import Console
@@ -59,8 +58,8 @@ class ProgressLine:
         speed = (self.step - self.shown_step) / max(now - self.shown, 1e-9)
         overall = self.step / max(now - self.started, 1e-9)
         self.shown, self.shown_step = now, self.step
-        returns = self.logger.recent_returns
-        returned = f"{fmean(returns):.1f}" if returns else "-"
+        mean = self.logger.recent.mean()
+        returned = "-" if mean is None else f"{mean:.1f}"
         if self.bar:
             self.bar.update(self.task, completed=min(self.step, self.steps), speed=f"{overall:,.0f}", returned=returned)
             return

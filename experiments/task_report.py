@@ -1,15 +1,24 @@
 """How well each task was learned, from the games that ended in it."""
 
 import json
+from array import array
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.loop import TaskChange, Tick
+from experiments.loop import TaskChange
+from experiments.records import lines_of
 
 PARTS = 20
 """A task's steps are looked at in so many equal parts; "first" and "last tenth" are two of them."""
+TENTH = PARTS // 10
+AT_A_TIME = 100_000
+"""Games that are read before they are added up."""
+SHOWN = 50
+"""Tasks at a run's beginning, and at its end, that the table shows."""
 
 
 class TaskSummary(NamedTuple):
@@ -33,24 +42,27 @@ class TaskSummary(NamedTuple):
 
 
 class TaskReport:
-    """Collects games by task; a task is summarised when the next one has begun.
+    """Summarises a task when the next one has begun, from the games in episodes.jsonl.
+
+    Nothing is kept of a game: what a task's games come to is added up while their file is read, from the first game on
+    that the tasks before have not used.
 
     Args:
         share: share of the first task's level that counts as learned.
+        episodes: the episodes.jsonl; written up to the present step whenever a task ends.
         path: a line of JSON is appended here for every task that has ended; None: nowhere.
     """
 
-    def __init__(self, share: float, path: Path | None = None) -> None:
-        self.share, self.path = share, path
-        self.games: dict[int, list[tuple[int, float]]] = {}  # by task: (step, return)
+    def __init__(self, share: float, episodes: Path, path: Path | None = None) -> None:
+        self.share, self.episodes, self.path = share, episodes, path
+        self.offset = 0  # in bytes: no game before it is of a task to come
         self.begun: TaskChange | None = None
         self.level: float | None = None
-        self.summaries: list[TaskSummary] = []
-
-    def tick(self, event: Tick) -> None:
-        """Note finished games."""
-        for episode in event.episodes:
-            self.games.setdefault(episode.task, []).append((event.step, episode.episodic_return))
+        self.count = 0
+        """Tasks that have been summarised."""
+        self.first: list[TaskSummary] = []
+        self.last: deque[TaskSummary] = deque(maxlen=SHOWN)
+        """The first and the last of them, `SHOWN` each, for the table."""
 
     def change(self, event: TaskChange) -> TaskSummary | None:
         """A task has begun; the summary of the one before it, if there was one."""
@@ -59,33 +71,76 @@ class TaskReport:
         return summary
 
     def finish(self, step: int) -> TaskSummary | None:
-        """Summarise the task that ends at `step`; None where no task has begun, or it has no steps."""
+        """Summarise the task that ends at `step`; None where no task has begun (since), or it has no steps."""
         if self.begun is None or step <= self.begun.step:
             return None
-        games = self.games.pop(self.begun.task, [])
-        summary = self._summarise(self.begun, step, np.array(games, dtype=np.float64).reshape(-1, 2))
-        self.summaries.append(summary)
+        summary, self.begun = self._summarise(self.begun, step), None
+        (self.first if len(self.first) < SHOWN else self.last).append(summary)
+        self.count += 1
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(_finite(summary)) + "\n")
         return summary
 
-    def _summarise(self, begun: TaskChange, step: int, games: np.ndarray) -> TaskSummary:
-        steps, returns = games.T
-        # A part is (left, right]; games of an environment that entered early count into the first one.
-        part = np.ceil((steps - begun.step) / (step - begun.step) * PARTS).clip(1, PARTS).astype(int) - 1
-        by_part = [_mean(returns[part == number]) for number in range(PARTS)]
-        begins = max(PARTS // 10, part.min() + 1) if len(part) else 0  # the first tenth, or the first part with games
-        first, last = _mean(returns[part < begins]), _mean(returns[part >= PARTS - PARTS // 10])
-        if not self.summaries and last > first:
+    def _summarise(self, begun: TaskChange, step: int) -> TaskSummary:
+        returns = _Returns()
+        for steps, values in self._games(begun.task):
+            # A part is (left, right]; games of an environment that entered early count into the first one.
+            part = np.ceil((steps - begun.step) / (step - begun.step) * PARTS).clip(1, PARTS).astype(int) - 1
+            returns.add(part, values)
+        played = [n for n in range(PARTS) if returns.count(n, n + 1)]
+        last = returns.mean(PARTS - TENTH, PARTS)
+        first = returns.mean(0, TENTH)
+        if played and played[0] >= TENTH:  # no game ended in the first tenth
+            first = returns.mean(played[0], played[0] + 1)
+        if not self.count and last > first:
             self.level = first + self.share * (last - first)
-        reached = [n for n, mean in enumerate(by_part) if self.level is not None and mean >= self.level]
+        reached = [n for n in played if self.level is not None and returns.mean(n, n + 1) >= self.level]
         to_level = (reached[0] + 1) * (step - begun.step) / PARTS if reached else float("nan")
-        return TaskSummary(begun.task, begun.parameters, begun.step, step, len(returns), _mean(returns), last, to_level)
+        games, mean = returns.count(0, PARTS), returns.mean(0, PARTS)
+        return TaskSummary(begun.task, begun.parameters, begun.step, step, games, mean, last, to_level)
+
+    def _games(self, task: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(steps, returns) of the games of `task`, some at a time."""
+        position, later = self.offset, None
+        steps, returns = array("q"), array("d")
+        for end, game in lines_of(self.episodes, self.offset):
+            if game["task"] == task:
+                steps.append(game["step"])
+                returns.append(float("nan") if game["return"] is None else game["return"])
+            elif game["task"] > task and later is None:
+                later = position  # of an environment that has gone on before the others
+            position = end
+            if len(steps) == AT_A_TIME:
+                yield np.array(steps), np.array(returns)
+                steps, returns = array("q"), array("d")
+        yield np.array(steps), np.array(returns)
+        self.offset = position if later is None else later
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
+class _Returns:
+    """Sums of a task's returns by part, by first and last tenth, and over all."""
+
+    RANGES = (*((n, n + 1) for n in range(PARTS)), (0, TENTH), (PARTS - TENTH, PARTS), (0, PARTS))
+
+    def __init__(self) -> None:
+        self.sums = dict.fromkeys(self.RANGES, 0.0)
+        self.counts = dict.fromkeys(self.RANGES, 0)
+
+    def add(self, part: np.ndarray, returns: np.ndarray) -> None:
+        """Add games, int [n] the part that each ended in, float64 [n] their returns."""
+        for low, high in self.RANGES:
+            chosen = returns[(low <= part) & (part < high)]
+            self.sums[low, high] += float(chosen.sum())
+            self.counts[low, high] += chosen.size
+
+    def count(self, low: int, high: int) -> int:
+        """Games in the parts [low, high)."""
+        return self.counts[low, high]
+
+    def mean(self, low: int, high: int) -> float:
+        """Of the returns in the parts [low, high); NaN without any."""
+        return self.sums[low, high] / self.counts[low, high] if self.counts[low, high] else float("nan")
 
 
 def _finite(summary: TaskSummary) -> dict:
@@ -98,13 +153,17 @@ def in_words(parameters: dict[str, float | int | str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in shown)
 
 
-def table(summaries: list[TaskSummary]) -> list[str]:
-    """The summaries as lines of text, for the end of a run."""
+def table(report: TaskReport) -> list[str]:
+    """The summaries as lines of text, for the end of a run: of more than twice `SHOWN` the first and the last ones."""
     head = f"{'task':>5} {'steps':>12} {'games':>7} {'mean':>9} {'last 10%':>9} {'to level':>9}  parameters"
-    rows = [
+    between = report.count - len(report.first) - len(report.last)
+    gap = [f"  ... {between:,} more in {report.path or 'between'}"] if between else []
+    return [head, *map(_row, report.first), *gap, *map(_row, report.last)]
+
+
+def _row(s: TaskSummary) -> str:
+    to_level = "-" if s.steps_to_level != s.steps_to_level else f"{s.steps_to_level:,.0f}"
+    return (
         f"{s.task:5d} {s.last_step - s.first_step:12,d} {s.episodes:7,d} {s.mean_return:9.1f} "
-        f"{s.last_tenth_return:9.1f} {'-' if s.steps_to_level != s.steps_to_level else f'{s.steps_to_level:,.0f}':>9}"
-        f"  {in_words(s.parameters)}"
-        for s in summaries
-    ]
-    return [head, *rows]
+        f"{s.last_tenth_return:9.1f} {to_level:>9}  {in_words(s.parameters)}"
+    )

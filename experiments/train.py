@@ -62,8 +62,8 @@ def train(
     directory.save(agent.state_dict(), step, final=code == 0)
     for sentence in [*sentences(watchers.logger.surgery.total), *idle(config, watchers.logger.surgery)]:
         console.print(f"in all: {sentence}", highlight=False, soft_wrap=True)
-    if watchers.report.summaries:
-        console.print("\n".join(table(watchers.report.summaries)), highlight=False, soft_wrap=True)
+    if watchers.report.count:
+        console.print("\n".join(table(watchers.report)), highlight=False, soft_wrap=True)
     return directory.path, code
 
 
@@ -76,7 +76,7 @@ class _Watchers:
         self.logger = Logger(directory.path, config.log_every, guard, agent.scalars, self._say, surgeries)
         self.logger.writer.add_custom_scalars(LAYOUT)
         self.probing = Probing(config, agent, directory, self._say)
-        self.report = TaskReport(config.run.level_share, directory.path / "tasks.jsonl")
+        self.report = TaskReport(config.run.level_share, self.logger.episodes.path, directory.path / "tasks.jsonl")
 
     def _say(self, sentence: str) -> None:
         self.console.print(sentence, highlight=False, soft_wrap=True)
@@ -84,9 +84,8 @@ class _Watchers:
     def notice(self, event: Tick | TaskChange | TaskDrift | Update) -> None:
         """Take note of an event. Probes come first: what they measure is what was there before it."""
         if isinstance(event, Tick):
-            self.logger.findings(event.step, self.probing.tick(event.step))
             self.logger.tick(event)
-            self.report.tick(event)
+            self.logger.findings(event.step, self.probing.tick(event.step))
         elif isinstance(event, Update):
             self.logger.update(event)
             self.logger.findings(event.step, self.probing.after_update())
@@ -101,12 +100,13 @@ class _Watchers:
     def last(self, step: int) -> None:
         """The run has reached its end."""
         self.logger.findings(step, self.probing.last(step))
+        self._summarise(self.report.finish(step))
         self.logger.flush(step)
 
     def close(self, step: int) -> None:
         """The run is over, however it ended: write what is there."""
-        self.logger.write_out(step)
         self._summarise(self.report.finish(step))
+        self.logger.write_out(step)
         self.logger.close()
 
     def _summarise(self, summary: TaskSummary | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.curves import binned, joined, read_table
+from experiments.curves import binned, from_runs, joined, read_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +17,29 @@ def test_bins_hold_the_steps_up_to_their_right_edge() -> None:
     assert edges.tolist() == [10, 20, 40]  # 21..30 has no value and no bin
     assert means.tolist() == [3.0, 7.0, 9.0]
     assert counts.tolist() == [2, 1, 1]
+
+
+def test_a_mean_over_several_games_counts_as_many_times() -> None:
+    edges, means, counts = binned(np.array([1, 10, 11]), np.array([2.0, 4.0, 7.0]), 10, np.array([3, 1, 2]))
+    assert edges.tolist() == [10, 20]
+    assert means.tolist() == [(3 * 2 + 4) / 4, 7.0]
+    assert counts.tolist() == [4, 2]
+
+
+def test_games_weigh_the_same_in_logs_of_means_and_of_single_games(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()  # as names of runs are
+    together = [
+        {"step": 4, "charts/episodic_return": 2.0, "charts/episodes": 3},
+        {"step": 8, "charts/episodic_return": 10.0, "charts/episodes": 1},
+    ]
+    single = [{"step": step, "charts/episodic_return": value} for step, value in ((4, 1.0), (4, 2), (4, 3), (8, 10))]
+    (tmp_path / "a=b" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in together))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in single))
+    places = [f"new={tmp_path / 'a=b'}", f"old={tmp_path}", str(tmp_path / "a=b")]
+    curves = from_runs(places, "charts/episodic_return", 1)
+    assert list(curves) == ["new", "old", "a=b"]
+    for curve in curves.values():
+        assert (curve.steps.tolist(), curve.means.tolist(), curve.counts.tolist()) == ([8], [4.0], [4])
 
 
 def test_runs_of_one_label_are_averaged_whatever_their_length() -> None:

@@ -5,19 +5,28 @@ import json
 import numpy as np
 import pytest
 
-from experiments.loop import Episode, TaskChange, Tick
+from experiments.loop import Episode, TaskChange
+from experiments.records import EpisodeFile
 from experiments.task_report import TaskReport, in_words, table
 
 
 def play(report, games):
     """Games as (step, task, return)."""
+    file = EpisodeFile(report.episodes.parent)
     for step, task, value in games:
-        report.tick(Tick(step, (Episode(0, value, 10, task),)))
+        file.write(step, [Episode(0, value, 10, task)])
+    file.close()
+
+
+def report_in(folder, share, path=None):
+    report = TaskReport(share, folder / "episodes.jsonl", path)
+    play(report, [])
+    return report
 
 
 def test_means_last_tenth_and_steps_to_the_level(tmp_path):
     path = tmp_path / "tasks.jsonl"
-    report = TaskReport(0.5, path)
+    report = report_in(tmp_path, 0.5, path)
     assert report.change(TaskChange(0, 0, {"friction": 0.5})) is None
     # Task 0 lasts 200 steps. Its first tenth (steps 1-20) has returns 1 and 3: mean 2. Its last tenth (181-200) 10 and
     # 14: mean 12. The level at a share of one half is 7.
@@ -38,8 +47,8 @@ def test_means_last_tenth_and_steps_to_the_level(tmp_path):
     assert lines[1]["parameters"] == {"friction": 2.0}
 
 
-def test_games_count_for_the_task_they_ended_in_whoever_has_switched():
-    report = TaskReport(0.9)
+def test_games_count_for_the_task_they_ended_in_whoever_has_switched(tmp_path):
+    report = report_in(tmp_path, 0.9)
     report.change(TaskChange(0, 0, {}))
     play(report, [(50, 0, 1.0), (105, 1, 7.0), (110, 0, 2.0)])  # one environment switched at 105, the other at 110
     summary = report.change(TaskChange(110, 1, {}))
@@ -49,17 +58,17 @@ def test_games_count_for_the_task_they_ended_in_whoever_has_switched():
 
 
 def test_a_task_that_no_game_ended_in_has_no_returns(tmp_path):
-    report = TaskReport(0.9, tmp_path / "tasks.jsonl")
+    report = report_in(tmp_path, 0.9, tmp_path / "tasks.jsonl")
     report.change(TaskChange(0, 0, {}))
     summary = report.change(TaskChange(100, 1, {}))
     assert summary.episodes == 0
     assert np.isnan([summary.mean_return, summary.last_tenth_return, summary.steps_to_level]).all()
     assert json.loads((tmp_path / "tasks.jsonl").read_text())["mean_return"] is None  # JSON has no NaN
-    assert "-" in table(report.summaries)[1]
+    assert "-" in table(report)[1]
 
 
-def test_without_progress_in_the_first_task_there_is_no_level():
-    report = TaskReport(0.9)
+def test_without_progress_in_the_first_task_there_is_no_level(tmp_path):
+    report = report_in(tmp_path, 0.9)
     report.change(TaskChange(0, 0, {}))
     play(report, [(5, 0, 4.0), (95, 0, 4.0)])
     assert np.isnan(report.change(TaskChange(100, 1, {})).steps_to_level)
@@ -67,11 +76,11 @@ def test_without_progress_in_the_first_task_there_is_no_level():
     assert np.isnan(report.finish(200).steps_to_level)  # the second task does not stand in for the first
 
 
-def test_worlds_without_tasks_have_no_report():
-    report = TaskReport(0.9)
+def test_worlds_without_tasks_have_no_report(tmp_path):
+    report = report_in(tmp_path, 0.9)
     play(report, [(5, 0, 4.0)])
     assert report.finish(10) is None
-    assert report.summaries == []
+    assert report.count == 0
 
 
 def test_parameters_in_words():
