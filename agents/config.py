@@ -91,7 +91,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", self.width, ">= 1")
-        require(self.depth >= 0, "depth", self.depth, ">= 0")
+        require(0 <= self.depth <= 1000, "depth", self.depth, "in [0, 1000]")
         halved = self.doubled != "none" and self.match == "features"
         require(not halved or self.width % 2 == 0, "width", self.width, f"even where {self.doubled} halves the units")
         require(0 <= self.negative_slope < 1, "negative_slope", self.negative_slope, "in [0, 1)")
@@ -207,6 +207,9 @@ class ValueAgentConfig:
         require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
         require(self.n_step >= 1, "n_step", self.n_step, ">= 1")
         require(self.learning_starts >= 0, "learning_starts", self.learning_starts, ">= 0")
+        for name in ("batch_size", "n_step"):  # beyond the usual, it is they that are wrong beside the replay
+            value, allowed = getattr(self, name), f"below buffer_size = {self.buffer_size}"
+            require(value < max(self.buffer_size, 10_000), name, value, allowed)
         least = self.batch_size + self.n_step + 4
         require(self.buffer_size >= least, "buffer_size", self.buffer_size, f">= batch_size + n_step + 4 = {least}")
         require(0 < self.replay_ratio < inf, "replay_ratio", self.replay_ratio, "> 0 and finite")
@@ -294,7 +297,7 @@ class PPOConfig:
         require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, ">= 0")
         require(self.rollout_steps >= 1, "rollout_steps", self.rollout_steps, ">= 1")
         require(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, ">= 1")
-        require(self.update_epochs >= 1, "update_epochs", self.update_epochs, ">= 1")
+        require(1 <= self.update_epochs <= 100_000, "update_epochs", self.update_epochs, "in [1, 100,000]")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
         require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
         require(0 < self.clip_coef < inf, "clip_coef", self.clip_coef, "> 0 and finite")

@@ -128,18 +128,6 @@ MODED = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, Dropout})
 """Modules that do something else while learning."""
 
 
-def units_of(features: int, config: NetworkConfig) -> int:
-    """The units of a hidden layer out of which, without doubling, `features` would come."""
-    if config.doubled == "none":
-        return features
-    return features // 2 if config.match == "features" else max(1, round(features / math.sqrt(2)))
-
-
-def columns_of(units: int, config: NetworkConfig) -> int:
-    """How many features come out of a nonlinearity after `units` units."""
-    return units if config.doubled == "none" else 2 * units
-
-
 def nonlinearity(config: NetworkConfig) -> nn.Module:
     """The module that `config` names."""
     if config.doubled != "none":

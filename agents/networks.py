@@ -18,7 +18,8 @@ from agents.checks import uses_nature_cnn
 from agents.config import NetworkConfig, require
 from agents.initializers import initialize
 from agents.layers import ACTIVATIONS as ACTIVATIONS
-from agents.layers import MODED, NONLINEARITIES, add_hidden, columns_of, padded, units_of
+from agents.layers import MODED, NONLINEARITIES, add_hidden, padded
+from agents.sizes import NATURE_CNN, SMALL_CNN, columns_of, units_of
 from agents.transitions import Spaces
 
 
@@ -130,7 +131,7 @@ class NatureCNN(ConvolutionalTorso):
     they are 21, 11 and 11, and it has 7,744.
     """
 
-    shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+    shapes = NATURE_CNN
 
 
 class SmallCNN(ConvolutionalTorso):
@@ -140,7 +141,7 @@ class SmallCNN(ConvolutionalTorso):
     28x28 image (3,136 with padding "same").
     """
 
-    shapes = ((64, 5, 2), (64, 3, 2))
+    shapes = SMALL_CNN
 
 
 class _Learning:

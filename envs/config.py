@@ -34,6 +34,9 @@ IMAGE_MDP_STEP_LIMIT = 100
 """The image MDP never ends by itself; cut here (and bootstrapped), a return is the percentage of right actions (but in
 the sparse variant, where only the last class pays)."""
 
+MOST_TASKS = 100_000
+"""Largest index of a task that one may begin with: the labels of a task are drawn after those of all before it."""
+
 ATARI_PREFIX = "ALE/"
 _BACKENDS = {
     "atari": ("auto", "envpool", "ale", "gymnasium"),
@@ -138,6 +141,7 @@ class TaskConfig:
         for field, least in (("period", 0), ("count", 0), ("stages", 1), ("first", 0)):
             value = getattr(self, field)
             _require(value >= least, f"task.{field}", value, f"must be at least {least}")
+        _require(self.first <= MOST_TASKS, "task.first", self.first, f"must be at most {MOST_TASKS:,}")
         choices = (("change", ("auto", *Change.__args__)), ("at", ("episode_end", "now")), ("order", _ORDERS))
         for field, allowed in choices:
             _require(getattr(self, field) in allowed, f"task.{field}", getattr(self, field), _one_of(allowed))

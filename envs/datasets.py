@@ -62,6 +62,8 @@ class Source:
     shape: tuple[int, int, int]
     """C, H, W."""
     num_classes: int
+    count: int
+    """N."""
     read: Callable[[list[Path]], tuple[np.ndarray, np.ndarray]]
     """Images uint8 [N, C, H, W] and labels [N] from the files, in the order of `files`."""
 
@@ -114,6 +116,17 @@ def dataset_shape(name: str) -> tuple[tuple[int, int, int], int]:
         return npz.image_shape(name, shape), int(labels.max()) + 1
     source = _source(name)
     return source.shape, source.num_classes
+
+
+def dataset_count(name: str) -> tuple[int, int]:
+    """(number of images, number of classes), as `dataset_shape` comes by them."""
+    if name == EMBEDDED:
+        return 10_000, 10
+    if name.endswith(".npz"):
+        shape, labels = npz.inspect(Path(name), name)
+        return shape[0], int(labels.max()) + 1
+    source = _source(name)
+    return source.count, source.num_classes
 
 
 def require_content(name: str, sha256: str) -> None:
@@ -286,6 +299,7 @@ SOURCES: dict[str, Source] = {
         },
         (1, 28, 28),
         10,
+        60_000,
         _read_idx_pair,
     ),
     "fashion_mnist": Source(
@@ -299,6 +313,7 @@ SOURCES: dict[str, Source] = {
         },
         (1, 28, 28),
         10,
+        60_000,
         _read_idx_pair,
     ),
     "cifar10": Source(
@@ -306,6 +321,7 @@ SOURCES: dict[str, Source] = {
         {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
         (3, 32, 32),
         10,
+        50_000,
         _read_cifar10,
     ),
 }

@@ -36,6 +36,8 @@ NOT_IN_THE_NAME = (
     "wandb_project",
 )
 """Settings of the run that do not shape its result (or stand in the name anyway)."""
+MOST_THREADS = 1024
+"""More than any machine's cores, and few enough to be started."""
 AGENTS: dict[str, type] = {"dqn": DQNConfig, "c51": C51Config, "ppo": PPOConfig}
 
 
@@ -76,9 +78,9 @@ class RunConfig:
     """Project there."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, "steps", self.steps, ">= 1")
+        require(1 <= self.steps < 10**12, "steps", self.steps, "in [1, 10**12)")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        require(self.threads >= 0, "threads", self.threads, ">= 0")
+        require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, f"in [0, {MOST_THREADS}]")
         require(self.log_every >= 0, "log_every", self.log_every, ">= 0")
         keep = self.keep_checkpoints
         require(keep == 0 or keep >= 2, "keep_checkpoints", keep, "0 (all) or >= 2")

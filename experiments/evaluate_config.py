@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from agents.config import AsFlag, require
+from envs.config import MOST_TASKS
+from experiments.config import MOST_THREADS
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,15 @@ class EvaluateConfig:
     """Print one JSON object instead of a table."""
 
     def __post_init__(self) -> None:
-        require(self.episodes >= 1, "episodes", self.episodes, ">= 1")
+        require(1 <= self.episodes <= 1_000_000, "episodes", self.episodes, "in [1, 1,000,000]")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        require(self.num_envs >= 1, "num_envs", self.num_envs, ">= 1")
-        for name in ("refit_targets", "refit_steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        require(1 <= self.num_envs <= 1_000_000, "num_envs", self.num_envs, "in [1, 1,000,000]")
+        for name, most in (("refit_targets", 10_000), ("refit_steps", 10**9)):
+            require(1 <= getattr(self, name) <= most, name, getattr(self, name), f"in [1, {most:,}]")
         allowed = "last unless --probe says what to measure"
         require(self.checkpoint == "last" or bool(self.probe), "checkpoint", self.checkpoint, allowed)
-        require(self.task is None or self.task >= 0, "task", self.task, ">= 0")
-        require(self.threads >= 0, "threads", self.threads, ">= 0")
+        require(self.task is None or 0 <= self.task <= MOST_TASKS, "task", self.task, f"in [0, {MOST_TASKS:,}]")
+        require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, f"in [0, {MOST_THREADS}]")
         if self.video is not None:
             require(self.video.suffix == ".mp4", "video", str(self.video), "a file name ending in .mp4")
             require(self.video.parent.is_dir(), "video", str(self.video), "in a directory that exists")

@@ -14,10 +14,12 @@ from agents.config import PPOConfig, ValueAgentConfig, require
 from agents.transitions import Spaces
 from envs import WorldInfo, describe
 from envs.config import WorldConfig
+from envs.foresight import check_tasks
 from envs.memory import available_memory
 from experiments.config import TrainConfig
 from experiments.foreign_flags import about_probe
 from experiments.places import check_runs_dir
+from experiments.sizes import check_sizes, check_whole_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +60,10 @@ def check(config: TrainConfig) -> None:
 
         check_interventions(config.interventions, config.agent)
     check_in_this_run(config)
+    check_whole_numbers(config)
+    check_tasks(config.world)
     spaces = spaces_from(describe(config.world))
+    check_sizes(config, spaces, on_gpu=config.run.device != "cpu" and has_gpu_driver())
     if isinstance(config.agent, PPOConfig):
         check_ppo(config.agent, spaces, config.world.num_envs)
     else:

@@ -1,0 +1,82 @@
+"""How large a network is and what learning keeps of it, counted before anything is built. Imports no torch."""
+
+import math
+from typing import NamedTuple
+
+from agents.checks import uses_nature_cnn
+from agents.config import AgentConfig, C51Config, NetworkConfig, PPOConfig
+from agents.transitions import Spaces
+
+NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Filters, kernel, stride of each convolution (Mnih et al. 2015)."""
+SMALL_CNN = ((64, 5, 2), (64, 3, 2))
+"""Lyle23's, section 3.2; the strides are ours."""
+FLOAT = 4
+"""Bytes."""
+
+
+class Size(NamedTuple):
+    """Of a torso or a network, norms left out."""
+
+    parameters: int
+    """Weights and biases."""
+    features: int
+    """What comes out."""
+    activations: int
+    """Numbers that a forward pass makes of one observation, its input included."""
+
+
+def units_of(features: int, config: NetworkConfig) -> int:
+    """The units of a hidden layer out of which, without doubling, `features` would come."""
+    if config.doubled == "none":
+        return features
+    return features // 2 if config.match == "features" else max(1, round(features / math.sqrt(2)))
+
+
+def columns_of(units: int, config: NetworkConfig) -> int:
+    """How many features come out of a nonlinearity after `units` units."""
+    return units if config.doubled == "none" else 2 * units
+
+
+def torso_size(config: NetworkConfig, spaces: Spaces, width: int, depth: int) -> Size:
+    """Of the torso that `config` names, with so many dense layers of that width."""
+    inputs, parameters = math.prod(spaces.observation_shape), 0
+    activations = inputs
+    convolutions = ()
+    if uses_nature_cnn(config, spaces) or config.torso == "small_cnn":
+        convolutions = SMALL_CNN if config.torso == "small_cnn" else NATURE_CNN
+        inputs, height, across = spaces.observation_shape
+    for filters, kernel, stride in convolutions:
+        units = units_of(filters, config)
+        parameters += units * (inputs * kernel * kernel + 1)
+        if config.padding == "same":
+            height, across = -(-height // stride), -(-across // stride)
+        else:
+            height, across = (height - kernel) // stride + 1, (across - kernel) // stride + 1
+        inputs = columns_of(units, config)
+        activations += inputs * height * across
+    if convolutions:
+        inputs *= height * across
+    if depth:
+        units = units_of(width, config)
+        columns = columns_of(units, config)
+        parameters += units * (inputs + 1) + (depth - 1) * units * (columns + 1)
+        activations += depth * columns
+        inputs = columns
+    return Size(parameters, inputs, activations)
+
+
+def network_size(agent: AgentConfig, spaces: Spaces, width: int, depth: int, num_atoms: int) -> Size:
+    """Of the network that `agent` learns with, heads included; its features are all outputs."""
+    torso = torso_size(agent.network, spaces, width, depth)
+    if isinstance(agent, PPOConfig):
+        torsos = 1 if agent.shared_torso else 2
+        atoms = 1 if agent.value_loss == "mse" else num_atoms
+        outputs = spaces.action_size + atoms
+        free = spaces.action_size if spaces.actions == "continuous" else 0
+    else:
+        torsos, free = 1, 0
+        categorical = isinstance(agent, C51Config) or agent.loss in ("two_hot", "hl_gauss")
+        outputs = spaces.action_size * (num_atoms if categorical else 1)
+    parameters = torsos * torso.parameters + (torso.features + 1) * outputs + free
+    return Size(parameters, outputs, torsos * torso.activations + outputs)

@@ -1,0 +1,130 @@
+"""Settings that no machine like this one can hold, refused by name before anything is allocated. Imports no torch."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+
+from agents.config import PPOConfig, require
+from agents.sizes import FLOAT, network_size
+from agents.transitions import Spaces
+from envs.config import WorldConfig
+from envs.memory import available_memory
+from experiments.config import TrainConfig
+
+WHOLE = 2**53
+"""Counts below it are exact in JSON and as floats."""
+OF_A_WORLD = {"atari": 2**20, "mujoco": 2**18, "image": 2**7, "gymnasium": 2**11}
+"""Bytes that one environment takes at least, beside its observations."""
+OF_A_LAYER = 2**13
+"""Bytes of Python's own for a layer, at least."""
+USUAL = {"width": 512, "depth": 2, "num_atoms": 51, "num_envs": 8, "rollout_steps": 2048, "batch_size": 256}
+"""What a setting is held against when several together are too large; others against 256."""
+
+Sizes = dict[str, int]
+
+
+def check_whole_numbers(config: object, prefix: str = "") -> None:
+    """Raise ValueError for a count, anywhere in the settings, that is beyond `WHOLE`."""
+    for name, value in numbers(config, prefix):
+        require(abs(value) < WHOLE or name == "task.seed", name, value, "a whole number below 2**53")
+
+
+def numbers(config: object, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(flag, value) of every whole number in the settings."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield prefix + field.name, value
+        elif field.name == "interventions":
+            for one in value:
+                yield from numbers(one, f"{one.name}.")
+        elif is_dataclass(value):
+            flat = field.name in ("agent", "world", "run", "network", "support", "reward")
+            yield from numbers(value, prefix if flat else f"{field.name}.")
+
+
+def check_sizes(config: TrainConfig, spaces: Spaces, on_gpu: bool) -> None:
+    """Raise ValueError, naming the setting that is out of proportion, where what a run allocates at its start would
+    not fit into memory. The replay is looked at by itself.
+
+    `on_gpu`: of network and batches main memory then holds the weights alone.
+    """
+    network = config.agent.network
+    for one in config.interventions:  # which may halve the units of a layer
+        network = one.configure(network)
+    config = replace(config, agent=replace(config.agent, network=network))
+
+    def needed(sizes: Sizes) -> int:
+        return needed_bytes(config, spaces, sizes, on_gpu)
+
+    refuse_too_large(sizes_of(config), needed, available_memory())
+
+
+def refuse_too_large(sizes: Sizes, needed: Callable[[Sizes], int], available: int) -> None:
+    """Raise ValueError naming the one of `sizes` that alone makes `needed` exceed what is `available`: of several the
+    one that is largest for its kind; with the most that it could be."""
+    total = needed(sizes)
+    if total <= available:
+        return
+    enough = [name for name in sizes if needed(sizes | {name: 1}) <= available]
+    name = max(enough or sizes, key=lambda name: sizes[name] / USUAL.get(name, 256))
+    low, high = 1, sizes[name]  # `needed` grows with each
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(sizes | {name: middle}) <= available else (low, middle)
+    most = f"at most {low:,}" if enough else "far smaller"
+    gigabytes = f"{total / 1e9:,.1f}" if total < 1e18 else "more than a billion"
+    where = f"the run would take {gigabytes} GB and {available / 1e9:.1f} GB of main memory are available"
+    require(False, name, sizes[name], f"{most}: {where}")
+
+
+def sizes_of(config: TrainConfig) -> Sizes:
+    """By flag, the settings that memory grows with."""
+    agent = config.agent
+    found = {
+        "width": agent.network.width,
+        "depth": max(1, agent.network.depth),
+        "num_atoms": agent.support.num_atoms,
+        "num_envs": config.world.num_envs,
+    }
+    found |= (
+        {"rollout_steps": agent.rollout_steps} if isinstance(agent, PPOConfig) else {"batch_size": agent.batch_size}
+    )
+    if config.run.probes not in ((), ("none",)):
+        found |= {"probe.samples": config.probe.samples, "probe.heavy_samples": config.probe.heavy_samples}
+    for one in config.interventions:
+        found |= {f"{one.name}.{name}": getattr(one, name) for name in ("samples", "heads") if hasattr(one, name)}
+    return found
+
+
+def needed_bytes(config: TrainConfig, spaces: Spaces, sizes: Sizes, on_gpu: bool) -> int:
+    """Bytes that a run with these sizes takes at least, soon after its start, without its replay."""
+    agent, ppo = config.agent, isinstance(config.agent, PPOConfig)
+    depth = sizes["depth"] if agent.network.depth else 0
+    network = network_size(agent, spaces, sizes["width"], depth, sizes["num_atoms"])
+    observation = math.prod(spaces.observation_shape) * (1 if spaces.is_image else FLOAT)
+    copies = 1 if on_gpu else 4 if ppo else 5  # weights, gradients and Adam's two moments; a target network
+    total = copies * network.parameters * FLOAT + depth * OF_A_LAYER
+    total += worlds_bytes(config.world, observation, sizes["num_envs"])
+    if on_gpu:
+        return total
+    if ppo:
+        rows = sizes["rollout_steps"] * sizes["num_envs"]
+        total += rows * (observation + 18 + 8)
+        batch = rows // agent.num_minibatches
+    else:
+        batch = sizes["batch_size"]
+        total += batch * 2 * observation
+    total += batch * network.activations * FLOAT
+    total += sizes.get("probe.samples", 0) * observation + sizes.get("probe.heavy_samples", 0) ** 2 * FLOAT
+    for name, value in sizes.items():
+        if name.endswith(".samples") and name != "probe.samples":
+            total += value * (observation + network.activations * FLOAT)
+        elif name.endswith(".heads"):
+            total += value * (sizes["width"] if depth else 1) * FLOAT * (copies - 1)
+    return total
+
+
+def worlds_bytes(world: WorldConfig, observation: int, num_envs: int) -> int:
+    """Bytes that so many environments take at least; an observation has `observation` bytes."""
+    return num_envs * (OF_A_WORLD[world.family] + 2 * observation)
