@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.checks import check_ppo, check_value_agent
+from agents.checks import check_network, check_ppo, check_value_agent
 from agents.config import PPOConfig, ValueAgentConfig, require
 from agents.transitions import Spaces
 from envs import WorldInfo, describe
@@ -63,6 +63,7 @@ def check(config: TrainConfig) -> None:
     check_whole_numbers(config)
     check_tasks(config.world)
     spaces = spaces_from(describe(config.world))
+    check_network(config.agent.network, spaces)
     check_sizes(config, spaces, on_gpu=config.run.device != "cpu" and has_gpu_driver())
     if isinstance(config.agent, PPOConfig):
         check_ppo(config.agent, spaces, config.world.num_envs)
