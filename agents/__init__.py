@@ -33,7 +33,9 @@ def build_agent(
 ) -> "ValueAgent | PPO":
     """The agent that `config` describes, for `num_envs` environments with `spaces`.
 
-    `moments` other than "own" takes the place of what each of `interventions` does to Adam's moments by itself.
+    `precision`: fp32, tf32 or bf16, as `--precision`. It is a policy for the whole process, set here: torch's switches
+    are global (agents/precision.py). `moments` other than "own" takes the place of what each of `interventions` does to
+    Adam's moments by itself.
     """
     from agents.c51 import C51
     from agents.dqn import DQN

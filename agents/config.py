@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 
 class AsFlag(Enum):
@@ -22,6 +22,8 @@ Hidden = (AsFlag.NONE,)  # an intervention sets the field
 
 Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
 Padding = Literal["valid", "same"]
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
 
 

@@ -17,7 +17,7 @@ def make_adam(groups: Iterable, learning_rate: float, config: AdamConfig) -> tor
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bf16 matrix products under "bf16" (weights, moments and losses stay float32); nothing under "fp32"."""
+    """bf16 matrix products under "bf16" (weights, moments and losses stay float32); nothing under "fp32" and "tf32"."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -15,6 +15,7 @@ from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions
 from agents.networks import ActorCritic, learning
 from agents.optimization import Optimization, autocast, linear_schedule
+from agents.precision import set_precision
 from agents.randomness import Generators
 from agents.rewards import RewardTransform
 from agents.rollout import Rollout
@@ -41,6 +42,7 @@ class PPO:
         self.batch_size = config.rollout_steps * num_envs
         self.config, self.spaces, self.num_envs = config, spaces, num_envs
         self.device, self.precision = device, precision
+        set_precision(precision, device)
         self.continuous = spaces.actions == "continuous"
         support = config.support
         categorical = config.value_loss == "hl_gauss"

@@ -16,6 +16,7 @@ class RewardTransform:
     gymnasium's wrapper of one environment, which CleanRL uses, forgets R before it adds a terminating reward, so that
     what counts is this reward alone and goes on into the next episode, and a truncation forgets nothing. Its wrapper
     of vectors under same-step autoreset does the same to a terminating reward and then starts at 0 after either end.
+    Stable-Baselines3's VecNormalize does as is done here.
     """
 
     def __init__(self, kind: str, num_envs: int, gamma: float) -> None:

@@ -16,6 +16,7 @@ from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions
 from agents.networks import QNetwork, build_torso, learning
 from agents.optimization import Optimization, autocast, linear_schedule
+from agents.precision import set_precision
 from agents.randomness import Generators
 from agents.replay import Replay
 from agents.rewards import RewardTransform
@@ -73,6 +74,7 @@ class ValueAgent:
         check_interventions(interventions, config)
         self.config, self.objective, self.spaces, self.num_envs = config, objective, spaces, num_envs
         self.device, self.precision = device, precision
+        set_precision(precision, device)
         self.interventions = Lifecycle(interventions, partial(autocast, device, precision))
         self.network = self.build_network(generators.torch("init"))
         self.target_network = copy.deepcopy(self.network).requires_grad_(False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from agents.config import AsFlag, C51Config, DQNConfig, Flat, PPOConfig, SurgeryConfig, require
+from agents.config import AsFlag, C51Config, DQNConfig, Flat, PPOConfig, Precision, SurgeryConfig, require
 from agents.spelling import did_you_mean
 from envs.config import WorldConfig
 from experiments.json_file import Digits, read_json
@@ -51,8 +51,10 @@ class RunConfig:
     """Seed of everything random in the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks live; auto: cuda where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16, weights and losses in float32. Changes numerics."""
+    precision: Precision = "fp32"
+    """fp32: true float32, on a GPU too; tf32: a GPU's matrix products and convolutions round their inputs to TF32's 10
+    bits of mantissa (torch's own default for convolutions); bf16: matrix products in bfloat16, weights and losses in
+    float32. tf32 and bf16 change numerics and are faster."""
     threads: int = 0
     """Threads for torch and, each, for the world; 0: torch's own choice."""
     runs_dir: Path = Path("runs")

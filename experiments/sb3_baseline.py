@@ -22,13 +22,14 @@ import torch
 from rich.console import Console
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.utils import get_device, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from agents.config import DQNConfig, PPOConfig
 from agents.initializers import initialize
 from agents.optimization import linear_schedule
+from agents.precision import set_precision
 from agents.randomness import Generators
 from agents.transitions import Spaces
 from envs import make_vec_from_config
@@ -81,6 +82,7 @@ def make_sb3(config: TrainConfig) -> PPO | DQN:
     generators = Generators(config.run.seed)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    set_precision(config.run.precision, get_device(config.run.device))
     # Stable-Baselines3 draws from the global generators; the world keeps its own seed, the one that ours has.
     set_random_seed(generators.integer("sb3"))
     env, spaces = _sb3_world(config, generators.integer("world") // 2)

@@ -74,10 +74,18 @@ def check(config: TrainConfig) -> None:
         found = importlib.util.find_spec("wandb") is not None
         require(found, "wandb", True, "off unless wandb is installed (pip install wandb)")
     require(config.run.device != "cuda" or has_gpu_driver(), "device", "cuda", "cpu or auto: no GPU driver is here")
+    check_precision(config.run.precision, has_gpu_driver() and config.run.device != "cpu")
     if config.run.name:
         directory = config.run.runs_dir / config.run.name
         require(not os.path.lexists(directory), "name", config.run.name, f"new: {directory} exists already")
     check_runs_dir(config.run.runs_dir, config.run_name)
+
+
+def check_precision(precision: str, gpu: bool) -> None:
+    """Raise ValueError where there is no `gpu` and a run would be named after a format that only GPUs have."""
+    require(
+        precision != "tf32" or gpu, "precision", precision, "fp32 or bf16 on a CPU: TF32 is a format of NVIDIA's GPUs"
+    )
 
 
 def spaces_from(info: WorldInfo) -> Spaces:
@@ -212,6 +220,7 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     device = choose_device(config.run.device)
+    check_precision(config.run.precision, device.type == "cuda")
     generators = Generators(config.run.seed)
     world = make_vec_from_config(world_config(config), generators.integer("world") // 2, threads=config.run.threads)
     spaces = spaces_of(world)

@@ -1,0 +1,83 @@
+"""What --precision makes of torch's switches, read back by their old names and their new ones."""
+
+import pytest
+import torch
+
+from agents.config import DQNConfig, PPOConfig
+from agents.precision import set_precision
+from tests.agents.helpers import CPU, VECTOR, build, needs_cuda
+
+CUDA = torch.device("cuda")  # naming it needs none
+PARTS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv")
+SETTINGS = {  # what a user or torch itself may have left behind
+    "torch's own": lambda: None,
+    "the old switches": lambda: (
+        torch.set_float32_matmul_precision("medium"),
+        setattr(torch.backends.cudnn, "allow_tf32", True),
+    ),
+    "the new switch for all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "the new switches": lambda: (
+        setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32"),
+        setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    ),
+}
+
+
+def part(name):
+    backend, kind = name.split(".")
+    return getattr(getattr(torch.backends, backend), kind)
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    whole = torch.backends.fp32_precision
+    yield
+    torch.backends.fp32_precision = whole
+    set_precision("fp32", CPU)
+
+
+def read():
+    old = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    return *old, torch.get_float32_matmul_precision(), *(part(name).fp32_precision for name in PARTS)
+
+
+EXACT = (False, False, "highest", "ieee", "ieee", "ieee", "ieee", "ieee")
+ROUNDED = (True, True, "high", "tf32", "tf32", "tf32", "ieee", "ieee")
+
+
+@pytest.mark.parametrize("before", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [("fp32", CUDA, EXACT), ("bf16", CUDA, EXACT), ("tf32", CUDA, ROUNDED), ("fp32", CPU, EXACT), ("tf32", CPU, EXACT)],
+)
+def test_the_switches_are_as_the_policy_says_whatever_they_were(before, precision, device, expected):
+    before()
+    set_precision(precision, device)
+    assert read() == expected
+    set_precision("fp32", CUDA)
+    assert read() == EXACT
+
+
+@pytest.mark.parametrize("config", [DQNConfig(buffer_size=200), PPOConfig()])
+def test_building_an_agent_sets_the_policy(config):
+    set_precision("tf32", CUDA)
+    build(config, VECTOR)
+    assert read() == EXACT
+
+
+def test_another_name_is_refused():
+    with pytest.raises(ValueError, match="precision = 'fp16': must be fp32, tf32, bf16"):
+        set_precision("fp16", CPU)
+
+
+@needs_cuda
+def test_only_tf32_rounds_on_cuda():
+    """TF32 keeps 10 bits of mantissa: 1 + 2^-12 becomes 1. Both a product and a convolution of it tell."""
+    x = torch.full((64, 64), 1 + 2.0**-12, device="cuda")
+    image, kernel = x.expand(1, 8, 64, 64).contiguous(), torch.ones(8, 8, 3, 3, device="cuda")
+    for precision in ("fp32", "bf16", "tf32"):
+        set_precision(precision, CUDA)
+        product, convolved = (x @ torch.ones_like(x))[0, 0] / 64, torch.conv2d(image, kernel)[0, 0, 0, 0] / 72
+        for value in (product.item(), convolved.item()):
+            assert value == pytest.approx(1.0 if precision == "tf32" else 1 + 2.0**-12, abs=2.0**-15)
