@@ -83,9 +83,7 @@ def check(config: TrainConfig) -> None:
 
 def check_precision(precision: str, gpu: bool) -> None:
     """Raise ValueError where there is no `gpu` and a run would be named after a format that only GPUs have."""
-    require(
-        precision != "tf32" or gpu, "precision", precision, "fp32 or bf16 on a CPU: TF32 is a format of NVIDIA's GPUs"
-    )
+    require(precision != "tf32" or gpu, "precision", precision, "fp32 or bf16 on a CPU: TF32 is a GPU's format")
 
 
 def spaces_from(info: WorldInfo) -> Spaces:

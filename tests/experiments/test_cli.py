@@ -26,6 +26,11 @@ WRONG = {
     "no world": (["dqn"], "env"),
     "a replay that cannot fit": (["dqn", "--env", "ALE/Pong-v5", "--buffer-size", "90000000"], "buffer_size"),
     "minibatches that do not divide": (["ppo", "--env", "Ant-v5", "--num-minibatches", "7"], "num_minibatches"),
+    "a GPU's format on a CPU": (
+        ["dqn", "--env", "CartPole-v1", "--device", "cpu", "--precision", "tf32"],
+        "precision = 'tf32': must be fp32 or bf16 on a CPU",
+    ),
+    "a padding that there is not": (["dqn", "--env", "ALE/Pong-v5", "--padding", "full"], "padding"),
     "a torso for images on a vector": (["dqn", "--env", "CartPole-v1", "--torso", "nature_cnn"], "torso"),
     "an option of another world": (["ppo", "--env", "Ant-v5", "--sticky-actions", "0.25"], "sticky_actions"),
     "a backend that lacks the world": (["ppo", "--env", "Ant-v5", "--backend", "ale"], "backend"),
