@@ -28,14 +28,14 @@ def build_agent(
     generators: "Generators",
     device: "torch.device",
     precision: str = "fp32",
-    interventions: "Sequence[Intervention]" = (),
+    interventions: "Sequence[Intervention | str]" = (),
     moments: str = "own",
 ) -> "ValueAgent | PPO":
     """The agent that `config` describes, for `num_envs` environments with `spaces`.
 
     `precision`: fp32, tf32 or bf16, as `--precision`. It is a policy for the whole process, set here: torch's switches
-    are global (agents/precision.py). `moments` other than "own" takes the place of what each of `interventions` does to
-    Adam's moments by itself.
+    are global (agents/precision.py). A name among `interventions` stands for one with its defaults. `moments` other than
+    "own" takes the place of what each of them does to Adam's moments by itself.
     """
     from agents.c51 import C51
     from agents.dqn import DQN

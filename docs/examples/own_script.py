@@ -8,13 +8,17 @@ CartPole whose two actions are swapped every `--period` steps, so that there is 
 import argparse
 import copy
 import random
+import sys
 from collections import deque
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout; needless where the suite is installed
 
 from plasticity_probes.schedule import Head, Learner, Prober  # probes 1
 

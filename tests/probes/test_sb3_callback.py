@@ -491,3 +491,33 @@ def test_none_measures_nothing():
     callback = PlasticityCallback(10, "none")
     dqn().learn(60, callback=callback)
     assert callback.latest == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every": "10k"}, "every = '10k': must be a whole number"),
+        ({"every": None}, "every = None: must be a whole number"),
+        ({"every": float("nan")}, "every = nan: must be a whole number"),
+        ({"every": float("inf")}, "every = inf: must be a whole number"),
+        ({"every": True}, "every = True: must be a whole number"),
+        ({"samples": 2.5}, "samples = 2.5: must be a whole number"),
+        ({"heavy_samples": -3}, "heavy_samples = -3: must be at least 1"),
+        ({"heavy_factor": "2"}, "heavy_factor = '2': must be a whole number"),
+        ({"seed": -1}, "seed = -1: must be at least 0"),
+        ({"seed": None}, "seed = None: must be a whole number"),
+        ({"probes": None}, "probes = None: must be a list of names, or one: default, all, none or some of units"),
+        ({"probes": {"units": True}}, "probes = {'units': True}: must be a list of names"),
+        ({"probes": ["units", 3]}, "probes = 3: must be default, all, none or some of units"),
+    ],
+)
+def test_what_is_no_setting_is_told_in_a_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PlasticityCallback(**settings)
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    model, callback = dqn(), PlasticityCallback(every=2e1, probes="units", samples=np.int64(8))
+    assert callback.numbers["every"] == 20 and isinstance(callback.numbers["every"], int)
+    model.learn(60, callback=callback)
+    assert callback.latest

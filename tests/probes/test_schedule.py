@@ -205,6 +205,12 @@ def test_names_and_what_they_stand_for() -> None:
         chosen(("dormancy",))
     with pytest.raises(ValueError, match="samples = 0: must be at least 1"):
         make(samples=0)
+    assert chosen("units") == chosen(["units"]) == ("units",)  # not its letters
+    assert make(every=1e3)[0].every == 1000
+    with pytest.raises(ValueError, match="every = 1.5: must be a whole number"):
+        make(every=1.5)
+    with pytest.raises(ValueError, match="probes = 7: must be a list of names"):
+        chosen(7)
 
 
 def test_a_boundary_on_a_probes_step_adds_the_heavy_ones_on_the_same_batch() -> None:

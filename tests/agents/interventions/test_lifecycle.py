@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from agents import losses
 from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
-from agents.interventions import L2, WeightDecay
+from agents.interventions import CBP, L2, ReDo, WeightDecay
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, parts_of, roles
 from agents.networks import MLP, ActorCritic, QNetwork
@@ -450,3 +450,24 @@ def test_a_lifecycle_beside_a_network_of_ones_own():
     network(torch.zeros(4, 5), captured)
     assert list(life.forward(torch.zeros(4, 5), captured).captured) == ["torso.layers.dense1"]
     assert list(life.surgery.activations(6)) == ["torso.layers.dense1"]
+
+
+@every_agent
+def test_names_among_the_interventions_stand_for_defaults(kind):
+    agent = build(*AGENTS[kind], interventions=["redo", L2(rate=1e-3), "cbp"])
+    assert agent.interventions.members == (ReDo(), L2(rate=1e-3), CBP())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("redo", "interventions = 'redo': must be a list of interventions or their names"),
+        ([ReDo], r"interventions: ReDo is a class: must be an object, such as ReDo\(\)"),
+        ([3], "interventions: 3 is neither an intervention nor the name of one"),
+        ({"redo": {}}, "interventions = {'redo': {}}: must be a list"),
+    ],
+)
+@every_agent
+def test_what_is_no_list_of_interventions_is_told_in_a_sentence(kind, given, message):
+    with pytest.raises(ValueError, match=message):
+        build(*AGENTS[kind], interventions=given)

@@ -2,10 +2,7 @@
 
 import copy
 import io
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,24 +193,6 @@ def test_a_copy_of_the_policy_is_a_policy_of_its_own():
     heard = Heard(penalty=use_it)
     model.learn(40, callback=[InterventionCallback([Listener(heard=heard)]), Each(take_a_copy)])
     assert len(heard.steps()) == 12
-
-
-def test_the_script_of_the_page_runs(tmp_path):
-    script, page = DOCS / "examples" / "sb3_interventions.py", (DOCS / "interventions_with_sb3.md").read_text()
-    assert "python docs/examples/sb3_interventions.py" in page
-    short = {"steps": 1000, "every": 500, "samples": 64, "rollout": 256}
-    command = [
-        sys.executable,
-        str(script),
-        *(part for key, value in short.items() for part in (f"--{key}", str(value))),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    header, *rows = done.stdout.splitlines()
-    assert header in page
-    assert [row.split()[0] for row in rows] == ["512", "1024"]
-    assert int(rows[-1].split()[-1]) > 0
 
 
 def test_the_pages_own_lines_run():

@@ -1,0 +1,104 @@
+"""Every command that the documents show is one: its flags are read as they stand, from the repository's root."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import parse_evaluate, parse_train
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FIRST = ("python ", "make ", "source ", "pip ", "tensorboard ", "for seed in ")
+SAY = """
+say() { printf '%s\\x1f' "$@"; printf '\\x1e'; }
+python() { say python "$@"; }; make() { say make "$@"; }; pip() { say pip "$@"; }
+tensorboard() { say tensorboard "$@"; }; source() { say source "$@"; }
+"""
+
+
+def blocks(text):
+    """What is indented by four, one text a block."""
+    found = re.findall(r"(?:^    .*\n)+", text, re.M)
+    return [block for block in found if block.strip().startswith(FIRST)]
+
+
+def commands():
+    """Each command as the list of its words, as bash reads it."""
+    texts = []
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        texts += blocks(text) + re.findall(r"`((?:python|make) [^`]+)`", " ".join(text.split()))
+    done = subprocess.run(["bash", "-u"], input=SAY + "\n".join(texts), capture_output=True, text=True)
+    assert not done.returncode and not done.stderr, done.stderr
+    found = [tuple(command.split("\x1f")[:-1]) for command in done.stdout.split("\x1e")[:-1]]
+    return list(dict.fromkeys(found))
+
+
+COMMANDS = commands()
+TRAIN = [command[2:] for command in COMMANDS if command[:2] == ("python", "train.py")]
+EVALUATE = [command[2:] for command in COMMANDS if command[:2] == ("python", "evaluate.py")]
+MODULES = [command[2:] for command in COMMANDS if command[:2] == ("python", "-m")]
+SCRIPTS = [command[1] for command in COMMANDS if command[0] == "python" and command[1].startswith("docs/")]
+
+
+def test_there_is_something_to_check():
+    assert len(TRAIN) > 25 and len(EVALUATE) > 3 and len(MODULES) > 8 and len(SCRIPTS) == 3
+    known = len(TRAIN) + len(EVALUATE) + len(MODULES) + len(SCRIPTS)
+    assert known == sum(command[0] == "python" for command in COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's directory, for NAME and RUN."""
+    folder = tmp_path_factory.mktemp("documented")
+    command = [sys.executable, "train.py", "dqn", "--env", "CartPole-v1", "--steps", "300", "--threads", "1"]
+    subprocess.run([*command, "--runs-dir", str(folder), "--name", "run"], cwd=ROOT, check=True, capture_output=True)
+    return folder / "run"
+
+
+def as_written(words, run):
+    return [word.replace("runs/NAME", str(run)).replace("RUN", str(run)) for word in words]
+
+
+@pytest.mark.parametrize("words", TRAIN, ids=" ".join)
+def test_training(words, run, capsys):
+    if "--help" in words:
+        with pytest.raises(SystemExit) as end:
+            parse_train(list(words))
+        assert end.value.code == 0
+    else:
+        parse_train(as_written(words, run))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", EVALUATE, ids=" ".join)
+def test_evaluation(words, run):
+    assert parse_evaluate(as_written(words, run)).run == run
+
+
+@pytest.mark.parametrize("words", MODULES, ids=" ".join)
+def test_modules(words, monkeypatch, capsys):
+    module, *rest = words
+    if module == "experiments.sb3_baseline":
+        parse_train(rest, f"python -m {module}")
+        return
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    told = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(word in told for word in rest if word.startswith("--"))
+
+
+@pytest.mark.parametrize("words", [command for command in COMMANDS if command[0] == "make"], ids=" ".join)
+def test_make(words):
+    assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts(script):
+    assert (ROOT / script).is_file()  # tests/probes/test_examples.py runs them
