@@ -34,8 +34,8 @@ def build_agent(
     """The agent that `config` describes, for `num_envs` environments with `spaces`.
 
     `precision`: fp32, tf32 or bf16, as `--precision`. It is a policy for the whole process, set here: torch's switches
-    are global (agents/precision.py). A name among `interventions` stands for one with its defaults. `moments` other than
-    "own" takes the place of what each of them does to Adam's moments by itself.
+    are global (agents/precision.py). A name among `interventions` stands for one with its defaults. `moments` other
+    than "own" takes the place of what each of them does to Adam's moments by itself.
     """
     from agents.c51 import C51
     from agents.dqn import DQN
