@@ -18,7 +18,7 @@ def measure(settings: EvaluateConfig) -> int:
         result = probe_checkpoints(settings)
     except ValueError as error:
         fail(str(error))
-    print(json.dumps(result) if settings.json else "\n".join(table(result)))
+    print(json.dumps(result) if settings.json else "\n".join([f"on {result['placement']}", *table(result)]))
     return 0
 
 
@@ -37,6 +37,7 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     print(f"{result['env']}  {result['checkpoint']} (step {result['step']:,}), {result['policy']} actions")
+    print(f"on {result['placement']}")
     if result["task"] is not None:
         words = ", ".join(f"{name} {value}" for name, value in result["task_parameters"].items())
         print(f"task {result['task']}: {words}")

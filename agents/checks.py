@@ -21,6 +21,11 @@ def uses_nature_cnn(config: NetworkConfig, spaces: Spaces) -> bool:
     return config.torso == "nature_cnn" or (config.torso == "auto" and fits_nature_cnn(spaces))
 
 
+def uses_convolutions(config: NetworkConfig, spaces: Spaces) -> bool:
+    """Whether the torso has convolutions in this world."""
+    return config.torso == "small_cnn" or uses_nature_cnn(config, spaces)
+
+
 def check_network(config: NetworkConfig, spaces: Spaces) -> None:
     """Raise ValueError where the torso cannot take the world's observations."""
     fits = config.torso != "nature_cnn" or fits_nature_cnn(spaces)

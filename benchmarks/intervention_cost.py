@@ -34,6 +34,7 @@ from agents.interventions._sums import compiled
 from agents.interventions.base import Intervention
 from agents.randomness import Generators
 from agents.transitions import Spaces, Transitions
+from experiments.machine import choose_device, device_argument
 from experiments.presets import preset_config
 
 ATARI = Spaces((4, 84, 84), np.dtype(np.uint8), "discrete", 6, frame_stack=4)
@@ -145,10 +146,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", default=["cbp", "redo"], help="interventions (default: cbp redo)")
     parser.add_argument("--turns", type=int, default=15, help="turns, at least 5 (default 15)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", type=device_argument, default="cpu", metavar="{cpu,cuda,cuda:N}")
     parser.add_argument("--only", choices=list(rows()), help="one row alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    device = choose_device(arguments.device, convolutional=True)
     processor = platform.processor() or platform.machine()
     print(f"{processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, 1 thread")
     print(f"cbp's sums on a CPU: {'compiled' if compiled() else 'by torch, no C compiler'}")
@@ -156,7 +158,7 @@ def main() -> None:
     for name in rows():
         for chosen in arguments.names:
             if arguments.only in (None, name):
-                print(measure(name, chosen, max(arguments.turns, 5), torch.device(arguments.device)), flush=True)
+                print(measure(name, chosen, max(arguments.turns, 5), device), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from agents.randomness import Generators
 from benchmarks.throughput import LEARNING_STARTS
 from experiments.config import RunConfig, TrainConfig
 from experiments.loop import Update, training
+from experiments.machine import device_argument
 from experiments.presets import preset_config
 from experiments.setup import build
 from plasticity_probes.schedule import Prober
@@ -164,7 +165,7 @@ def main() -> None:
     """Measure the rows asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--turns", type=int, default=5, help="windows and probes a row (default 5)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", type=device_argument, default="cpu", metavar="{cpu,cuda,cuda:N}")
     table = rows("cpu")
     parser.add_argument("--only", choices=list(table), help="one row alone")
     arguments = parser.parse_args()

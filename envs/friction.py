@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +22,7 @@ from gymnasium.utils.seeding import np_random
 
 from envs.ant import STATE_SIZE, single_robot
 from envs.config import FrictionConfig, WorldConfig
+from envs.cores import usable_cores
 from envs.pools import GymnasiumPool, Outcome, TaskPool
 from envs.tasks import Task, generator
 
@@ -96,7 +96,7 @@ class NativeFrictionPool:
 
     Args:
         config: number of Ants and the variants of their reward.
-        threads: how many step them, the calling one among them; 0 for one a core.
+        threads: how many step them, the calling one among them; 0 for one a usable core.
     """
 
     carries_over = False
@@ -119,7 +119,7 @@ class NativeFrictionPool:
         self._x = np.zeros(self.num_envs)
         self._random = [np_random()[0] for _ in self.states]
         self._all = np.arange(self.num_envs)
-        self._helpers = min(threads or os.cpu_count() or 1, self.num_envs) - 1
+        self._helpers = min(threads or usable_cores(), self.num_envs) - 1
         self._executor = ThreadPoolExecutor(self._helpers, "friction_ant") if self._helpers else None
 
     def enter(self, ids: np.ndarray, task: Task) -> None:

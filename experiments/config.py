@@ -15,6 +15,7 @@ from agents.config import AsFlag, C51Config, DQNConfig, Flat, PPOConfig, Precisi
 from agents.spelling import did_you_mean
 from envs.config import WorldConfig
 from experiments.json_file import Digits, read_json
+from experiments.machine import Device, check_device
 from experiments.places import require_name, require_text
 
 if TYPE_CHECKING:
@@ -49,14 +50,15 @@ class RunConfig:
     """Steps to train for, over all environments (an Atari step is 4 frames)."""
     seed: int = 1
     """Seed of everything random in the run."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the networks live; auto: cuda where there is one."""
+    device: Device = Device("auto")
+    """Where the networks live; cuda:N is GPU number N; auto: CNNs on a GPU where there is one, MLPs on the CPU."""
     precision: Precision = "fp32"
     """fp32: true float32, on a GPU too; tf32: a GPU's matrix products and convolutions round their inputs to TF32's 10
     bits of mantissa (torch's own default for convolutions); bf16: matrix products in bfloat16, weights and losses in
     float32. tf32 and bf16 change numerics and are faster."""
     threads: int = 0
-    """Threads for torch and, each, for the world; 0: torch's own choice."""
+    """Threads for torch and, each, for the world; 0: of torch one for an MLP, up to 4 of the usable cores for a CNN; of
+    the world its own choice."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     name: str = ""
@@ -82,6 +84,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(1 <= self.steps < 10**12, "steps", self.steps, "in [1, 10**12)")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
+        check_device(self.device)
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, f"in [0, {MOST_THREADS}]")
         require(self.log_every >= 0, "log_every", self.log_every, ">= 0")
         keep = self.keep_checkpoints
@@ -240,6 +243,9 @@ def _checked(hint: object, value: object, field: str) -> object:
             kinds = kinds[:1] * len(value)
         require(isinstance(value, list) and len(value) == len(kinds), field, value, f"a list of {len(kinds)}")
         return tuple(_checked(kind, item, field) for kind, item in zip(kinds, value, strict=True))
+    elif hint is Device:
+        require(isinstance(value, str), field, value, "the name of a device")
+        check_device(value, field)
     elif hint is Path:
         require(isinstance(value, str) and bool(value.strip()), field, value, "a path")
         return Path(value)

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
+from agents.checks import uses_convolutions
 from agents.config import PPOConfig, require
 from envs.config import TaskConfig, WorldConfig
 from experiments.config import TrainConfig
@@ -94,18 +95,15 @@ def evaluate(settings: EvaluateConfig) -> dict:
 
     iqm is the mean of the middle half of the returns. Raises ValueError where the checkpoint cannot be played.
     """
-    import torch
-
     from agents.randomness import Generators
     from envs import make_vec_from_config
-    from experiments.setup import agent_of, choose_device, spaces_of
+    from experiments.machine import place
+    from experiments.setup import agent_of, spaces_of
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
     path = find_checkpoint(settings.run)
     config, step, state = load_checkpoint(path)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     generators = Generators(settings.seed)
     world_settings, render_mode = playing_world(config, settings)
     world = make_vec_from_config(
@@ -113,7 +111,9 @@ def evaluate(settings: EvaluateConfig) -> dict:
     )
     choose_task(world, config.world, settings.task, step)
     playing = replace(config, agent=small_memory(config, world.num_envs))
-    agent = agent_of(playing, spaces_of(world), world.num_envs, generators, choose_device(settings.device))
+    spaces = spaces_of(world)
+    placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
+    agent = agent_of(playing, spaces, world.num_envs, generators, placement.device)
     agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
     try:
@@ -127,6 +127,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
         "env": config.world.env,
         "task": None if world.schedule is None else world.schedule.current.index,
         "task_parameters": {} if world.schedule is None else world.schedule.current.parameters,
+        "placement": placement.words,
         "policy": "greedy" if greedy else "sampled",
         "seed": settings.seed,
         "episodes": len(returns),

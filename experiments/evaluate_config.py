@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from agents.config import AsFlag, require
 from envs.config import MOST_TASKS
 from experiments.config import MOST_THREADS
+from experiments.machine import Device, check_device
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class EvaluateConfig:
     """Games played at a time, at most."""
     backend: Literal["same", "envpool", "ale", "gymnasium"] = "same"
     """The world's backend; same: the one trained on (gymnasium where a video is made)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network plays."""
+    device: Device = Device("auto")
+    """Where the network plays; cuda:N is GPU number N; auto: CNNs on a GPU where there is one, MLPs on the CPU."""
     threads: int = 0
-    """Threads for torch and, each, for the world; 0: their own choice."""
+    """Threads for torch and, each, for the world; 0: of torch one for an MLP, up to 4 of the usable cores for a CNN; of
+    the world its own choice."""
     video: Path | None = None
     """Write the first game as an MP4 to this file."""
     json: bool = False
@@ -56,6 +58,7 @@ class EvaluateConfig:
         allowed = "last unless --probe says what to measure"
         require(self.checkpoint == "last" or bool(self.probe), "checkpoint", self.checkpoint, allowed)
         require(self.task is None or 0 <= self.task <= MOST_TASKS, "task", self.task, f"in [0, {MOST_TASKS:,}]")
+        check_device(self.device)
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, f"in [0, {MOST_THREADS}]")
         if self.video is not None:
             require(self.video.suffix == ".mp4", "video", str(self.video), "a file name ending in .mp4")

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from agents.config import AsFlag
 from agents.spelling import did_you_mean
 from experiments.foreign_flags import about_value
+from experiments.machine import DEVICES, Device, check_device
 
 WHOLE = "a whole number, such as 1000000, 1_000_000 or 1e6"
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -206,6 +207,8 @@ def _converted(flag: Flag, kind: Any, word: str) -> Any:
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         return word if word in choices else refuse(about_value(flag.name, word) or did_you_mean(word, choices))
+    if kind is Device:
+        return check_device(word, flag.name)
     if kind is bool:
         return True if word.lower() in TRUE else False if word.lower() in FALSE else refuse()
     if kind is int:
@@ -235,7 +238,9 @@ def whole_number(text: str) -> int | None:
 def allowed(flag: Flag) -> str:
     """What the value of `flag` may be, in words."""
     kind = typing.get_args(flag.core)[0] if flag.several else flag.core
-    if typing.get_origin(kind) is Literal:
+    if kind is Device:
+        words = "one of " + ", ".join(DEVICES)
+    elif typing.get_origin(kind) is Literal:
         words = ("some of " if flag.several else "one of ") + ", ".join(typing.get_args(kind))
     elif flag.several:
         many = "" if flag.count is None else f"{flag.count} "
@@ -250,6 +255,8 @@ def metavar(flag: Flag) -> str:
     kind = typing.get_args(flag.core)[0] if flag.several else flag.core
     if typing.get_origin(kind) is Literal:
         word = "{" + ",".join(typing.get_args(kind)) + "}"
+    elif kind is Device:
+        word = "{" + ",".join(DEVICES) + "}"
     else:
         word = {int: "INT", float: "FLOAT", Path: "PATH", bool: ""}.get(kind, "NAME" if flag.several else "WORD")
     return word if not flag.several else f"{word} ..." if flag.count is None else " ".join([word] * flag.count)

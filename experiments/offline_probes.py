@@ -8,16 +8,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from agents.checks import uses_convolutions
 from agents.config import require
 from agents.probing import learner_of
 from agents.randomness import Generators
+from agents.transitions import Spaces
 from envs import describe
 from experiments.config import TrainConfig
 from experiments.evaluate import small_memory
 from experiments.evaluate_config import EvaluateConfig
+from experiments.machine import place
 from experiments.probing import CURRENT, REFERENCE
 from experiments.run_directory import all_checkpoints, find_checkpoint, load_checkpoint
-from experiments.setup import agent_of, choose_device, spaces_from
+from experiments.setup import agent_of, spaces_from
 from plasticity_probes.catalogue import OF_THE_NETWORK, PROBES, WITHOUT_BATCH, ProbeInput, RefitSettings
 from plasticity_probes.norms import snapshot
 from plasticity_probes.schedule import Findings, Learner, chosen, undisturbed
@@ -36,16 +39,15 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
     require(bool(names), "probe", " ".join(settings.probe), allowed)
     paths = all_checkpoints(settings.run) if settings.checkpoint == "each" else [find_checkpoint(settings.run)]
     batches = load_batches(paths[-1].parent.parent / "probes")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = choose_device(settings.device)
     console = Console(stderr=True)
     steps, found, fresh, previous = [], [], {}, None
     with Progress(console=console, transient=True, disable=settings.json) as bars:
         whole = bars.add_task("checkpoints", total=len(paths))
         for path in paths:
             config, step, state = load_checkpoint(path)
-            measuring = _Measuring(config, state, device, settings, bars)
+            spaces = spaces_from(describe(config.world))
+            placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
+            measuring = _Measuring(config, state, spaces, placement.device, settings, bars)
             if not fresh:  # before anything else draws from the run's generators
                 fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
             given = measuring.measure(batches, names, previous)
@@ -56,6 +58,7 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
     tags = list(dict.fromkeys(tag for values in found for tag in values))
     return {
         "run": str(settings.run),
+        "placement": placement.words,
         "steps": steps,
         "values": {tag: [values.get(tag) for values in found] for tag in tags},
         "fresh": fresh,
@@ -75,12 +78,17 @@ class _Measuring:
     """One checkpoint's agent, built without a world."""
 
     def __init__(
-        self, config: TrainConfig, state: dict, device: torch.device, settings: EvaluateConfig, bars: Progress
+        self,
+        config: TrainConfig,
+        state: dict,
+        spaces: Spaces,
+        device: torch.device,
+        settings: EvaluateConfig,
+        bars: Progress,
     ) -> None:
         generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
-        world_info = describe(config.world)
         measured = replace(config, agent=small_memory(config, 1))
-        self.agent = agent_of(measured, spaces_from(world_info), 1, generators, device)
+        self.agent = agent_of(measured, spaces, 1, generators, device)
         self.initial = snapshot(self.agent.network)
         self.agent.load_state_dict(state)
         self.learner: Learner = learner_of(self.agent, generators)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envs.cores import usable_cores
 from experiments.config import TrainConfig, from_dict, to_dict
 from experiments.places import PlaceError, new_directory
 
@@ -40,8 +41,9 @@ class RunDirectory:
             allowed = "must be a place with room for a run"
             raise PlaceError(f"runs_dir = {str(config.run.runs_dir)!r}: {allowed}: {error.strerror}") from None
 
-    def write_manifest(self, device: "torch.device") -> None:
-        """Record what the settings do not say: command, versions, machine, threads, git commit."""
+    def write_manifest(self, device: "torch.device", placement: str) -> None:
+        """Record what the settings do not say: command, versions, machine, threads, git commit. `placement` says why
+        this device and these threads."""
         import torch
 
         manifest = {
@@ -50,8 +52,11 @@ class RunDirectory:
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in PACKAGES},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            "torch_device": str(device),
             "torch_threads": torch.get_num_threads(),
+            "placement": placement,
             "cpus": os.cpu_count(),
+            "usable_cpus": usable_cores(),
             "platform": platform.platform(),
         }
         write_json(self.path / "manifest.json", manifest)

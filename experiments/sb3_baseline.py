@@ -22,27 +22,29 @@ import torch
 from rich.console import Console
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import get_device, set_random_seed
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
+from agents.checks import uses_convolutions
 from agents.config import DQNConfig, PPOConfig
 from agents.initializers import initialize
 from agents.optimization import linear_schedule
 from agents.precision import set_precision
 from agents.randomness import Generators
 from agents.transitions import Spaces
-from envs import make_vec_from_config
+from envs import describe, make_vec_from_config
 from experiments.cli import fail, parse_train
 from experiments.config import TrainConfig
 from experiments.logger import Logger
 from experiments.loop import Episode, Tick
+from experiments.machine import place, placement_in_words
 from experiments.places import PlaceError, quoted
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory, write_json
 from experiments.sb3_settings import OFF, dqn_settings, ppo_settings
 from experiments.sb3_world import SB3World
-from experiments.setup import check, spaces_of, world_config
+from experiments.setup import check, spaces_from, spaces_of, world_config
 
 
 def _redraw(model: PPO | DQN, initializer: str, generator: torch.Generator) -> None:
@@ -80,17 +82,17 @@ def make_sb3(config: TrainConfig) -> PPO | DQN:
     Raises ValueError naming the setting that it cannot follow.
     """
     generators = Generators(config.run.seed)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    set_precision(config.run.precision, get_device(config.run.device))
     # Stable-Baselines3 draws from the global generators; the world keeps its own seed, the one that ours has.
     set_random_seed(generators.integer("sb3"))
     env, spaces = _sb3_world(config, generators.integer("world") // 2)
     try:
+        convolutional = uses_convolutions(config.agent.network, spaces)
+        device = place(config.run.device, config.run.threads, convolutional).device
+        set_precision(config.run.precision, device)
         if isinstance(config.agent, PPOConfig):
-            model: PPO | DQN = PPO(env=env, device=config.run.device, **ppo_settings(config, spaces))
+            model: PPO | DQN = PPO(env=env, device=device, **ppo_settings(config, spaces))
         else:
-            model = DQN(env=env, device=config.run.device, **dqn_settings(config, spaces))
+            model = DQN(env=env, device=device, **dqn_settings(config, spaces))
             model.exploration_schedule = _epsilon(config.agent, config.run.steps)
     except ValueError:
         env.close()
@@ -172,7 +174,10 @@ def main(arguments: list[str]) -> None:
         directory = RunDirectory(config, prefix="" if config.run.name else "sb3_")
     except PlaceError as error:
         fail(str(error))
-    directory.write_manifest(model.device)
+    convolutional = uses_convolutions(config.agent.network, spaces_from(describe(config.world)))
+    placement = placement_in_words(config.run.device, config.run.threads, convolutional, model.device)
+    directory.write_manifest(model.device, placement)
+    print(f"on {placement}")
     _learn(model, config, directory.path)
     model.save(directory.checkpoints / "sb3.zip")
     print(f"curves:    tensorboard --logdir {quoted(directory.path.parent)}")

@@ -1,15 +1,13 @@
 """From settings to a world and an agent, with everything that can be refused early refused early."""
 
-import ctypes
 import importlib.util
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.checks import check_network, check_ppo, check_value_agent
+from agents.checks import check_network, check_ppo, check_value_agent, uses_convolutions
 from agents.config import PPOConfig, ValueAgentConfig, require
 from agents.transitions import Spaces
 from envs import WorldInfo, describe
@@ -18,6 +16,7 @@ from envs.foresight import check_tasks
 from envs.memory import available_memory
 from experiments.config import TrainConfig
 from experiments.foreign_flags import about_probe
+from experiments.machine import has_gpu_driver, may_be_a_gpu, place
 from experiments.places import check_runs_dir
 from experiments.sizes import check_sizes, check_whole_numbers
 
@@ -64,17 +63,19 @@ def check(config: TrainConfig) -> None:
     check_tasks(config.world)
     spaces = spaces_from(describe(config.world))
     check_network(config.agent.network, spaces)
-    check_sizes(config, spaces, on_gpu=config.run.device != "cpu" and has_gpu_driver())
+    on_gpu = may_be_a_gpu(config.run.device, uses_convolutions(config.agent.network, spaces)) and has_gpu_driver()
+    check_sizes(config, spaces, on_gpu)
     if isinstance(config.agent, PPOConfig):
         check_ppo(config.agent, spaces, config.world.num_envs)
     else:
         check_value_agent(config.agent, spaces, config.world.num_envs)
-        check_memory(config.agent, spaces, config.run.device)
+        check_memory(config.agent, spaces, on_gpu)
     if config.run.wandb:
         found = importlib.util.find_spec("wandb") is not None
         require(found, "wandb", True, "off unless wandb is installed (pip install wandb)")
-    require(config.run.device != "cuda" or has_gpu_driver(), "device", "cuda", "cpu or auto: no GPU driver is here")
-    check_precision(config.run.precision, has_gpu_driver() and config.run.device != "cpu")
+    asked = config.run.device
+    require(not asked.startswith("cuda") or has_gpu_driver(), "device", asked, "cpu or auto: no GPU driver is here")
+    check_precision(config.run.precision, on_gpu)
     if config.run.name:
         directory = config.run.runs_dir / config.run.name
         require(not os.path.lexists(directory), "name", config.run.name, f"new: {directory} exists already")
@@ -147,19 +148,9 @@ def world_config(config: TrainConfig) -> WorldConfig:
     return replace(config.world, task=replace(task, seed=Generators(config.run.seed).integer("tasks")))
 
 
-def has_gpu_driver() -> bool:
-    """Whether a driver for torch's "cuda" devices (NVIDIA's, or AMD's for ROCm builds) is installed. Torch itself is
-    asked later: importing it takes longer than an answer to a wrong flag should."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Path("/dev/kfd").exists()
-    return True
-
-
-def check_memory(config: ValueAgentConfig, spaces: Spaces, device: str) -> None:
-    """Raise ValueError where a full replay would not fit into memory."""
-    if config.replay_device == "device" and device != "cpu":
+def check_memory(config: ValueAgentConfig, spaces: Spaces, on_gpu: bool) -> None:
+    """Raise ValueError where a full replay would not fit into memory. `on_gpu`: the training device may be one."""
+    if config.replay_device == "device" and on_gpu:
         return  # asked of the device when it is known, see require_device_memory
     _require_fits(config, spaces, available_memory(), "of main memory are available")
 
@@ -184,15 +175,6 @@ def require_device_memory(config: ValueAgentConfig, spaces: Spaces, device: obje
         _require_fits(config, spaces, available_memory(), "of main memory are available")
 
 
-def choose_device(name: str) -> "torch.device":
-    """The torch device that auto, cpu or cuda means here. Raises ValueError where there is none."""
-    import torch
-
-    available = torch.cuda.is_available()
-    require(name != "cuda" or available, "device", name, "cpu or auto: torch sees no CUDA device here")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
-
-
 def spaces_of(world: "VectorEnv") -> Spaces:
     """The shapes of a built world."""
     observation, action = world.single_observation_space, world.single_action_space
@@ -210,20 +192,20 @@ def spaces_of(world: "VectorEnv") -> Spaces:
 
 def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
     """The world and the agent of `config`, every random stream derived from its seed."""
-    import torch
-
     from agents.randomness import Generators
     from envs import make_vec_from_config
 
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    device = choose_device(config.run.device)
-    check_precision(config.run.precision, device.type == "cuda")
     generators = Generators(config.run.seed)
     world = make_vec_from_config(world_config(config), generators.integer("world") // 2, threads=config.run.threads)
     spaces = spaces_of(world)
-    if isinstance(config.agent, ValueAgentConfig):
-        require_device_memory(config.agent, spaces, device)
+    try:
+        device = place(config.run.device, config.run.threads, uses_convolutions(config.agent.network, spaces)).device
+        check_precision(config.run.precision, device.type == "cuda")
+        if isinstance(config.agent, ValueAgentConfig):
+            require_device_memory(config.agent, spaces, device)
+    except ValueError:
+        world.close()
+        raise
     return world, agent_of(config, spaces, world.num_envs, generators, device)
 
 

@@ -5,15 +5,18 @@ from pathlib import Path
 from gymnasium.vector import VectorEnv
 from rich.console import Console
 
+from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError
 from agents.ppo import PPO
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
 from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
+from experiments.machine import placement_in_words
 from experiments.probing import LAYOUT, Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
+from experiments.setup import spaces_of
 from experiments.surgery_report import idle, in_short, sentences
 from experiments.task_report import TaskReport, TaskSummary, in_words, table
 
@@ -28,11 +31,14 @@ def train(
     """
     console = console or Console()
     directory = RunDirectory(config)
-    directory.write_manifest(agent.device)
+    convolutional = uses_convolutions(config.agent.network, spaces_of(world))
+    placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
+    directory.write_manifest(agent.device, placement)
     if config.run.wandb:
         _start_wandb(config, directory.path)
     watchers = _Watchers(config, agent, directory, console)
-    console.print(f"[bold]{directory.path}[/]  on {agent.device}, {_size(agent.network)} parameters", highlight=False)
+    console.print(f"[bold]{directory.path}[/]  {_size(agent.network)} parameters", highlight=False)
+    console.print(f"on {placement}", highlight=False, soft_wrap=True)
     if config.interventions:
         moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
         listed = ", ".join(map(in_short, config.interventions))
