@@ -110,12 +110,13 @@ class PlasticityCallback(HookingCallback):
 
     def _take_hold(self) -> None:
         if self._policy is not self.model.policy or self.model.num_timesteps < self._measured_at:
+            self._policy, self._measured_at, self._pending = None, -1, None
             self._source, self._parts = _parts_of(self.model, self.seed, self.numbers["samples"])
-            self._policy, self._measured_at, self._pending = self.model.policy, -1, None
             for part in self._parts:
                 adam = isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW))
                 names = [name for name in self.names if adam or name != "adam"]
                 part.prober = Prober(part.learner, tuple(names), tell=self._tell, **self.numbers)
+            self._policy = self.model.policy
         self.hold.callback(self._write_what_waits)
         for part in self._parts:
             hook = part.optimizer.register_step_post_hook(lambda *_, part=part: self._updated(part))

@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import KVWriter, configure
 
 from agents.interventions import CBP, L2, InFeR, L2Init, ReDo
 from agents.interventions.sb3 import InterventionCallback
-from plasticity_probes import sb3_hooks
+from plasticity_probes import sb3, sb3_hooks
 from plasticity_probes.sb3 import PlasticityCallback
 from tests.agents.interventions.sb3_models import Each, Heard, Listener, dqn, ppo, same, start, whole_state, worlds
 
@@ -195,6 +195,18 @@ def test_an_end_before_the_first_step(kind):
     assert {**traces(model), "moments": 0} == before
     model.learn(80, callback=callbacks)
     assert callbacks[1].gradient_steps > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("within", ["Prober", "_view"])
+def test_an_end_while_the_probes_are_set_up(kind, within, monkeypatch):
+    model, callback = KINDS[kind](), PlasticityCallback(20, samples=16)
+    with monkeypatch.context() as patched:
+        patched.setattr(sb3, within, raising(KeyboardInterrupt, 1))
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(80, callback=callback)
+    model.learn(80, callback=callback)
+    assert callback.latest
 
 
 @pytest.mark.parametrize("event", ["penalty", "step", "sync", "task", "replaced"])
