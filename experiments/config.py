@@ -101,7 +101,8 @@ class ProbeConfig:
     """When plasticity is measured, and on how much. A run with probes is the run without, to the bit."""
 
     every: int = 0
-    """Steps between two probes; 0: a 100th of the run, at least 10,000. At task boundaries too."""
+    """Steps between two probes; 0: a hundredth of the run, but at least 10,000 steps or a twentieth of the run,
+    whichever is less. At task boundaries too; a probe that is due waits until something was learned since the last."""
     heavy_factor: int = 10
     """The heavy ones (gradients, ntk) at every so many-th probe, and at task boundaries."""
     samples: int = 512
@@ -140,7 +141,8 @@ class TrainConfig(Generic[AgentT]):
     @property
     def probe_every(self) -> int:
         """Steps between probes."""
-        return self.probe.every or max(10_000, self.run.steps // 100)
+        at_least = min(10_000, self.run.steps // 20)  # short runs get curves, too
+        return self.probe.every or max(1, at_least, self.run.steps // 100)
 
     @property
     def checkpoint_every(self) -> int:

@@ -62,6 +62,7 @@ class Logger:
         self.found: dict[int, Findings] = {}  # of probes by step, still on the device
         self.recent = RecentReturns()
         self.task: dict[str, float] = {}  # what tells the present task, for every flush
+        self.tags: dict[str, None] = {}  # of all scalars so far, in the order of their first value
         self.due: dict[str, float] | None = None  # the scalars of a tick at whose end a flush is due
         self.now = self.flushed = 0
         self.started = time.perf_counter()
@@ -206,6 +207,7 @@ class Logger:
                 continue
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
+            self.tags.update(dict.fromkeys(values))
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             if self.also is not None:
                 self.also(step, values)

@@ -1,4 +1,4 @@
-"""Probes in a run: when they are taken, where their batches are kept, and how TensorBoard lays them out."""
+"""Probes in a run: when they are taken, and where their batches are kept."""
 
 from collections.abc import Callable
 
@@ -16,33 +16,6 @@ from plasticity_probes.schedule import Prober
 
 REFERENCE, CURRENT = "reference.pt", "current.pt"
 
-LAYOUT = {
-    "returns": {
-        "episodic return": ["Multiline", [r"^charts/episodic_return$"]],
-        "return by task": ["Multiline", [r"^tasks/(mean|last_tenth)_return$"]],
-        "task": ["Multiline", [r"^tasks/index$"]],
-    },
-    "plasticity (reference batch)": {
-        "dormant fraction, tau .025": ["Multiline", [r"^probes_(reference|fresh)/dormant_fraction/tau=0.025/all$"]],
-        "dead fraction": ["Multiline", [r"^probes_(reference|fresh)/dead_fraction/all$"]],
-        "linearised fraction": ["Multiline", [r"^probes_(reference|fresh)/linearized_fraction/all$"]],
-        "effective rank, raw": ["Multiline", [r"^probes_(reference|fresh)/effective_rank/raw/.*$"]],
-        "effective rank, centred": ["Multiline", [r"^probes_(reference|fresh)/effective_rank/centred/.*$"]],
-        "srank, centred": ["Multiline", [r"^probes_(reference|fresh)/srank/centred/.*$"]],
-        "weight norm": ["Multiline", [r"^probes/weight_norm/total$"]],
-        "weight change since the last probe": ["Multiline", [r"^probes/weight_change/since_last_probe/total$"]],
-        "Adam's update ratio": ["Multiline", [r"^probes/adam/update_ratio$"]],
-        "churn of one update": ["Multiline", [r"^probes/churn/.*$"]],
-    },
-    "targets": {
-        "target mean": ["Multiline", [r"^targets/mean$"]],
-        "target standard deviation": ["Multiline", [r"^targets/std$"]],
-        "share of targets clipped by the support": ["Multiline", [r"^targets/clipped_share$"]],
-        "TD error, mean size": ["Multiline", [r"^losses/td_error$"]],
-    },
-}
-"""The first page of TensorBoard's custom scalars."""
-
 
 class Probing:
     """The prober of a run. What its methods return goes to the logger as it is."""
@@ -51,7 +24,9 @@ class Probing:
         self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, tell: Callable[[str], None]
     ) -> None:
         self.folder = directory.path / "probes"
-        self.steps = config.run.steps
+        self.steps, self.optimization = config.run.steps, agent.optimization
+        self.measured: int | None = None  # step of the latest probe,
+        self.learned = 0  # and gradient steps until then
         self.prober: Prober | None = None
         if config.run.probes in ((), ("none",)):
             return
@@ -67,8 +42,11 @@ class Probing:
         )
 
     def tick(self, step: int) -> Findings | None:
-        """Probes that are due by the steps; at the run's last step they are `last`'s."""
+        """Probes that are due by the steps, once something was learned since the latest: between two updates of PPO and
+        before a replay is learned from, the network is the same. At the run's last step they are `last`'s."""
         if self.prober is None or step >= self.steps or not self.prober.due(step):
+            return None
+        if self.measured is not None and self.optimization.gradient_steps == self.learned:
             return None
         return self._measure(step, boundary=False)
 
@@ -81,22 +59,26 @@ class Probing:
         return None if self.prober is None else self.prober.after_update()
 
     def last(self, step: int) -> Findings | None:
-        """The last probes of a run, and the ends of the fresh network's lines."""
+        """The last probes of a run."""
         if self.prober is None:
             return None
-        findings = self._measure(step, boundary=True) or Findings()
+        findings = self._measure(step, boundary=True)
         if self.prober.names and self.prober.reference is None:
             self.prober.tell(f"no probe was taken: there were never {self.prober.samples} examples (--probe.samples)")
-        findings.scalars |= self.prober.fresh_line()
         return findings
 
     def _measure(self, step: int, boundary: bool) -> Findings | None:
         first = self.prober.reference is None
         findings = self.prober.measure(step, boundary)
-        if findings is not None and first:
+        if findings is None:
+            return None
+        if first:
             self._keep(REFERENCE, self.prober.reference)
-        if findings is not None and boundary:
+        if boundary:
             self._keep(CURRENT, self.prober.current)
+        if step != self.measured:  # TensorBoard takes a line of two points for outliers, and draws it at the end alone
+            findings.scalars |= self.prober.fresh_line()
+        self.measured, self.learned = step, self.optimization.gradient_steps
         return findings
 
     def _keep(self, name: str, batch: dict[str, Tensor]) -> None:

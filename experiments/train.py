@@ -13,7 +13,8 @@ from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
 from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
 from experiments.machine import placement_in_words
-from experiments.probing import LAYOUT, Probing
+from experiments.page import Page
+from experiments.probing import Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
 from experiments.setup import spaces_of
@@ -80,7 +81,7 @@ class _Watchers:
         self.console = console
         guard, surgeries = agent.optimization.guard, agent.interventions.surgeries
         self.logger = Logger(directory.path, config.log_every, guard, agent.scalars, self._say, surgeries)
-        self.logger.writer.add_custom_scalars(LAYOUT)
+        self.page = Page(self.logger.writer, agent.network)
         self.probing = Probing(config, agent, directory, self._say)
         self.report = TaskReport(config.run.level_share, self.logger.episodes.path, directory.path / "tasks.jsonl")
 
@@ -102,6 +103,7 @@ class _Watchers:
             self._summarise(self.report.change(event))
             self.logger.task_change(event)
             self._say(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}")
+        self.page.follow(self.logger.tags, event.step)
 
     def last(self, step: int) -> None:
         """The run has reached its end."""
@@ -113,6 +115,7 @@ class _Watchers:
         """The run is over, however it ended: write what is there."""
         self._summarise(self.report.finish(step))
         self.logger.write_out(step)
+        self.page.follow(self.logger.tags, step)
         self.logger.close()
 
     def _summarise(self, summary: TaskSummary | None) -> None:

@@ -160,3 +160,12 @@ def test_the_published_protocol_of_friction() -> None:
     assert ant == ("padded-111", 0.0, True)
     assert full.agent.anneal_steps == 0 and full.agent.time_limit == "terminal"
     assert small.world.task.period == 300_000 and small.world.num_envs == 8
+
+
+@pytest.mark.parametrize(
+    ("steps", "every"),
+    [(1, 1), (30, 1), (6_000, 300), (100_000, 5_000), (200_000, 10_000), (1_000_000, 10_000), (20_000_000, 200_000)],
+)
+def test_probes_come_at_a_hundredth_of_the_run_and_not_too_rarely_in_a_short_one(steps: int, every: int) -> None:
+    assert parse_train(["dqn", "--env", "CartPole-v1", "--steps", str(steps)]).probe_every == every
+    assert parse_train(["dqn", "--env", "CartPole-v1", "--steps", str(steps), "--probe.every", "70"]).probe_every == 70
