@@ -1,9 +1,11 @@
-"""The share of training time that probes take, at the default cadence.
+"""The share of training time that probes take, at the default cadence of a long run and of a short one.
 
 Per agent and world: a window of training is timed, then one probe as a run takes it (current and reference batch, the
 default probes), then the churn of the next update; turn by turn within one process, so that a busy machine slows both
-alike. ``share`` is the median probe's time by that of the steps between two probes (10,000 by default) and itself;
-``all`` the same with the heavy probes at their cadence (every tenth time). By processor time, one thread.
+alike. A share is the median probe's time by that of the steps between two probes and itself, in a run of a million
+steps (a probe every 10,000) and in one of 6,000 (every 300, or every update of PPO where that takes more steps);
+``all`` the same with the heavy probes at their cadence (every tenth time). Learning throughout: what a short run does
+before it learns costs less, and is not counted. By processor time, one thread.
 
 The last column counts the values read back from the device (``aten::_local_scalar_dense``; on a GPU copies and stream
 synchronisations too) within one update, before a prober is attached and in the update after a probe: it must add none.
@@ -25,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from agents.config import PPOConfig
 from agents.probing import learner_of
 from agents.randomness import Generators
 from benchmarks.throughput import LEARNING_STARTS
@@ -35,7 +38,8 @@ from experiments.presets import preset_config
 from experiments.setup import build
 from plasticity_probes.schedule import Prober
 
-EVERY = 10_000
+LONG, SHORT = 1_000_000, 6_000
+"""Steps of the runs whose shares are printed."""
 VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "start_e": 0.01, "exploration_steps": 0}
 
 
@@ -55,6 +59,9 @@ def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
         "c51-breakout": (config("c51", "atari", atari, **VALUE_CHANGES), LEARNING_STARTS + 40, 320),
         "ppo-breakout": (config("ppo", "atari", atari), 1_024, 1_024),
         "ppo-ant": (config("ppo", "mujoco", "Ant-v5"), 2_048, 4_096),
+        "dqn-image": (config("dqn", "image", "ImageMDP-v0", **VALUE_CHANGES), LEARNING_STARTS + 40, 320),
+        "dqn-cartpole": (config("dqn", "classic", "CartPole-v1", **VALUE_CHANGES), LEARNING_STARTS + 40, 640),
+        "ppo-cartpole": (config("ppo", "classic", "CartPole-v1"), 2_048, 2_048),
     }
 
 
@@ -70,7 +77,7 @@ class Subject:
 
     def attach(self, probes: tuple[str, ...], window: int) -> None:
         """Probe from now on; train until there is something to probe."""
-        self.prober = Prober(learner_of(self.agent, Generators(1)), probes, EVERY, tell=_raise_on_failure)
+        self.prober = Prober(learner_of(self.agent, Generators(1)), probes, tell=_raise_on_failure)
         self.run(window)
 
     def run(self, steps: int) -> int:
@@ -131,6 +138,16 @@ def values_read(subject: Subject) -> int:
     return counts[0]
 
 
+def cadences(config: TrainConfig) -> list[int]:
+    """Steps between two default probes of a long run and of a short one."""
+    agent, found = config.agent, []
+    for steps in (LONG, SHORT):
+        every = replace(config, run=replace(config.run, steps=steps)).probe_every
+        learns = config.world.num_envs * agent.rollout_steps if isinstance(agent, PPOConfig) else 1
+        found.append(max(every, learns))
+    return found
+
+
 def measure(name: str, config: TrainConfig, start: int, window: int, turns: int) -> str:
     """The row's line of the table."""
     subject = Subject(config, start)
@@ -155,9 +172,12 @@ def measure(name: str, config: TrainConfig, start: int, window: int, turns: int)
     step, probe, whole = median(training_seconds), median(light_seconds), median(heavy_seconds)
     factor = heavy.heavy_factor
     average = probe + (whole - probe) / factor
+    light, heavier = (
+        [f"{cost / (cost + every * step):8.2%}" for every in cadences(config)] for cost in (probe, average)
+    )
     return (
-        f"{name:14} {1 / step:9,.0f} {probe * 1e3:10.0f} {probe / (probe + EVERY * step):8.2%} {whole:9.1f} "
-        f"{average / (average + EVERY * step):8.2%}   {before} / {after}"
+        f"{name:14} {1 / step:9,.0f} {probe * 1e3:10.0f} {light[0]} {light[1]} {whole:9.1f} {heavier[0]} {heavier[1]}"
+        f"   {before} / {after}"
     )
 
 
@@ -172,10 +192,12 @@ def main() -> None:
     torch.set_num_threads(1)
     processor = platform.processor() or platform.machine()
     print(f"{processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, 1 thread")
-    print(f"probes every {EVERY:,} steps, 512 examples a batch, two batches")
     print(
-        f"{'':14} {'steps/s':>9} {'probe ms':>10} {'share':>8} {'heavy s':>9} {'all':>8}   values read an update, "
-        "without / with"
+        f"shares of a run of {LONG:,} steps | of {SHORT:,}, at the default cadence; 512 examples a batch, two batches"
+    )
+    print(
+        f"{'':14} {'steps/s':>9} {'probe ms':>10} {'share':>8} {'| short':>8} {'heavy s':>9} {'all':>8} {'| short':>8}"
+        "   values read an update, without / with"
     )
     for name, (config, start, window) in rows(arguments.device).items():
         if arguments.only in (None, name):
