@@ -32,7 +32,7 @@ class Guard:
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.immediate = device.type == "cpu"
-        self.found = torch.zeros((), device=device)
+        self.found = torch.zeros((), dtype=torch.float32, device=device)
         self.culprit = torch.full((2,), -1, dtype=torch.int64, device=device)  # index of the name, gradient step
         self.names: tuple[str, ...] = ()
         if not self.immediate:

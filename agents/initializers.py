@@ -29,23 +29,24 @@ class Initializer:
     bias_bound: float = 0.0
 
     def weight_rows(self, rows: int, row_shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw `rows` new rows, shape [rows, *row_shape], on the generator's device.
+        """Draw `rows` new rows, float32 [rows, *row_shape], on the generator's device.
 
         They are jointly distributed as that many rows of a draw of the whole layer.
         """
         device = generator.device
         if self.law == "uniform":
-            return torch.empty(rows, *row_shape, device=device).uniform_(-self.bound, self.bound, generator=generator)
+            drawn = torch.empty(rows, *row_shape, dtype=torch.float32, device=device)
+            return drawn.uniform_(-self.bound, self.bound, generator=generator)
         # A tall layer's orthonormal columns are part of a square orthogonal matrix: draw its rows, keep the columns.
         columns = math.prod(row_shape)
-        tall = torch.randn(max(self.rows, columns), rows, device=device, generator=generator)
+        tall = torch.randn(max(self.rows, columns), rows, dtype=torch.float32, device=device, generator=generator)
         q, r = torch.linalg.qr(tall)
         q = q * torch.diagonal(r).sign()  # makes the draw uniform over orthogonal matrices (Mezzadri 2007)
         return self.gain * q.T[:, :columns].reshape(rows, *row_shape)
 
     def bias_rows(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Draw `rows` new biases, shape [rows]."""
-        bias = torch.zeros(rows, device=generator.device)
+        """Draw `rows` new biases, float32 [rows]."""
+        bias = torch.zeros(rows, dtype=torch.float32, device=generator.device)
         return bias.uniform_(-self.bias_bound, self.bias_bound, generator=generator) if self.bias_bound else bias
 
     @torch.no_grad()

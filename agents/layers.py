@@ -143,12 +143,12 @@ def norm_for(layer: nn.Linear | nn.Conv2d, config: NetworkConfig) -> nn.Module:
     image, affine = isinstance(layer, nn.Conv2d), config.norm_affine
     units = layer.out_channels if image else layer.out_features
     if config.norm == "batch":
-        return (nn.BatchNorm2d if image else nn.BatchNorm1d)(units, NORM_EPS, affine=affine)
+        return (nn.BatchNorm2d if image else nn.BatchNorm1d)(units, NORM_EPS, affine=affine, dtype=torch.float32)
     if config.norm == "rms":
-        return RMSNorm(units, NORM_EPS, affine)
+        return RMSNorm(units, NORM_EPS, affine, dtype=torch.float32)
     if image:
-        return nn.GroupNorm(1, units, NORM_EPS, affine)
-    return nn.LayerNorm(units, NORM_EPS, affine)
+        return nn.GroupNorm(1, units, NORM_EPS, affine, dtype=torch.float32)
+    return nn.LayerNorm(units, NORM_EPS, affine, dtype=torch.float32)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ def _same_shape(*tensors: Tensor) -> None:
 
 def atoms(v_min: float, v_max: float, num_atoms: int, device: torch.device | str = "cpu") -> Tensor:
     """Evenly spaced support of a categorical value, shape [num_atoms], the ends included (Bellemare et al. 2017)."""
-    return torch.linspace(v_min, v_max, num_atoms, device=device)
+    return torch.linspace(v_min, v_max, num_atoms, dtype=torch.float32, device=device)
 
 
 def atom_spacing(support: Tensor) -> Tensor:

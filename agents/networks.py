@@ -2,7 +2,8 @@
 
 Images come in as uint8 [batch, channels, height, width] and are scaled to [0, 1] inside; vectors as float
 [batch, features]. Layers carry the names the logs use: conv1..conv3, dense1..denseN, head. What goes with a hidden
-layer has its number: spectral1, conv1, norm1, activation1, dropout1 (see layers.py).
+layer has its number: spectral1, conv1, norm1, activation1, dropout1 (see layers.py). Weights are float32, whatever
+torch's default dtype.
 
 Torsos and networks take a second argument `captured`, a dict: it is filled with each hidden layer's values before and
 after the nonlinearity, by producer (the Linear or convolution), in the order of their use.
@@ -28,7 +29,7 @@ def linear(
 ) -> nn.Linear:
     """A Linear layer drawn by the law `initializer` from `generator` alone (torch's own constructor would draw from
     the global generator)."""
-    return initialize(nn.utils.skip_init(nn.Linear, inputs, outputs), initializer, generator, gain)
+    return initialize(nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32), initializer, generator, gain)
 
 
 def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator) -> nn.Sequential:
@@ -109,7 +110,9 @@ class ConvolutionalTorso(nn.Module):
         require_hidden(config, hidden)
         for index, (filters, kernel, stride) in enumerate(self.shapes, start=1):
             sizes, padding = padded(self.convolutions, index, (height, width), kernel, stride, config.padding)
-            layer = nn.utils.skip_init(nn.Conv2d, channels, units_of(filters, config), kernel, stride, padding)
+            layer = nn.utils.skip_init(
+                nn.Conv2d, channels, units_of(filters, config), kernel, stride, padding, dtype=torch.float32
+            )
             initialize(layer, config.initializer, generator)
             add_hidden(self.convolutions, "conv", index, layer, config, after=hidden - index)
             channels = columns_of(layer.out_channels, config)
@@ -210,9 +213,9 @@ class ObservationNormalizer(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("variance", torch.ones(features))
-        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(features, dtype=torch.float32))
+        self.register_buffer("variance", torch.ones(features, dtype=torch.float32))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float32))
 
     @torch.no_grad()
     def update(self, observations: Tensor) -> None:
@@ -260,7 +263,7 @@ class ActorCritic(nn.Module):
         features = features if self.critic_torso is None else self.critic_torso.features
         self.value_head = linear(features, value_atoms, config.initializer, generator, gain=1.0)
         continuous = spaces.actions == "continuous"
-        self.log_std = nn.Parameter(torch.zeros(spaces.action_size)) if continuous else None
+        self.log_std = nn.Parameter(torch.zeros(spaces.action_size, dtype=torch.float32)) if continuous else None
         self.scalar_value = value_atoms == 1
 
     def part_of(self, name: str) -> str:

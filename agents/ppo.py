@@ -147,7 +147,7 @@ class PPO:
         require_finite(self.steps, observation=transitions.next_observations)
         bootstrap = transitions.truncated & ~transitions.terminated
         terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
-        final_values = torch.zeros(self.num_envs, device=self.device)
+        final_values = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
         if ended.any():
             require_finite(self.steps, ended, final_observation=transitions.final_observations)
             if not terminated[ended].all():

@@ -20,7 +20,9 @@ class Rollout:
             *rows, *spaces.observation_shape, dtype=torch.uint8 if spaces.is_image else torch.float32, device=device
         )
         self.actions = torch.zeros(action_shape, dtype=torch.int64 if discrete else torch.float32, device=device)
-        self.log_probs, self.values, self.final_values, self.rewards = torch.zeros(4, *rows, device=device)
+        self.log_probs, self.values, self.final_values, self.rewards = torch.zeros(
+            4, *rows, dtype=torch.float32, device=device
+        )
         self.terminated, self.ended = torch.zeros(2, *rows, dtype=torch.bool, device=device)
         self.row = 0
 

@@ -48,7 +48,7 @@ def adam_statistics(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         squares.append(group["lr"] ** 2 * square)
         entries += parameter.numel()
     if not ratios:
-        zero = torch.zeros((), device=parameters[0][1].device)
+        zero = torch.zeros((), dtype=torch.float32, device=parameters[0][1].device)
         return {"update_ratio": zero, "update_norm": zero.clone()}
     ratio, norm = torch.stack(ratios).sum() / entries, torch.stack(squares).sum().sqrt()
     return {"update_ratio": ratio.float(), "update_norm": norm.float()}

@@ -130,7 +130,7 @@ def hessian_eigenvalues(
     generator = generator or torch.Generator().manual_seed(0)
     matrix, beyond = _lanczos(product, size, steps, params[0].device, generator)
     if not torch.isfinite(matrix).all():
-        nothing = torch.full((k,), torch.nan, device=matrix.device)
+        nothing = torch.full((k,), torch.nan, dtype=torch.float32, device=matrix.device)
         return HessianEigenvalues(nothing, nothing.clone())
     values, vectors = torch.linalg.eigh(matrix)
     keys = {"LA": values, "SA": -values, "LM": values.abs()}[which]

@@ -111,7 +111,7 @@ def per_example_gradients(
         return functional_call(module, swapped, alone, tie_weights=False).sum()
 
     examples = len(tensors[0])
-    rows = torch.empty(examples, sum(sizes), device=next(iter(parameters.values())).device)
+    rows = torch.empty(examples, sum(sizes), dtype=torch.float32, device=next(iter(parameters.values())).device)
     in_dims = (None, *(0 for _ in tensors))
     for start in range(0, examples, chunk_size if vectorized else 1):
         part = slice(start, start + chunk_size)

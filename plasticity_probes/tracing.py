@@ -345,7 +345,7 @@ def _same_for_all(trace: Follower, call: Call, tag: Tag, maps: list[Tensor]) -> 
 def _units(trace: Follower, tensor: Tensor) -> Tag:
     """What is known of the units in `tensor`, with a map in any case."""
     tag = trace.tag(tensor) or Tag()
-    ids = torch.full(tensor.shape, -1.0, device=tensor.device) if tag.ids is None else tag.ids
+    ids = torch.full(tensor.shape, -1.0, dtype=torch.float32, device=tensor.device) if tag.ids is None else tag.ids
     return Tag(ids, tag.paths, tag.lost)
 
 
@@ -422,7 +422,7 @@ def _elementwise(trace: Follower, call: Call) -> list[Tag]:
     if call.name != "_prelu_kernel" and any(x.numel() > 1 and (trace.tag(x) or Tag()).weights for x in operands):
         raise NotFollowed(f"aten.{call.name} with a parameter that belongs neither to the layer nor to its norm")
     tags = [tag for x in operands if (tag := trace.tag(x)) is not None and not tag.weights]
-    ids = torch.full(call.outs[0].shape, -1.0, device=call.outs[0].device)
+    ids = torch.full(call.outs[0].shape, -1.0, dtype=torch.float32, device=call.outs[0].device)
     for tag in tags:
         other = ids if tag.ids is None else tag.ids.to(ids.device).broadcast_to(ids.shape)
         if (tag.lost and len(tags) > 1) or bool(((ids >= 0) & (other >= 0) & (ids != other)).any()):

@@ -269,7 +269,8 @@ def _kind(module: nn.Module) -> str:
     declared = getattr(type(module), "traced_as", "")
     if declared == "scale" or (declared == "norm" and isinstance(module, NORMS)):
         return declared
-    if "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn."):
+    own_forward = getattr(type(module).forward, "__module__", None) or ""  # None where a class was made by exec or fx
+    if "forward" not in vars(module) and own_forward.startswith("torch.nn."):
         if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             return "layer"
         if isinstance(module, NORMS):
@@ -399,7 +400,7 @@ class _Tracer(Follower):
             self.layers.append(Layer(self._names.get(module, ""), module, first, _units_of(module), opaque))
         layer = self.layers[number]
         for tensor in tensors(output):
-            ids = torch.full(tensor.shape, -1.0, device=tensor.device)
+            ids = torch.full(tensor.shape, -1.0, dtype=torch.float32, device=tensor.device)
             if not opaque:
                 after = len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else 0
                 own = torch.arange(layer.first, layer.first + layer.units, device=tensor.device).float()

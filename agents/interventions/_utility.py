@@ -90,7 +90,7 @@ class LayerUtility:
         self._by_position = positions > 1 and any(o.regular and o.most == wanted for o in self.slices.outgoing)
         if self.running is None and self.averages_h:
             columns = positions if self._by_position and self.absorbs else 1
-            self.running = torch.zeros(post.shape[1], columns, device=post.device)
+            self.running = torch.zeros(post.shape[1], columns, dtype=torch.float32, device=post.device)
         for consumer in range(len(self.slices.outgoing)) if self.absorbs else ():
             self.slices.consumer_means(self.running, consumer)  # refuses what it does not understand
 
@@ -154,7 +154,9 @@ class AlikeContribution:
         self._utilities, self._decay = utilities, decay
         outgoing = [[owned.tensor for owned in follow.slices.outgoing] for follow in layers]
         self._weights = [weight for weights in outgoing for weight in weights]
-        shares = (torch.full((1, len(weights)), 1 / sum(map(len, weights))) for weights in outgoing)
+        shares = (
+            torch.full((1, len(weights)), 1 / sum(map(len, weights)), dtype=torch.float32) for weights in outgoing
+        )
         self._average = torch.block_diag(*shares).to(utilities.device)  # of a layer's sums, the mean
         lags = torch.arange(STEPS_TOGETHER - 1, -1, -1, dtype=torch.float64)
         self._fading = ((1 - decay) * decay**lags).float().to(utilities.device)
@@ -215,7 +217,7 @@ class AlikeContribution:
 
 def corrections(ages: Tensor, decay: float) -> Tensor:
     """1 - decay^age, by which a running average that started at 0 falls short (1 at age 0)."""
-    lag = ages.clamp(min=1) * (math.log(decay) if decay > 0 else -math.inf)
+    lag = ages.clamp(min=1).float() * (math.log(decay) if decay > 0 else -math.inf)
     return torch.where(ages > 0, -torch.expm1(lag), 1.0)
 
 

@@ -88,7 +88,7 @@ class CBP(Intervention):
         layers = [layer for group in alike for layer in group]
         sizes, device = [layer.units for layer in layers], layers[0].producer.weight.device
         self.ages = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        self.utilities = torch.zeros(sum(sizes), device=device)
+        self.utilities = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
         views = zip(layers, self.ages.split(sizes), self.utilities.split(sizes), strict=True)
         settings = (self.utility, self.decay, self.bias_correction, f"{self.name}.bias_correction")
         self._followed = [LayerUtility(layer, ages, utilities, *settings) for layer, ages, utilities in views]

@@ -127,6 +127,6 @@ class ShrinkAndPerturb(Intervention):
     def _normal(parameters: Sequence[nn.Parameter], surgery: Surgery) -> list[Tensor]:
         """Standard normal noise of the parameters' shapes, in one draw."""
         sizes, generator = [parameter.numel() for parameter in parameters], surgery.generator
-        drawn = torch.randn(sum(sizes), generator=generator, device=generator.device)
+        drawn = torch.randn(sum(sizes), dtype=torch.float32, generator=generator, device=generator.device)
         parts = zip(parameters, drawn.split(sizes), strict=True)
         return [part.view(parameter.shape).to(parameter) for parameter, part in parts]
