@@ -14,7 +14,7 @@ class DistributionalObjective:
     def __init__(self, config: C51Config, device: torch.device) -> None:
         support = config.support
         self.atoms = support.num_atoms
-        self.support = losses.atoms(support.v_min, support.v_max, support.num_atoms, device)
+        self.support = losses.atoms_of(support, device)
 
     def values(self, outputs: Tensor) -> Tensor:
         return losses.expected_value(outputs, self.support)

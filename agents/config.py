@@ -22,6 +22,7 @@ Hidden = (AsFlag.NONE,)  # an intervention sets the field
 
 Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
 Padding = Literal["valid", "same"]
+SupportEnds = Literal["centres", "edges"]
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
@@ -106,13 +107,16 @@ class SupportConfig:
     """The fixed, evenly spaced atoms of a categorical value head."""
 
     v_min: float = -10.0
-    """Lowest atom of a categorical value head, in units of the (transformed) return."""
+    """Lowest atom of a categorical value head, in units of the (transformed) return. (HL-Gauss: see support_ends.)"""
     v_max: float = 10.0
     """Highest atom; > v_min. Targets outside are clipped: watch targets/clipped_share."""
     num_atoms: int = 51
     """Number of atoms, >= 2."""
     hl_gauss_sigma: float = 0.75
     """HL-Gauss: standard deviation of the target Gaussian in bin widths, > 0 (Farebrother24: .75)."""
+    support_ends: SupportEnds = "centres"
+    """HL-Gauss: what v_min and v_max are. centres: those of the outermost bins, which reach half a bin further, so that
+    the atoms are C51's; edges: the outer edges of these bins (Farebrother24), the atoms half a bin within."""
 
     def __post_init__(self) -> None:
         require(self.v_min > -inf, "v_min", self.v_min, "finite")
@@ -230,6 +234,12 @@ class DQNConfig(ValueAgentConfig):
     loss: Literal["huber", "mse", "two_hot", "hl_gauss"] = "huber"
     """huber, mse: regression; two_hot, hl_gauss: cross-entropy to the target spread over atoms (Farebrother24)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ends = self.support.support_ends
+        allowed = "centres with loss = 'two_hot', whose atoms have no bins around them"
+        require(ends == "centres" or self.loss != "two_hot", "support_ends", ends, allowed)
+
 
 @dataclass(frozen=True)
 class C51Config(ValueAgentConfig):
@@ -239,6 +249,8 @@ class C51Config(ValueAgentConfig):
         super().__post_init__()
         sigma, usual = self.support.hl_gauss_sigma, SupportConfig().hl_gauss_sigma
         require(sigma == usual, "hl_gauss_sigma", sigma, f"{usual} in C51, which has no use for it")
+        ends = self.support.support_ends
+        require(ends == "centres", "support_ends", ends, "centres in C51, whose atoms have no bins around them")
 
 
 @dataclass(frozen=True)

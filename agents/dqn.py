@@ -32,16 +32,16 @@ class CategoricalScalarObjective:
     def __init__(self, config: DQNConfig, device: torch.device) -> None:
         support = config.support
         self.atoms = support.num_atoms
-        self.support = losses.atoms(support.v_min, support.v_max, support.num_atoms, device)
-        spreads = {"two_hot": losses.two_hot, "hl_gauss": partial(losses.hl_gauss, sigma_bins=support.hl_gauss_sigma)}
-        self.spread = spreads[config.loss]
+        self.support, self.ends = losses.atoms_of(support, device), support.support_ends
+        gaussian = partial(losses.hl_gauss, sigma_bins=support.hl_gauss_sigma, ends=self.ends)
+        self.spread = {"two_hot": losses.two_hot, "hl_gauss": gaussian}[config.loss]
 
     def values(self, outputs: Tensor) -> Tensor:
         return losses.expected_value(outputs, self.support)
 
     def target(self, rewards: Tensor, discounts: Tensor, next_outputs: Tensor) -> Target:
         values = losses.td_target(rewards, discounts, self.values(next_outputs))
-        clipped = losses.clipped_share(values[:, None], torch.ones_like(values)[:, None], self.support)
+        clipped = losses.clipped_share(values[:, None], torch.ones_like(values)[:, None], self.support, self.ends)
         return Target(self.spread(values, self.support), values, clipped)
 
     def loss(self, outputs: Tensor, regressand: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from agents.config import SupportConfig, SupportEnds
+
 
 def _same_shape(*tensors: Tensor) -> None:
     """[batch] beside [batch, 1] would broadcast to a wrong loss without a word."""
@@ -17,9 +19,20 @@ def _same_shape(*tensors: Tensor) -> None:
         raise ValueError(f"shapes {shapes}: must be equal")
 
 
-def atoms(v_min: float, v_max: float, num_atoms: int, device: torch.device | str = "cpu") -> Tensor:
-    """Evenly spaced support of a categorical value, shape [num_atoms], the ends included (Bellemare et al. 2017)."""
+def atoms(
+    v_min: float, v_max: float, num_atoms: int, device: torch.device | str = "cpu", ends: SupportEnds = "centres"
+) -> Tensor:
+    """Evenly spaced support of a categorical value, float32 [num_atoms]: from v_min to v_max (Bellemare et al. 2017),
+    or, where the `ends` are "edges", the centres of as many bins between them (Farebrother24)."""
+    if ends == "edges":
+        half = (v_max - v_min) / num_atoms / 2
+        v_min, v_max = v_min + half, v_max - half
     return torch.linspace(v_min, v_max, num_atoms, dtype=torch.float32, device=device)
+
+
+def atoms_of(config: SupportConfig, device: torch.device | str = "cpu") -> Tensor:
+    """The `atoms` that these settings mean."""
+    return atoms(config.v_min, config.v_max, config.num_atoms, device, config.support_ends)
 
 
 def atom_spacing(support: Tensor) -> Tensor:
@@ -70,15 +83,24 @@ def two_hot(target: Tensor, support: Tensor) -> Tensor:
     return categorical_projection(target.unsqueeze(-1), torch.ones_like(target).unsqueeze(-1), support)
 
 
-def hl_gauss(target: Tensor, support: Tensor, sigma_bins: float = 0.75) -> Tensor:
+def span(support: Tensor, ends: SupportEnds = "centres") -> tuple[Tensor, Tensor]:
+    """v_min and v_max, 0-d each, beyond which targets are clipped: the outermost atoms, or the edges of their bins."""
+    if ends == "centres":
+        return support[0], support[-1]
+    reach = atom_spacing(support) / 2
+    return support[0] - reach, support[-1] + reach
+
+
+def hl_gauss(target: Tensor, support: Tensor, sigma_bins: float = 0.75, ends: SupportEnds = "centres") -> Tensor:
     """Mass of N(target, sigma) in the bin around each atom -> [batch, atoms] (Farebrother24, section 3.1).
 
     sigma = `sigma_bins` bin widths; bins reach half a spacing to each side of their atom; the Gaussian is cut off at
-    the outer edges and renormalised. `target` [batch] is clipped to the support first.
+    the outer edges and renormalised. `target` [batch] is clipped first, to the outermost atoms or, as `ends` says, to
+    the outer edges (the atoms are those of `atoms` with the same `ends`).
     """
     spacing = atom_spacing(support)
     edges = torch.cat([support - spacing / 2, support[-1:] + spacing / 2])
-    clipped = target.clamp(support[0], support[-1]).unsqueeze(-1)
+    clipped = target.clamp(*span(support, ends)).unsqueeze(-1)
     cdf = torch.erf((edges - clipped) / (math.sqrt(2.0) * sigma_bins * spacing))
     return (cdf[..., 1:] - cdf[..., :-1]) / (cdf[..., -1:] - cdf[..., :1])
 
@@ -94,11 +116,12 @@ def expected_value(logits: Tensor, support: Tensor) -> Tensor:
     return (torch.softmax(logits, dim=-1) * support).sum(-1)
 
 
-def clipped_share(z_t: Tensor, p_t: Tensor, support: Tensor) -> Tensor:
+def clipped_share(z_t: Tensor, p_t: Tensor, support: Tensor, ends: SupportEnds = "centres") -> Tensor:
     """Share of the targets' mass that lies outside the support: mean over the batch of the mass `p_t` [batch, n] at
-    places `z_t` [batch, n] beyond the outermost atoms. A scalar in [0, 1]."""
+    places `z_t` [batch, n] beyond its ends, the outermost atoms or the edges of their bins. A scalar in [0, 1]."""
     slack = 1e-4 * atom_spacing(support)  # rounding of v_max itself is not clipping
-    outside = (z_t < support[0] - slack) | (z_t > support[-1] + slack)
+    lowest, highest = span(support, ends)
+    outside = (z_t < lowest - slack) | (z_t > highest + slack)
     return (outside * p_t).sum(-1).mean()
 
 

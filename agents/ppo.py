@@ -46,7 +46,7 @@ class PPO:
         self.continuous = spaces.actions == "continuous"
         support = config.support
         categorical = config.value_loss == "hl_gauss"
-        self.support = losses.atoms(support.v_min, support.v_max, support.num_atoms, device) if categorical else None
+        self.support = losses.atoms_of(support, device) if categorical else None
         self.interventions = Lifecycle(interventions, partial(autocast, device, precision))
         self.network = self.build_network(generators.torch("init"))
         example, init = spaces.example(device), generators.torch("interventions")
@@ -228,8 +228,9 @@ class PPO:
         """Loss per example [batch]."""
         config, returns = self.config, batch["returns"]
         if self.support is not None:
-            spread = partial(losses.hl_gauss, sigma_bins=config.support.hl_gauss_sigma)
-            return losses.cross_entropy(outputs, spread(returns, self.support))
+            given = config.support
+            spread = losses.hl_gauss(returns, self.support, given.hl_gauss_sigma, given.support_ends)
+            return losses.cross_entropy(outputs, spread)
         if config.clip_vloss:
             return losses.clipped_value_loss(outputs, batch["values"], returns, config.clip_coef)
         return losses.squared_error(*self.interventions.regression(outputs, returns))
@@ -243,7 +244,9 @@ class PPO:
         metrics["targets/mean"], metrics["targets/std"] = target_statistics(returns)
         if self.support is not None:
             mass = torch.ones_like(returns)[:, None]
-            metrics["targets/clipped_share"] = losses.clipped_share(returns[:, None], mass, self.support)
+            metrics["targets/clipped_share"] = losses.clipped_share(
+                returns[:, None], mass, self.support, self.config.support.support_ends
+            )
         return metrics
 
     @property

@@ -279,7 +279,7 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
 def _hidden(flag: Flag, algorithm: str, env: str) -> bool:
     """Whether `flag` means nothing to this agent or in this world, so that it would be refused."""
     part, name = flag.path[0], flag.path[-1]
-    if algorithm == "c51" and name == "hl_gauss_sigma":
+    if algorithm == "c51" and name in ("hl_gauss_sigma", "support_ends"):
         return True
     if part == "world" and env:
         return flag.path[1] in foreign_fields(env)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from agents import losses
+from agents.config import C51Config, DQNConfig, SupportConfig
 from tests.agents.helpers import needs_cuda
 
 
@@ -177,6 +178,66 @@ def test_hl_gauss_is_the_mass_of_a_gaussian_in_each_bin(sigma_bins):
     found = losses.hl_gauss(torch.tensor(targets, dtype=torch.float64), support, sigma_bins)
     expected = [gaussian_bins(target, -10, 10, 21, sigma_bins) for target in targets]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+
+
+def farebrother24(target, v_min, v_max, bins, sigma_bins=0.75):
+    """The paper's appendix written out: v_min and v_max are the outer EDGES, sigma is in bin widths."""
+    width = (v_max - v_min) / bins
+    edges = np.linspace(v_min, v_max, bins + 1)
+    cdf = [math.erf((edge - target) / (math.sqrt(2) * sigma_bins * width)) for edge in edges]
+    return np.diff(cdf) / (cdf[-1] - cdf[0]), (edges[1:] + edges[:-1]) / 2
+
+
+@pytest.mark.parametrize(("v_min", "v_max", "bins"), [(-10, 10, 51), (0, 1, 2), (-3, 100, 7)])
+def test_hl_gauss_between_edges_is_farebrother24s(v_min, v_max, bins):
+    targets = np.linspace(v_min, v_max, 11)  # in the outer half of the last bin and at the very edge as well
+    found = losses.atoms(v_min, v_max, bins, ends="edges")
+    _, centres = farebrother24(0.0, v_min, v_max, bins)
+    np.testing.assert_allclose(found.numpy(), centres, atol=1e-6 * (v_max - v_min))
+    support = torch.from_numpy(centres)
+    spread = losses.hl_gauss(torch.from_numpy(targets), support, ends="edges")
+    np.testing.assert_allclose(spread, [farebrother24(t, v_min, v_max, bins)[0] for t in targets], atol=1e-12)
+    beyond = losses.hl_gauss(torch.tensor([v_min - 5.0, v_max + 5.0], dtype=torch.float64), support, ends="edges")
+    np.testing.assert_allclose(beyond, [farebrother24(t, v_min, v_max, bins)[0] for t in (v_min, v_max)], atol=1e-12)
+
+
+def test_the_same_flags_mean_other_bins_between_centres_and_edges():
+    """Two bins on [0, 1] and a target of .5 are alike; at 1 the last bin's centre is .75 between edges."""
+    edges, centres = (losses.atoms(0, 1, 2, ends=ends) for ends in ("edges", "centres"))
+    assert (edges.tolist(), centres.tolist()) == ([0.25, 0.75], [0.0, 1.0])
+    one = torch.ones(1)
+    # between edges: sigma .375, the halves (0, .5) and (.5, 1) seen from 1
+    far, near = (math.erf((1 - x) / (math.sqrt(2) * 0.375)) for x in (0.0, 0.5))
+    torch.testing.assert_close(
+        losses.hl_gauss(one, edges, ends="edges"), torch.tensor([[(far - near) / far, near / far]]), atol=1e-6, rtol=0
+    )
+    # between centres: sigma .75, bins (-.5, .5) and (.5, 1.5)
+    a, b, c = (math.erf((x - 1) / (math.sqrt(2) * 0.75)) for x in (-0.5, 0.5, 1.5))
+    torch.testing.assert_close(
+        losses.hl_gauss(one, centres), torch.tensor([[(b - a) / (c - a), (c - b) / (c - a)]]), atol=1e-6, rtol=0
+    )
+
+
+def test_clipped_between_edges_is_what_lies_beyond_the_edges():
+    support, everywhere = losses.atoms(-10, 10, 4, ends="edges"), torch.ones(4, 1)  # atoms -7.5, -2.5, 2.5, 7.5
+    values = torch.tensor([[-10.0], [9.9], [10.1], [3.0]])
+    assert losses.clipped_share(values, everywhere, support, "edges").item() == 0.25
+    assert losses.clipped_share(values, everywhere, support).item() == 0.75
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (lambda support: C51Config(support=support), "support_ends = 'edges': must be centres in C51"),
+        (
+            lambda support: DQNConfig(loss="two_hot", support=support),
+            "support_ends = 'edges': must be centres with",
+        ),
+    ],
+)
+def test_edges_are_of_bins(config, what):
+    with pytest.raises(ValueError, match=what):
+        config(SupportConfig(support_ends="edges"))
 
 
 def test_hl_gauss_sums_to_one_and_is_finite_far_outside_the_support():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from agents.config import AdamConfig, C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
 from agents.randomness import Generators
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
-from tests.agents.test_losses import gaussian_bins
+from tests.agents.test_losses import farebrother24, gaussian_bins
 
 TOLERANCE = 2e-5
 LR = 1e-3
@@ -71,18 +71,35 @@ def regression_loss(config, q, target, batch):
     return (F.smooth_l1_loss if config.loss == "huber" else F.mse_loss)(old, td_target)
 
 
+EDGES = {"support": SupportConfig(-2, 2, 9, support_ends="edges")}
+
+
+def atoms_of(s):
+    edges = torch.linspace(s.v_min, s.v_max, s.num_atoms + 1)
+    between = (edges[1:] + edges[:-1]) / 2
+    return between if s.support_ends == "edges" else torch.linspace(s.v_min, s.v_max, s.num_atoms)
+
+
+def bins_of(value, s):
+    """HL-Gauss's probabilities as a list."""
+    if s.support_ends == "edges":
+        held = min(max(value, s.v_min), s.v_max)
+        return farebrother24(held, s.v_min, s.v_max, s.num_atoms, s.hl_gauss_sigma)[0].tolist()
+    return gaussian_bins(value, s.v_min, s.v_max, s.num_atoms, s.hl_gauss_sigma)
+
+
 def spread_scalar(config, value):
     """A scalar over the atoms, two-hot or HL-Gauss, as a list."""
     s = config.support
     if config.loss == "hl_gauss":
-        return gaussian_bins(value, s.v_min, s.v_max, s.num_atoms, s.hl_gauss_sigma)
+        return bins_of(value, s)
     place = (min(max(value, s.v_min), s.v_max) - s.v_min) / (s.v_max - s.v_min) * (s.num_atoms - 1)
     return [max(0.0, 1.0 - abs(place - atom)) for atom in range(s.num_atoms)]
 
 
 def categorical_scalar_loss(config, q, target, batch):
     s, rows = config.support, torch.arange(config.batch_size)
-    support = torch.linspace(s.v_min, s.v_max, s.num_atoms)
+    support = atoms_of(s)
     shape = (config.batch_size, 3, s.num_atoms)
     with torch.no_grad():
         means = (target(scale(batch.next_observations)).view(shape).softmax(-1) * support).sum(-1)
@@ -141,6 +158,7 @@ VALUE_CASES = {
     "huber, Nature CNN": (DQNConfig(**VALUE), SMALL_IMAGE, regression_loss),
     "two-hot": (DQNConfig(loss="two_hot", **VALUE), VECTOR, categorical_scalar_loss),
     "HL-Gauss, double": (DQNConfig(loss="hl_gauss", double=True, **VALUE), VECTOR, categorical_scalar_loss),
+    "HL-Gauss between edges": (DQNConfig(loss="hl_gauss", **(VALUE | EDGES)), VECTOR, categorical_scalar_loss),
     "C51": (C51Config(**VALUE), VECTOR, c51_loss),
     "C51, double, 3 steps, clipped": (C51Config(**VALUE, **LOOKING_AHEAD, double=True), VECTOR, c51_loss),
     "C51, Nature CNN": (C51Config(**VALUE), SMALL_IMAGE, c51_loss),
@@ -189,7 +207,7 @@ class PlainActorCritic(nn.Module):
         self.log_std = None if network.log_std is None else nn.Parameter(network.log_std.detach().clone())
         self.seen = [] if config.normalize_observations else None
         s = config.support
-        self.support = torch.linspace(s.v_min, s.v_max, s.num_atoms) if config.value_loss == "hl_gauss" else None
+        self.support = atoms_of(s) if config.value_loss == "hl_gauss" else None
 
     def weights(self):
         """In the order of the agent's own parameters."""
@@ -243,7 +261,7 @@ def advantages_of(model, config, record, values):
 def value_loss_of(model, config, outputs, returns, old_values):
     if model.support is not None:
         s = config.support
-        bins = [gaussian_bins(r, s.v_min, s.v_max, s.num_atoms, s.hl_gauss_sigma) for r in returns.tolist()]
+        bins = [bins_of(value, s) for value in returns.tolist()]
         return F.cross_entropy(outputs, torch.tensor(bins))
     values = outputs.squeeze(-1)
     unclipped = (values - returns) ** 2
@@ -303,6 +321,10 @@ PPO_CASES = {
     "discrete, annealed, no clipping": (PPOConfig(anneal_steps=96, max_grad_norm=0.0, **ON_POLICY), VECTOR),
     "discrete, HL-Gauss": (
         PPOConfig(value_loss="hl_gauss", support=SupportConfig(-3, 3, 13), **ON_POLICY),
+        VECTOR,
+    ),
+    "discrete, HL-Gauss between edges": (
+        PPOConfig(value_loss="hl_gauss", support=SupportConfig(-3, 3, 13, support_ends="edges"), **ON_POLICY),
         VECTOR,
     ),
     "continuous, shared": (PPOConfig(ent_coef=0.05, **ON_POLICY), CONTINUOUS),

@@ -289,12 +289,16 @@ FOREIGN_IN = {
     ("ppo", "FrictionAnt-v0"): "--sticky-actions --dataset --image.redraw --life-loss-discount",
     ("dqn", "ImageMDP-v0"): "--sticky-actions --friction.law --ant-observation --life-loss-discount",
     ("ppo", "ALE/Pong-v5"): "--friction.law --ant-observation --dataset --normalize-observations",
-    ("c51", "ALE/Pong-v5,ALE/Breakout-v5"): "--friction.law --ant-observation --dataset --hl-gauss-sigma",
+    (
+        "c51",
+        "ALE/Pong-v5,ALE/Breakout-v5",
+    ): "--friction.law --ant-observation --dataset --hl-gauss-sigma --support-ends",
 }
 OTHERWISE = {  # a value that is not the default, for flags that have to take one
     "--sticky-actions": ["0.1"], "--noop-max": ["3"], "--contact-cost-weight": ["1"], "--friction.low": ["0.1"],
     "--ant-observation": ["plain-27"], "--dataset": ["mnist"], "--image.variant": ["bandit"], "--image.redraw": ["0.5"],
     "--friction.law": ["uniform"], "--fire-reset": ["false"], "--hl-gauss-sigma": ["2"],
+    "--support-ends": ["edges"],
 }  # fmt: skip
 
 
@@ -325,7 +329,7 @@ def test_a_help_shows_no_flag_of_another_world_and_what_it_hides_is_refused_by_n
 def test_without_a_world_a_help_shows_every_flag(capsys) -> None:
     for agent, kind in AGENTS.items():
         everything = {flag.name for flag in flags_of(TrainConfig(agent=kind()))}
-        assert everything - shown(help_of(capsys, agent)) <= {"--hl-gauss-sigma"}
+        assert everything - shown(help_of(capsys, agent)) <= {"--hl-gauss-sigma", "--support-ends"}
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])
