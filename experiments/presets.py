@@ -60,7 +60,8 @@ def ppo_cleanrl_atari(env: str, steps: int) -> TrainConfig:
 def ppo_cleanrl_continuous(env: str, steps: int) -> TrainConfig:
     """CleanRL's ppo_continuous_action: 1 environment x 2,048 steps, 10 epochs x 32 minibatches, tanh 64-64 apart,
     rewards scaled. (CleanRL also takes time limits as ends and moves its observation statistics at every step; here
-    time limits bootstrap and the statistics move once a rollout.)"""
+    time limits bootstrap and the statistics move once a rollout. The returns that rewards are scaled by begin at 0 in
+    every episode here, and not in its NormalizeReward: agents/rewards.py.)"""
     agent = PPOConfig(
         learning_rate=3e-4,
         anneal_steps=steps,

@@ -267,9 +267,16 @@ def test_layers_of_different_precision_side_by_side():
     bench.check_state()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32 by default", "float64 by default"])
+def default_dtype(request):
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("utility", ["contribution", "adaptable_contribution"])
-def test_networks_of_other_precision(dtype, utility):
+def test_networks_of_other_precision(dtype, utility, default_dtype):
     build, batch = MODELS["conv -> flatten -> linear"]
     patient = Patient(lambda: build().to(dtype), lambda: batch().to(dtype), steps=1)
     cbp = CBP(replacement_rate=0.1, maturity=2, utility=utility, bias_correction=True)

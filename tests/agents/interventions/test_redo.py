@@ -251,6 +251,16 @@ def test_it_works_in_agents(name, beside):
 
 
 @pytest.mark.parametrize("name", AGENTS)
+def test_where_there_are_fewer_observations_than_it_scores_some_come_more_than_once(name):
+    """DQN's first gradient steps come with two dozen transitions; two environments' rollout of 32 has 64."""
+    agent = run(name, [ReDo(tau=0.6, period=3)], ticks=36)
+    held = len(agent.replay) if "ppo" not in name else 64
+    assert held < 256
+    assert {len(post) for _, post in agent.interventions.surgery.activations(256).values()} == {256}
+    assert sum(map(int, agent.interventions.surgeries().values())) > 5
+
+
+@pytest.mark.parametrize("name", AGENTS)
 def test_beyond_the_runs_end_it_changes_nothing(name):
     plain, beside = run(name, []), run(name, [ReDo()])
     assert same_tree(plain.network.state_dict(), beside.network.state_dict())
