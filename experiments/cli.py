@@ -63,7 +63,7 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
 
     --config and --preset decide the defaults, so they are looked for first; every other flag then overrides them.
     """
-    if not arguments or (arguments[0] in ("-h", "--help")):
+    if not arguments or (arguments[0] in ("-h", "--help", "help")):
         print(overview(program))
         raise SystemExit(0 if arguments else 2)
     algorithm, env = None, ""
@@ -232,6 +232,8 @@ def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[s
     names = [part.replace("-", "_") for name in names for part in name.split(",") if part]
     if names == ["none"]:
         return [], rest
+    if "none" in names:
+        raise ValueError(f"interventions = {' '.join(names)!r}: must be none alone, or others without it")
     if not names:
         raise ValueError("interventions: name some, or none: " + ", ".join([*NAMES, *COMBINATIONS]))
     expanded(names)

@@ -145,6 +145,8 @@ def read(words: Sequence[str], flags: Iterable[Flag], unknown: Unknown) -> Given
         if name not in by_name:
             unknown(written)
         (flag, said), last = by_name[name], written
+        if flag.core in (str, Path) and words[at:] and is_flag(words[at]) and not equals and words[at][1] != "-":
+            raise ValueError(f"{written}: a value that begins with - is written {written}={words[at]}")
         end = at
         while end < len(words) and not is_flag(words[end]):
             end += 1
@@ -174,9 +176,8 @@ def _taken(
     if flag.several and len(following) >= 1 and "," in following[0]:
         count = len(following) if flag.count is None else 1
     taken = list(following[:count])
-    if not taken and (flag.count or not flag.several):
-        dashed = f"; one that begins with - is written {written}=-..." if flag.core in (str, Path) else ""
-        raise ValueError(f"{written}: must be followed by {allowed(flag)}{dashed}")
+    if not taken:
+        raise ValueError(f"{written}: must be followed by {allowed(flag)}")
     return _split(flag, taken), at + len(taken)
 
 
@@ -247,7 +248,7 @@ def allowed(flag: Flag) -> str:
         words = many + {int: "whole numbers", float: "numbers"}.get(kind, "names")
     else:
         words = {int: WHOLE, float: "a number", bool: "true or false", Path: "a path"}.get(kind, "a word")
-    return words + (", or none" if flag.optional else "")
+    return words + (", or none" if flag.optional or (flag.count is None and kind is not str) else "")
 
 
 def metavar(flag: Flag) -> str:

@@ -18,7 +18,7 @@ SAVES = "--checkpoint-every and --keep-checkpoints"
 TRANSFORM = "--reward-transform (none, clip, scale or center)"
 NAME = "--name (of the run's directory) or --runs-dir (where those go)"
 LAYERS = "--width (units in each dense hidden layer) and --depth (how many of them)"
-NOT_OFFERED = "not offered; Adam it is, with --learning-rate, --adam.betas and --adam.eps"
+NOT_OFFERED = "the optimizer is Adam, with --learning-rate, --adam.betas and --adam.eps"
 REPEATS = "one seed on one CPU with one number of threads repeats to the bit"
 GAMES = "--episodes (games to play)"
 
@@ -36,7 +36,7 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
         VALUE: "the learning rate is constant",
     },
     "env-id env-name environment gym-id game task-id domain envs-id": "--env",
-    "algo algorithm agent algorithm-name": "the agent is the first word: train.py dqn, c51 or ppo",
+    "algo algorithm agent algorithm-name dqn c51 ppo": "the agent is the first word: train.py dqn, c51 or ppo",
     "n-envs num-env envs nenvs n-env num-environments num-actors num-workers parallel-envs": "--num-envs",
     "env-kwargs env-args": "a world's options are flags of their own, see --help with --env",
     "ent-coeff entropy-coef entropy-coeff ent-weight entropy-weight entropy-bonus entropy": {PPO: "--ent-coef"},
@@ -61,7 +61,7 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     },
     "epsilon-decay-period": {VALUE: "--exploration-steps"},
     "exploration-final-eps final-epsilon epsilon-end eps-end epsilon-train min-epsilon end-epsilon epsilon eps": {
-        VALUE: "--end-e"
+        VALUE: "--end-e (where exploration's epsilon ends; --start-e is where it begins, --adam.eps is Adam's)"
     },
     "exploration-initial-eps initial-epsilon epsilon-start eps-start start-epsilon": {VALUE: "--start-e"},
     "target-network-frequency target-update-interval target-update-freq target-update-frequency target-update-period"

@@ -111,6 +111,8 @@ def check_in_this_run(config: TrainConfig) -> None:
 
 def check_probes(names: tuple[str, ...], flag: str = "probes") -> None:
     """Raise ValueError for a probe that there is not; torch is not imported for that."""
+    alone = "none" not in names or len(names) == 1
+    require(alone, flag, " ".join(names), "none alone, or others without it")
     for name in names:
         if name not in PROBE_NAMES:
             hint = about_probe(name, list(PROBE_NAMES))

@@ -114,6 +114,7 @@ def test_the_spellings_of_truth_lists_and_negative_numbers() -> None:
     for words in (["redo,layer_norm"], ["redo", "layer_norm"], ["redo", "--interventions=layer-norm"]):
         assert [one.name for one in of("--interventions", *words).interventions] == ["redo", "layer_norm"]
     assert of("--task.seed", "none", "--task.change", "reset").world.task.seed is None
+    assert of("--interventions", "l2", "--l2.include", "none").interventions[0].include == ()
     given = of("--interventions", "cbp", "l2", "--cbp.no-correct-utility", "--l2.include", "bias", "norm").interventions
     assert not given[0].correct_utility and given[1].include == ("bias", "norm")
 
@@ -161,7 +162,12 @@ WRONG = {
     "--steps 1e-3": "--steps = '1e-3': must be a whole number",
     "--gamma": "--gamma: must be followed by a number",
     "--env": "--env: must be followed by",
-    "--name -x": "--name=-",
+    "--name -x": "--name=-x",
+    "--name --seed 1": "--name: must be followed by a word",
+    "--probes": "--probes: must be followed by names",
+    "--interventions l2 --l2.include": "must be followed by some of norm, bias, log_std, or none",
+    "--interventions redo none": "none alone",
+    "--ppo": "the agent is the first word",
     "--seed 1 2": "'2': belongs to no flag after --seed",
     "--double=maybe": "must be true or false",
     "--no-double=1": "says no already",
@@ -189,6 +195,7 @@ def test_a_wrong_word_is_answered_in_one_sentence(words: str, capsys: pytest.Cap
         ("ppo --env Ant-v5 --buffer-size 64", "of dqn and c51"),
         ("dqn --env Pong-v5", "'ALE/Pong-v5'"),
         ("dqn --env pong --sticky-actions .25", "env = 'pong': unknown world"),
+        ("dqn --env CartPole-v1 --probes none units", "probes = 'none units': must be none alone"),
         ("c51 --env CartPole-v1 --hl-gauss-sigma 2", "hl_gauss_sigma = 2.0: must be 0.75 in C51"),
     ],
 )
@@ -212,6 +219,7 @@ def test_a_wrong_line_is_answered_in_one_sentence(line: str, answer: str, capsys
         ("a --deterministic", "--policy greedy"),
         ("a --n-eval-episodes 3", "did you mean --episodes"),
         ("a --probe dormant", "probe = 'dormant'"),
+        ("a --probe", "--probe: must be followed by names"),
         ("a --probe dormant", "did you mean 'units'"),
         ("a --episodes 1.5", "--episodes = '1.5'"),
     ],
