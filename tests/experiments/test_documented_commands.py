@@ -101,4 +101,4 @@ def test_make(words):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts(script):
-    assert (ROOT / script).is_file()  # tests/probes/test_examples.py runs them
+    assert (ROOT / script).is_file()  # tests/plasticity_probes/test_examples.py runs them
