@@ -274,7 +274,7 @@ def default_dtype(request):
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])  # Adam itself fails in float16
 @pytest.mark.parametrize("utility", ["contribution", "adaptable_contribution"])
 def test_networks_of_other_precision(dtype, utility, default_dtype):
     build, batch = MODELS["conv -> flatten -> linear"]
