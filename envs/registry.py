@@ -138,8 +138,10 @@ def _unknown(env: str) -> str:
     known = [*atari, *MUJOCO_WORLDS, IMAGE_MDP, *others]
     # "BreakoutNoFrameskip-v4" means ALE/Breakout-v5; the plain name alone is too far away for difflib.
     game = env.removeprefix(ATARI_PREFIX).split("-v")[0].removesuffix("NoFrameskip").removesuffix("Deterministic")
-    exact = [name for name in (f"{ATARI_PREFIX}{game}-v5", f"{game}-v5") if name in known]
-    close = list(dict.fromkeys(exact + difflib.get_close_matches(env, known, n=3, cutoff=0.6)))[:3]
+    folded = {name.lower(): name for name in known}
+    ours = (f"{ATARI_PREFIX}{game.replace('_', '')}-v5".lower(), f"{game}-v5".lower())
+    alike = difflib.get_close_matches(env.lower(), folded, n=3, cutoff=0.6)
+    close = [folded[name] for name in dict.fromkeys([*ours, *alike]) if name in folded][:3]
     hint = " or ".join(repr(name) for name in close)
     return f"env = {env!r}: unknown world" + (f"; did you mean {hint}?" if close else "")
 

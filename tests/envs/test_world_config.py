@@ -85,6 +85,11 @@ UNKNOWN = [
     ("ALE/Warlords-v5", "unknown world"),
     ("Ant-v6", "did you mean 'Ant-v5'"),
     ("CartPoll-v1", "did you mean 'CartPole-v1'"),
+    ("ant", "env = 'ant': unknown world; did you mean 'Ant-v5'"),
+    ("breakout", "env = 'breakout': unknown world; did you mean 'ALE/Breakout-v5'"),
+    ("space_invaders", "did you mean 'ALE/SpaceInvaders-v5'"),
+    ("ale/pong-V5", "did you mean 'ALE/Pong-v5'"),
+    ("cartpole-v1", "did you mean 'CartPole-v1'"),
     ("qqqqqqqq", "env = 'qqqqqqqq': unknown world$"),
 ]
 
