@@ -20,14 +20,15 @@ def main() -> int:
     except ValueError as error:
         fail(str(error))
     from experiments.train import train
+    from experiments.wandb_log import WandbError
 
     try:
         directory, code = train(config, world, agent)
-    except PlaceError as error:
+    except (PlaceError, WandbError) as error:
         fail(str(error))
     print(f"curves:    tensorboard --logdir {quoted(directory.parent)}")
     print(f"evaluate:  python evaluate.py {quoted(directory)}")
-    print(f"replay:    python train.py --config {quoted(directory / 'config.json')}")
+    print(f"again:     python train.py --config {quoted(directory / 'config.json')}")
     return code
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from agents.config import require
 from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
 from envs.config import backends_of, changes_of, family_of, foreign_fields
 from experiments.config import AGENTS, TrainConfig, load_config
@@ -201,6 +202,8 @@ def _loaded(file: str, algorithm: str | None) -> TrainConfig:
     config = load_config(Path(file))
     if algorithm not in (None, config.agent_name):
         raise ValueError(f"algorithm = {algorithm!r}: must be {config.agent_name}, as in {file}")
+    preset, known = config.run.preset, PRESETS[config.agent_name]
+    require(preset in ("", *known), "run.preset", preset, f"one of {', '.join(known)}")
     return config
 
 

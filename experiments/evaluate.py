@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from envs.config import TaskConfig, WorldConfig
 from experiments.config import TrainConfig
 from experiments.evaluate_config import EvaluateConfig
 from experiments.loop import finished_episodes
+from experiments.progress import GamesShown
 from experiments.run_directory import find_checkpoint, load_checkpoint
 
 
@@ -25,14 +27,23 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
     return episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)
 
 
-def play(player, world: VectorEnv, episodes: int, frames: "VideoFrames | None" = None) -> tuple[list[float], list[int]]:
-    """(returns, lengths in steps) of `episodes` whole games, environment by environment."""
+def play(
+    player,
+    world: VectorEnv,
+    episodes: int,
+    frames: "VideoFrames | None" = None,
+    told: Callable[[int, int], None] = lambda games, steps: None,
+) -> tuple[list[float], list[int]]:
+    """(returns, lengths in steps) of `episodes` whole games, environment by environment. After every step `told` hears
+    how many have ended, and of how many steps of each environment."""
     observations, _ = world.reset()
     left = quotas(episodes, world.num_envs)
     games: list[list] = [[] for _ in left]
     if frames:
         frames.add(world)
-    while left.any():
+    for steps in count(1):
+        if not left.any():
+            break
         observations, _, _, _, infos = world.step(player(observations))
         for episode in finished_episodes(infos):
             if left[episode.environment]:
@@ -40,6 +51,7 @@ def play(player, world: VectorEnv, episodes: int, frames: "VideoFrames | None" =
                 games[episode.environment].append(episode)
         if frames and not games[0]:  # after a game's end the world already shows the next one
             frames.add(world)
+        told(episodes - int(left.sum()), steps)
     flat = [episode for column in games for episode in column]
     return [episode.episodic_return for episode in flat], [episode.length for episode in flat]
 
@@ -117,8 +129,12 @@ def evaluate(settings: EvaluateConfig) -> dict:
     agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
     try:
-        with video_frames(settings.video, world, world_settings.family) as frames:
-            returns, lengths = play(agent.player(greedy, generators), world, settings.episodes, frames)
+        with (
+            video_frames(settings.video, world, world_settings.family) as frames,
+            GamesShown(settings.episodes) as shown,
+        ):
+            player = agent.player(greedy, generators)
+            returns, lengths = play(player, world, settings.episodes, frames, shown.tick)
     finally:
         world.close()
     return {
