@@ -129,7 +129,7 @@ def test_a_run_that_never_learns_says_so_at_both_ends(line: str, tmp_path: Path)
     assert code == 0
     printed = printed.splitlines()
     assert [re.search(NEVER[line], told) is not None for told in printed].count(True) == 2
-    assert any(told.startswith("note: nothing will be learned: ") for told in printed[:4])
+    assert any(told.startswith("note: nothing will be learned: ") for told in printed[:5])
     assert printed[-1].startswith("nothing was learned: ")
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_learns_once_does_not(line: str, tmp_path: Path) -> None:
 
 def test_a_run_begins_by_naming_its_preset_and_what_differs(tmp_path: Path) -> None:
     _, _, printed = run(tmp_path, "ppo", "CartPole-v1", 300, "--width", "16")
-    assert printed.splitlines()[1] == "preset classic, but width 16"
+    assert printed.splitlines()[2] == "preset classic, but width 16"
 
 
 def test_the_settings_are_in_tensorboard_in_the_one_event_file(tmp_path: Path) -> None:
