@@ -7,6 +7,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from experiments.cli import fail, parse_evaluate
+from experiments.evaluate_check import check_evaluation
 from experiments.evaluate_config import EvaluateConfig
 
 
@@ -25,6 +26,10 @@ def measure(settings: EvaluateConfig) -> int:
 def main() -> int:
     """Parse, play, print."""
     settings = parse_evaluate(sys.argv[1:])
+    try:
+        check_evaluation(settings)
+    except ValueError as error:
+        fail(str(error))
     if settings.probe:
         return measure(settings)
     from experiments.evaluate import evaluate

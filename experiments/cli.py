@@ -172,6 +172,11 @@ class _Line:
         }
         own = {path[1:]: value for path, value in values.items() if path[0] == "interventions"}
         config = rebuilt(default, {path: value for path, value in values.items() if path[0] != "interventions"})
+        if config.world.family == "image":
+            from envs.datasets import located
+
+            anew = ("world", "dataset") in values and ("world", "dataset_sha256") not in values
+            config = replace(config, world=located(config.world, anew))
         return replace(config, interventions=_made(self.listed, own)), given.notes
 
     def _unknown(self, flags: list[Flag], written: str) -> NoReturn:
@@ -275,7 +280,8 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         flag, equals, value = argument.partition("=")
         flag = flag.replace("_", "-")
-        if flag in flags and not (value if equals else following or "-").strip():
+        told = value if equals else "-" if following is None else following
+        if flag in flags and not told.strip():
             raise ValueError(
                 f"{flag.removeprefix('--').replace('-', '_')} = '': must be a path; the current directory is ."
             )
@@ -354,14 +360,14 @@ def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
         raise ValueError(about_flag(written, EVALUATE, [flag.name for flag in flags], {}))
 
     try:
-        refuse_empty_paths(arguments, ("--video",))
-        if "" in arguments:
-            raise ValueError("run = '': must be a run directory or a checkpoint file")
+        refuse_empty_paths(arguments, ("--video", "--dataset"))
         given = read(words, flags, unknown)
         places = [word for word, _ in given.stray]
         if len(places) != 1:
             found = "none is named (words after --probe are probes)" if not places else f"not {' and '.join(places)}"
             raise ValueError(f"run: name one run directory or checkpoint file, as evaluate.py runs/NAME; {found}")
+        if not places[0].strip():
+            raise ValueError(f"run = {places[0]!r}: must be a run directory or a checkpoint file")
         values = {flag.path[0]: value_of(flag, given.words[flag.name]) for flag in flags if flag.name in given.words}
         settings = EvaluateConfig(Path(places[0]), **values)
         if settings.probe:

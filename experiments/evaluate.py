@@ -13,13 +13,13 @@ from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
 from agents.checks import uses_convolutions
-from agents.config import PPOConfig, require
-from envs.config import TaskConfig, WorldConfig
-from experiments.config import TrainConfig
+from agents.config import require
+from envs.config import WorldConfig
+from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.loop import finished_episodes
 from experiments.progress import GamesShown
-from experiments.run_directory import find_checkpoint, load_checkpoint
+from experiments.run_directory import find_checkpoint, fitting, load_checkpoint
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
@@ -95,7 +95,9 @@ def video_frames(path: Path | None, world: VectorEnv, family: str) -> Iterator[V
         hint = "; without a screen, try MUJOCO_GL=egl or osmesa" if family == "mujoco" else ""
         raise ValueError(f"video = {str(path)!r}: this world cannot be drawn here ({error}){hint}") from error
     fps = steps_per_second(world, family)
-    writer = imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2, quality=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # absolute, or ffmpeg takes -x.mp4 for a flag and a:b.mp4 for a protocol
+    writer = imageio.get_writer(path.absolute(), fps=fps, codec="libx264", macro_block_size=2, quality=8)
     try:
         yield VideoFrames(writer, scale=2 if family == "atari" else 1)
     finally:
@@ -110,23 +112,25 @@ def evaluate(settings: EvaluateConfig) -> dict:
     from agents.randomness import Generators
     from envs import make_vec_from_config
     from experiments.machine import place
-    from experiments.setup import agent_of, spaces_of
+    from experiments.setup import agent_of, spaces_of, world_config
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
     path = find_checkpoint(settings.run)
     config, step, state = load_checkpoint(path)
+    check_playing(config, settings)
     generators = Generators(settings.seed)
-    world_settings, render_mode = playing_world(config, settings)
+    world_settings, render_mode = playing_world(world_config(config), settings)
     world = make_vec_from_config(
         world_settings, generators.integer("evaluation world") // 2, settings.threads, render_mode
     )
     choose_task(world, config.world, settings.task, step)
-    playing = replace(config, agent=small_memory(config, world.num_envs))
+    playing = replace(config, agent=small_memory(config.agent, world.num_envs))
     spaces = spaces_of(world)
     placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
     agent = agent_of(playing, spaces, world.num_envs, generators, placement.device)
-    agent.network.load_state_dict(state["network"])
+    with fitting(path):
+        agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
     try:
         with (
@@ -167,25 +171,3 @@ def choose_task(world: VectorEnv, config: WorldConfig, asked: int | None, step: 
         world.schedule.stay_in(*world.schedule.in_force(step))
     else:
         world.schedule.stay_in(asked)
-
-
-def playing_world(config: TrainConfig, settings: EvaluateConfig) -> tuple[WorldConfig, str | None]:
-    """(the world's settings for playing, render mode): the one trained in, with as many environments as needed."""
-    from experiments.setup import world_config
-
-    world = replace(world_config(config), num_envs=min(settings.num_envs, settings.episodes))
-    if world.change == "reset":
-        world = replace(world, task=TaskConfig())
-    if settings.video is not None:
-        backend = "auto" if world.family == "image" else "gymnasium"
-        return replace(world, num_envs=1, backend=backend), "rgb_array"
-    return world if settings.backend == "same" else replace(world, backend=settings.backend), None
-
-
-def small_memory(config: TrainConfig, num_envs: int):
-    """The agent's settings with the least memory that they allow: nothing is remembered while playing."""
-    agent = config.agent
-    if isinstance(agent, PPOConfig):
-        return replace(agent, rollout_steps=agent.num_minibatches * 2)
-    slots = agent.batch_size + agent.n_step + 8
-    return replace(agent, buffer_size=num_envs * slots, replay_device="host")

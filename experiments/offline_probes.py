@@ -15,12 +15,12 @@ from agents.randomness import Generators
 from agents.transitions import Spaces
 from envs import describe
 from experiments.config import TrainConfig
-from experiments.evaluate import small_memory
+from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.machine import place
 from experiments.probing import CURRENT, REFERENCE
 from experiments.progress import Lines
-from experiments.run_directory import all_checkpoints, find_checkpoint, load_checkpoint
+from experiments.run_directory import all_checkpoints, find_checkpoint, fitting, load_checkpoint
 from experiments.setup import agent_of, spaces_from
 from plasticity_probes.catalogue import (
     HEAVIEST,
@@ -54,11 +54,13 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
         whole = bars.add_task("checkpoints", total=len(paths))
         for number, path in enumerate(paths, start=1):
             config, step, state = load_checkpoint(path)
+            check_playing(config, settings)
             words = f"checkpoint {number}/{len(paths)} (step {step:,})"
             lines.say(lambda words=words: f"{words}: {len(names)} probes", now=True)
-            spaces = spaces_from(describe(config.world))
+            spaces = spaces_from(describe(playing_world(config.world, settings)[0]))
             placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
-            measuring = _Measuring(config, state, spaces, placement.device, settings, bars, lines, words)
+            with fitting(path):
+                measuring = _Measuring(config, state, spaces, placement.device, settings, bars, lines, words)
             if not fresh:  # before anything else draws from the run's generators
                 fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
             given = measuring.measure(batches, names, previous)
@@ -79,7 +81,10 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
 def load_batches(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The saved batches by the group of their tags. ValueError where the run saved none."""
     present = {"probes_reference": folder / REFERENCE, "probes": folder / CURRENT}
-    batches = {group: torch.load(path, weights_only=True) for group, path in present.items() if path.is_file()}
+    try:
+        batches = {group: torch.load(path, weights_only=True) for group, path in present.items() if path.is_file()}
+    except Exception as error:  # torch raises many types for a damaged file
+        raise ValueError(f"run = {str(folder.parent)!r}: its batches in {folder} cannot be read") from error
     allowed = "one that was trained with probes: this one saved no batch to measure on"
     require(bool(batches), "run", str(folder.parent), allowed)
     return batches
@@ -100,7 +105,7 @@ class _Measuring:
         words: str,
     ) -> None:
         generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
-        measured = replace(config, agent=small_memory(config, 1))
+        measured = replace(config, agent=small_memory(config.agent, 1))
         self.agent = agent_of(measured, spaces, 1, generators, device)
         self.initial = snapshot(self.agent.network)
         self.agent.load_state_dict(state)

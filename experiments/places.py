@@ -107,6 +107,11 @@ def require_writable(field: str, place: Path) -> None:
         raise _refusal(field, place, error, parent) from None
 
 
+def own_file(path: Path) -> bool:
+    """Whether a file can be written at `path`, in a directory that takes files: nothing is there, or such a file."""
+    return not os.path.lexists(path) or (os.path.isfile(path) and os.access(path, os.W_OK))
+
+
 def check_runs_dir(runs_dir: Path, name: str) -> None:
     """Raise ValueError unless a run directory called `name` can be made in `runs_dir`."""
     size = len(os.fsencode(runs_dir / fitting_name(name)))
