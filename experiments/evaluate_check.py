@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+from agents.checks import check_network, uses_convolutions
 from agents.config import AgentConfig, PPOConfig, require, shown
 from envs import describe
 from envs.config import TaskConfig, WorldConfig
@@ -17,9 +18,10 @@ from envs.memory import available_memory
 from experiments.config import TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.json_file import require_file
+from experiments.machine import has_gpu_driver, may_be_a_gpu
 from experiments.places import NAME_BYTES, own_file, require_text, require_writable
 from experiments.run_directory import all_checkpoints, find_checkpoint
-from experiments.setup import has_gpu_driver, spaces_from
+from experiments.setup import spaces_from
 from experiments.sizes import check_sizes
 
 BATCHES = ("reference.pt", "current.pt")
@@ -33,7 +35,8 @@ def check_evaluation(settings: EvaluateConfig) -> None:
         require_whole(path)
     if settings.video is not None:
         check_video(settings.video)
-    require(settings.device != "cuda" or has_gpu_driver(), "device", "cuda", "cpu or auto: no GPU driver is here")
+    asked = settings.device
+    require(not asked.startswith("cuda") or has_gpu_driver(), "device", asked, "cpu or auto: no GPU driver is here")
     if settings.probe:
         check_batches(paths[-1])
     config = settings_beside(paths[-1], settings.run)
@@ -50,7 +53,9 @@ def check_playing(config: TrainConfig, settings: EvaluateConfig) -> None:
     check_task(config.world, settings.task)
     small = replace(config, world=played, agent=small_memory(config.agent, played.num_envs), interventions=())
     silent = replace(small, run=replace(small.run, probes=("none",)))
-    check_sizes(silent, spaces, on_gpu=settings.device != "cpu" and has_gpu_driver())
+    check_network(config.agent.network, spaces)
+    convolutional = uses_convolutions(config.agent.network, spaces)
+    check_sizes(silent, spaces, may_be_a_gpu(settings.device, convolutional) and has_gpu_driver())
 
 
 def check_task(world: WorldConfig, asked: int | None) -> None:
