@@ -159,6 +159,20 @@ def evaluate(settings: EvaluateConfig) -> dict:
     }
 
 
+def in_words(result: dict, video: Path | None) -> list[str]:
+    """What `evaluate` found, line by line."""
+    head = f"{result['env']}  {result['checkpoint']} (step {result['step']:,}), {result['policy']} actions"
+    lines = [head, f"on {result['placement']}"]
+    if result["task"] is not None:
+        words = ", ".join(f"{name} {value}" for name, value in result["task_parameters"].items())
+        lines.append(f"task {result['task']}: {words}")
+    for number, (value, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), start=1):
+        lines.append(f"  game {number:3d}: return {value:10.2f}  {length:6d} steps")
+    spread = f"mean {result['mean']:.2f}  iqm {result['iqm']:.2f}  std {result['std']:.2f}"
+    lines.append(f"{spread}  over {result['episodes']} games")
+    return [*lines, f"video: {video}"] if video else lines
+
+
 def choose_task(world: VectorEnv, config: WorldConfig, asked: int | None, step: int) -> None:
     """Keep `world` in the task asked for, or in the one that was due at `step` of training.
 
