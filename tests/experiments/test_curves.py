@@ -125,7 +125,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "table", ["", "a,b\n1,2\n", "label,step,mean,count\nx,many,1,1\n", "label,step,mean,count\nx,1\n"]
+    "rows", ["", "a,b\n1,2\n", "label,step,mean,count\nx,many,1,1\n", "label,step,mean,count\nx,1\n"]
 )
 def test_a_table_that_is_none_is_refused(
     rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
