@@ -14,7 +14,7 @@ from experiments.flags import flags_of
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
-SILENT = ("env", "steps", "device", "threads")
+SILENT = ("env", "steps", "device", "threads", "dataset_sha256")
 """Settings that count for the hash and are not spelled out as differences."""
 SAFE = "-._=+,"
 """What a name may hold beside letters and digits: nothing that a shell or a path would take for something else."""
@@ -49,6 +49,8 @@ def digest(config: TrainConfig) -> str:
     for key in NOT_IN_THE_NAME:
         del settings["run"][key]
     del settings["probe"]
+    checksum = settings["world"].pop("dataset_sha256")
+    settings["world"]["dataset"] = checksum or settings["world"]["dataset"]  # what a file holds, not where it lies
     if config.surgery == SurgeryConfig():
         del settings["surgery"]
     if not config.interventions:
@@ -99,7 +101,7 @@ def _assigned(name: str, value: object) -> str:
     if isinstance(value, bool):
         part, dot, last = name.rpartition(".")
         return name if value else f"{part}{dot}no-{last}"
-    return f"{name}={in_a_word(value)}"
+    return f"{name}={in_a_word(Path(value) if name == 'dataset' else value)}"
 
 
 def in_a_word(value: object) -> str:

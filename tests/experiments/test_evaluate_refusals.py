@@ -309,8 +309,10 @@ def test_images_of_one_s_own_are_found_from_elsewhere_and_held_against_their_che
 def test_a_run_s_name_says_what_the_images_are_and_not_where(tmp_path: Path) -> None:
     flags = ["dqn", "--env", "ImageMDP-v0", "--task.period", "30", "--dataset"]
     names = []
-    for place, seed in (("a.npz", 0), ("b.npz", 0), ("c.npz", 1)):
+    for place, seed in (("a", 0), ("b", 0), ("c", 1)):
         content = np.random.default_rng(seed).integers(256, size=(4, 9, 9), dtype=np.uint8)
-        np.savez(tmp_path / place, images=content, labels=np.array([0, 1, 0, 1]))
-        names.append(parse_train([*flags, str(tmp_path / place)]).run_name)
+        (tmp_path / place).mkdir()
+        np.savez(tmp_path / place / "own.npz", images=content, labels=np.array([0, 1, 0, 1]))
+        names.append(parse_train([*flags, str(tmp_path / place / "own.npz")]).run_name)
     assert names[0] == names[1] != names[2]
+    assert "_dataset=own_" in names[0] and "tmp" not in names[0]
