@@ -1,6 +1,6 @@
 """Whether an agent can learn in a world at all. Imports no torch, so that it is answered before anything is built."""
 
-from agents.config import NetworkConfig, PPOConfig, ValueAgentConfig, require
+from agents.config import NetworkConfig, PPOConfig, ValueAgentConfig, require, require_float32
 from agents.transitions import Spaces
 
 
@@ -35,6 +35,7 @@ def check_network(config: NetworkConfig, spaces: Spaces) -> None:
 
 def check_value_agent(config: ValueAgentConfig, spaces: Spaces, num_envs: int) -> None:
     """Raise ValueError where DQN or C51 cannot run with these spaces and environments."""
+    require_float32(config)
     allowed = "ppo for a world with continuous actions (dqn and c51 need discrete ones)"
     require(spaces.actions == "discrete", "algorithm", type(config).__name__.removesuffix("Config").lower(), allowed)
     check_network(config.network, spaces)
@@ -45,6 +46,7 @@ def check_value_agent(config: ValueAgentConfig, spaces: Spaces, num_envs: int) -
 
 def check_ppo(config: PPOConfig, spaces: Spaces, num_envs: int) -> None:
     """Raise ValueError where PPO cannot run with these spaces and environments."""
+    require_float32(config)
     check_network(config.network, spaces)
     batch = config.rollout_steps * num_envs
     divides = f"a divisor of rollout_steps * num_envs = {batch}"

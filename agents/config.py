@@ -1,6 +1,6 @@
 """Typed, frozen settings of the agents. Imports no torch, so that a bad flag is answered at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from math import inf
 from typing import Annotated, Literal, get_args
@@ -20,6 +20,11 @@ class AsFlag(Enum):
 Flat = AsFlag.FLAT
 Hidden = (AsFlag.NONE,)  # an intervention sets the field
 
+FLOAT32_LARGEST, FLOAT32_SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-126
+"""Of float32's numbers in full precision. What lies below the smallest is 0 where subnormals are flushed to it."""
+BELOW_ONE = 1 - 2.0**-25
+"""From here on a number below 1 is 1 in float32."""
+
 Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
 Padding = Literal["valid", "same"]
 SupportEnds = Literal["centres", "edges"]
@@ -38,6 +43,29 @@ def shown(value: object) -> str:
     """`value` as a sentence can hold it: on one line, and of a long one its beginning and end."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
+
+
+def require_float32(settings: object, path: str = "") -> None:
+    """Raise `ValueError` for a number in the dataclass `settings`, or in what it holds, that float32 does not hold:
+    NaN, infinite or beyond its range; or not 0 and so near 0, or below 1 and so near 1, that it would be 0 or 1.
+    Weights, losses and Adam's state are float32. `path` goes before the fields' names, as in their flags."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if is_dataclass(part):
+                flat = Flat in getattr(field.type, "__metadata__", ())
+                name = field.name if part is value else part.name  # one of a tuple is an intervention
+                require_float32(part, path if flat else f"{path}{name}.")
+            elif isinstance(part, (int, float)) and not isinstance(part, bool):
+                _require_float32(part, f"{path}{field.name}", value)
+
+
+def _require_float32(number: float, field: str, value: object) -> None:
+    require(abs(number) <= FLOAT32_LARGEST, field, value, "finite in float32 (at most 3.4e38)")
+    large_enough = number == 0 or abs(number) >= FLOAT32_SMALLEST
+    require(large_enough, field, value, "0 or at least 1.2e-38 in size: float32 knows nothing in between")
+    below_one = not 0 < number < 1 or number < BELOW_ONE
+    require(below_one, field, value, f"at most {BELOW_ONE:.8f} where it is below 1: in float32 it would be 1")
 
 
 @dataclass(frozen=True)
@@ -119,9 +147,14 @@ class SupportConfig:
     the atoms are C51's; edges: the outer edges of these bins (Farebrother24), the atoms half a bin within."""
 
     def __post_init__(self) -> None:
-        require(self.v_min > -inf, "v_min", self.v_min, "finite")
+        require(abs(self.v_min) <= FLOAT32_LARGEST, "v_min", self.v_min, "finite, in float32 too")
         require(self.v_min < self.v_max < inf, "v_max", self.v_max, f"> v_min = {self.v_min} and finite")
         require(self.num_atoms >= 2, "num_atoms", self.num_atoms, ">= 2")
+        width, largest = self.v_max - self.v_min, max(abs(self.v_min), abs(self.v_max))
+        require(width <= FLOAT32_LARGEST, "v_max", self.v_max, f"> v_min = {self.v_min} and within 3.4e38 of it")
+        apart = width / (self.num_atoms - 1) > largest * 2**-23
+        far = f"far enough from v_min = {self.v_min} for float32 to tell {self.num_atoms} atoms apart"
+        require(apart, "v_max", self.v_max, far)
         require(0.0 < self.hl_gauss_sigma < inf, "hl_gauss_sigma", self.hl_gauss_sigma, "> 0 and finite")
 
 

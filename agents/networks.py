@@ -218,14 +218,16 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float32))
 
     @torch.no_grad()
-    def update(self, observations: Tensor) -> None:
-        """Merge a batch [samples, features] into the statistics."""
+    def update(self, observations: Tensor, allowed: Tensor | None = None) -> None:
+        """Merge a batch [samples, features] into the statistics, unless the 0-d bool `allowed` is False."""
         samples, mean = observations.shape[0], observations.mean(0)
         total, delta = self.count + samples, mean - self.mean
         spread = self.variance * self.count + observations.var(0, unbiased=False) * samples
-        self.variance.copy_((spread + delta.square() * self.count * samples / total) / total)
-        self.mean.add_(delta * samples / total)
-        self.count.copy_(total)
+        variance = (spread + delta.square() * self.count * samples / total) / total
+        merged = {"mean": self.mean + delta * samples / total, "variance": variance, "count": total}
+        for name, value in merged.items():
+            buffer = getattr(self, name)
+            buffer.copy_(value if allowed is None else torch.where(allowed, value, buffer))
 
     def forward(self, observations: Tensor) -> Tensor:
         return ((observations - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-10.0, 10.0)

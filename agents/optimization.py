@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.config import AdamConfig
-from agents.guard import Guard
-from plasticity_probes import global_norm
+from agents.guard import Gradient, Guard, NonFiniteError
+from plasticity_probes.norms import quick_norms
 
 
 def make_adam(groups: Iterable, learning_rate: float, config: AdamConfig) -> torch.optim.Adam:
@@ -24,28 +24,53 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 class Optimization:
     """Clips, checks and applies the gradient of a loss; `groups` are parameters, or torch's groups of them.
 
-    `step(loss)` returns the gradient's global norm before clipping; `gradient_steps` counts the calls.
+    `step(loss)` returns the gradient's global norm before clipping; `gradient_steps` counts the steps that were taken.
+    `network`: whose names the parameters have in messages and in `state_dict`.
     """
 
-    def __init__(self, groups: Iterable, learning_rate: float, config: AdamConfig, max_norm: float) -> None:
+    def __init__(
+        self,
+        groups: Iterable,
+        learning_rate: float,
+        config: AdamConfig,
+        max_norm: float,
+        network: nn.Module | None = None,
+    ) -> None:
         self.adam = make_adam(groups, learning_rate, config)
         self.parameters = [parameter for group in self.adam.param_groups for parameter in group["params"]]
         self.max_norm = max_norm
-        self.guard = Guard(self.adam, self.parameters[0].device)
+        known = {} if network is None else {parameter: name for name, parameter in network.named_parameters()}
+        self.names = [known.get(parameter, f"parameter {place}") for place, parameter in enumerate(self.parameters)]
+        self.guard = Guard(self.adam, self.parameters[0].device, self.names)
         self.gradient_steps = 0
 
-    def step(self, loss: Tensor) -> Tensor:
-        """One gradient step on the scalar `loss`. Raises `NonFiniteError` before any weight moves."""
+    def begin(self) -> None:
+        """A gradient step begins: what `guard.hold` was told of may move from now on."""
+        self.guard.begin()
+
+    def step(self, loss: Tensor, **watched: Tensor) -> Tensor:
+        """One gradient step on the scalar `loss`. Raises `NonFiniteError` before any weight moves where the loss, its
+        gradient or one of the 0-d `watched` is not finite."""
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = global_norm(gradients)
+        owners = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        gradients = [self.parameters[place].grad for place in owners]
+        norms = torch.stack(quick_norms(gradients))
+        norm = torch.linalg.vector_norm(norms)
+        self.guard.check(self.gradient_steps + 1, Gradient(owners, norms, norm), **watched, loss=loss)
         self.gradient_steps += 1
-        self.guard.check(self.gradient_steps, loss=loss, gradient=norm)
         if self.max_norm > 0:
             torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
         self.adam.step()
         return norm
+
+    def flush(self) -> None:
+        """Raise `NonFiniteError` where the guard has refused a step on a device; the count is then what it was."""
+        try:
+            self.guard.flush()
+        except NonFiniteError:
+            self.gradient_steps = self.guard.refused - 1
+            raise
 
     @property
     def learning_rate(self) -> float:
@@ -58,8 +83,9 @@ class Optimization:
             group["lr"] = learning_rate
 
     def state_dict(self) -> dict:
-        """Adam's state and the number of gradient steps."""
-        return {"adam": self.adam.state_dict(), "gradient_steps": self.gradient_steps}
+        """Adam's state, the names of its parameters in their order there, and the number of gradient steps."""
+        adam = self.adam.state_dict()
+        return {"adam": adam, "parameters": list(self.names), "gradient_steps": self.gradient_steps}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""

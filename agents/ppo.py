@@ -1,5 +1,6 @@
 """PPO for discrete and continuous actions (Schulman et al. 2017)."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from agents import losses
 from agents.checks import check_ppo
 from agents.config import PPOConfig
-from agents.guard import require_finite
+from agents.guard import require_finite, require_finite_transitions
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions
 from agents.networks import ActorCritic, learning
@@ -51,7 +52,8 @@ class PPO:
         self.network = self.build_network(generators.torch("init"))
         example, init = spaces.example(device), generators.torch("interventions")
         groups = self.interventions.attach({"online": self.network}, example, init)
-        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm)
+        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm, self.network)
+        self.optimization.guard.hold(self.interventions.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.rollout = Rollout(spaces, config.rollout_steps, num_envs, device)
         self._drawing = generators.torch("surgery's samples", device)
@@ -108,8 +110,9 @@ class PPO:
         # argmax of logits - log(Exp(1) draws) is a draw from softmax(logits): the Gumbel-max trick
         return (policy - torch.empty_like(policy).exponential_(generator=generator).log()).argmax(-1)
 
-    def _to_world(self, actions: Tensor) -> np.ndarray:
+    def _to_world(self, actions: Tensor, step: int) -> np.ndarray:
         array = actions.cpu().numpy()
+        require_finite(step, action=array)  # a world would clip an infinite one without a word
         if self.continuous and self.config.clip_actions:
             array = np.clip(array, self.spaces.action_low, self.spaces.action_high)
         return array
@@ -122,19 +125,19 @@ class PPO:
         actions = self._draw(policy, self.exploration)
         log_probs, _ = self.log_prob_entropy(policy, actions)
         self._acted = {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
-        return self._to_world(actions)
+        return self._to_world(actions, self.steps)
 
     def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
         """A function from observations [E, ...] to actions: the policy's mode, or draws of its own generator. Playing
         changes nothing in the agent."""
-        generator = generators.torch("playing", self.device)
+        generator, played = generators.torch("playing", self.device), itertools.count(1)
 
         @torch.inference_mode()
         def play(observations: np.ndarray) -> np.ndarray:
             policy, _ = self._forward(torch.from_numpy(observations).to(self.device))
             if greedy:
-                return self._to_world(policy if self.continuous else policy.argmax(-1))
-            return self._to_world(self._draw(policy, generator))
+                return self._to_world(policy if self.continuous else policy.argmax(-1), next(played))
+            return self._to_world(self._draw(policy, generator), next(played))
 
         return play
 
@@ -143,18 +146,16 @@ class PPO:
         """Add one step of every environment to the rollout. Raises `NonFiniteError` before storing anything not
         finite."""
         ended = transitions.terminated | transitions.truncated
-        require_finite(self.steps, observation=transitions.observations, reward=np.float32(transitions.rewards))
-        require_finite(self.steps, observation=transitions.next_observations)
+        require_finite_transitions(self.steps, transitions, ended)
         bootstrap = transitions.truncated & ~transitions.terminated
         terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
         final_values = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
-        if ended.any():
-            require_finite(self.steps, ended, final_observation=transitions.final_observations)
-            if not terminated[ended].all():
-                final_values = self._forward(torch.from_numpy(transitions.final_observations).to(self.device))[1]
+        if ended.any() and not terminated[ended].all():
+            final_values = self._forward(torch.from_numpy(transitions.final_observations).to(self.device))[1]
         if self.config.life_loss_discount:
             terminated = terminated | transitions.life_lost
         rewards = self.transform(transitions.rewards, ended)
+        require_finite(self.steps, transformed_reward=rewards)
         told = {"rewards": rewards, "terminated": terminated, "ended": ended}
         told = {name: torch.from_numpy(value).to(self.device) for name, value in told.items()}
         self.rollout.add(**self._acted, **told, final_values=final_values)
@@ -169,6 +170,7 @@ class PPO:
         """All epochs over the full rollout; metrics as 0-d tensors on the device."""
         config, rollout = self.config, self.rollout
         self.optimization.set_learning_rate(self.learning_rate)
+        self.optimization.begin()
         with torch.no_grad():
             last_values = self._forward(torch.from_numpy(self._next_observations).to(self.device))[1]
             discounts = config.gamma * (~rollout.terminated).float()
@@ -191,13 +193,14 @@ class PPO:
             for rows in order.chunk(config.num_minibatches):
                 steps.append(self._gradient_step({name: tensor[rows] for name, tensor in data.items()}))
         if self.network.normalizer is not None:
-            self.network.normalizer.update(data["observations"])
+            self.network.normalizer.update(data["observations"], self.optimization.guard.allowed)
         rollout.clear()
         return self._metrics(steps, data)
 
     def _gradient_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss and step on one minibatch."""
         config = self.config
+        self.optimization.begin()
         captured = self.interventions.capturing()
         with autocast(self.device, self.precision), learning(self.network):
             policy, outputs = self.network(batch["observations"], captured)

@@ -142,7 +142,8 @@ class Replay:
             # the state reached must be written: only then has this step happened as far as this ring knows
             known = start + steps + 1 < self.filled[environment]
             here = self._positions(environment, start + np.where(known, steps, 0))
-            rewards += np.where(walking, discounts * self.rewards[here], 0.0).astype(np.float32)
+            with np.errstate(over="ignore"):  # an infinite sum makes an infinite target, which is refused by name
+                rewards += np.where(walking, discounts * self.rewards[here], 0.0).astype(np.float32)
             discounts = np.where(walking, discounts * np.float32(self.gamma) * ~self.terminal[here], discounts)
             steps = np.where(walking, np.where(known, steps + 1, self.n_step + 1), steps)
             walking &= known & ~self.ended[here] & ~self.terminal[here]

@@ -25,7 +25,16 @@ class RewardTransform:
         self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
 
     def __call__(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        """Rewards [E] as float32; `ended` [E] says whose episode ends with them."""
+        """Rewards [E] as float32; `ended` [E] says whose episode ends with them. Where one becomes infinite in float32
+        the statistics stay as they were."""
+        before = (self.returns, self.mean, self.variance, self.count)
+        with np.errstate(over="ignore"):
+            found = self._transformed(rewards, ended).astype(np.float32)
+        if not np.isfinite(found).all():
+            self.returns, self.mean, self.variance, self.count = before
+        return found
+
+    def _transformed(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
         rewards = np.asarray(rewards, np.float64)
         if self.kind == "clip":
             rewards = np.clip(rewards, -1.0, 1.0)
@@ -38,7 +47,7 @@ class RewardTransform:
             self.count += len(rewards)
             self.mean += max(1e-4, 1.0 / self.count) * float((rewards - self.mean).sum())
             rewards = rewards - self.mean
-        return rewards.astype(np.float32)
+        return rewards
 
     def _merge(self, samples: np.ndarray) -> None:
         """Parallel mean and variance (Chan et al. 1979)."""

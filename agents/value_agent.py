@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.checks import check_value_agent
 from agents.config import ValueAgentConfig
-from agents.guard import require_finite
+from agents.guard import require_finite, require_finite_transitions
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions
 from agents.networks import QNetwork, build_torso, learning
@@ -80,7 +80,8 @@ class ValueAgent:
         self.target_network = copy.deepcopy(self.network).requires_grad_(False)
         networks = {"online": self.network, "target": self.target_network}
         groups = self.interventions.attach(networks, spaces.example(device), generators.torch("interventions"))
-        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm)
+        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm, self.network)
+        self.optimization.guard.hold(self.interventions.unsettled())
         storage = device if config.replay_device == "device" else torch.device("cpu")
         self.replay = Replay(
             spaces,
@@ -144,11 +145,10 @@ class ValueAgent:
     def observe(self, transitions: Transitions) -> None:
         """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""
         ended = transitions.terminated | transitions.truncated
-        require_finite(self.steps, observation=transitions.observations, reward=np.float32(transitions.rewards))
-        require_finite(self.steps, observation=transitions.next_observations)
-        if ended.any():
-            require_finite(self.steps, ended, final_observation=transitions.final_observations)
-        self.replay.add(transitions, self.transform(transitions.rewards, ended), self.config.life_loss_discount)
+        require_finite_transitions(self.steps, transitions, ended)
+        rewards = self.transform(transitions.rewards, ended)
+        require_finite(self.steps, transformed_reward=rewards)
+        self.replay.add(transitions, rewards, self.config.life_loss_discount)
         self.steps += self.num_envs
         if transitions.tasks is not None:
             self.task = int(transitions.next_tasks.min())
@@ -161,6 +161,7 @@ class ValueAgent:
     def update(self) -> dict[str, Tensor]:
         """One gradient step; metrics as 0-d tensors on the device."""
         config, objective = self.config, self.objective
+        self.optimization.begin()
         batch = self.replay.sample(config.batch_size)
         target = self.target(batch.rewards, batch.discounts, batch.next_observations)
         self.interventions.on_targets(target.values)
@@ -170,13 +171,16 @@ class ValueAgent:
         loss = self.loss(outputs, target.regressand).mean()
         forward = self.interventions.forward(batch.observations, captured)
         penalties = self.interventions.penalties(forward)
-        gradient_norm = self.optimization.step(sum(penalties.values(), start=loss))
+        statistics = target_statistics(target.values)
+        # a support clips an infinite target, and the loss does not show it
+        watched = {} if target.clipped_share is None else {"target": statistics[0]}
+        gradient_norm = self.optimization.step(sum(penalties.values(), start=loss), **watched)
         gradient_step = self.optimization.gradient_steps
         self.interventions.after_step(forward, gradient_step, self.steps)
         if gradient_step % config.target_period == 0:
             self.sync_target()
             self.interventions.on_target_sync()
-        metrics = self._metrics(loss, gradient_norm, objective.values(outputs.detach()), target)
+        metrics = self._metrics(loss, gradient_norm, objective.values(outputs.detach()), target, statistics)
         return metrics | {f"losses/penalty/{name}": penalty.detach() for name, penalty in penalties.items()}
 
     def loss(self, outputs: Tensor, regressand: Tensor) -> Tensor:
@@ -194,16 +198,19 @@ class ValueAgent:
 
     @torch.no_grad()
     def sync_target(self) -> None:
-        """Move the target network's parameters by `tau` towards the online network's, unless the guard has latched."""
-        guard = self.optimization.guard
-        weight = self.config.tau if guard.immediate else self.config.tau * (1.0 - guard.found)
+        """Move the target network's parameters by `tau` towards the online network's and copy its buffers, unless the
+        guard has latched."""
+        allowed = self.optimization.guard.allowed
+        weight = self.config.tau if allowed is None else self.config.tau * allowed.float()
         for target, online in zip(self.target_network.parameters(), self.network.parameters(), strict=True):
             target.lerp_(online, weight)
         for target, online in zip(self.target_network.buffers(), self.network.buffers(), strict=True):
-            target.copy_(online)
+            target.copy_(online if allowed is None else torch.where(allowed, online, target))
 
-    def _metrics(self, loss: Tensor, gradient_norm: Tensor, q: Tensor, target: Target) -> dict[str, Tensor]:
-        mean, std = target_statistics(target.values)
+    def _metrics(
+        self, loss: Tensor, gradient_norm: Tensor, q: Tensor, target: Target, statistics: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        mean, std = statistics
         metrics = {
             "losses/td_loss": loss.detach(),
             "losses/q_values": q.mean(),

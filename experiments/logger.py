@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.guard import Guard, NonFiniteError
+from agents.guard import NonFiniteError, Watch
 from experiments.loop import TaskChange, TaskDrift, Tick, Update
-from experiments.records import EpisodeFile, RecentReturns
-from experiments.records import read_metrics as read_metrics
+from experiments.records import EpisodeFile, RecentReturns, lines_of
 from experiments.surgery_report import USUAL, Done, SurgeryReport, scalars, sentences
 from experiments.task_report import TaskSummary, in_words
 from plasticity_probes.catalogue import Findings
@@ -44,7 +43,7 @@ class Logger:
         self,
         directory: Path,
         every: int,
-        guard: Guard | None,
+        watch: Watch | None,
         scalars: Callable[[], dict[str, float]],
         tell: Callable[[str], None] = lambda sentence: None,
         surgeries: Callable[[], Done] = dict,
@@ -54,7 +53,7 @@ class Logger:
         self.file = (directory / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self.episodes = EpisodeFile(directory)
         self.surgery = SurgeryReport(surgeries)
-        self.every, self.guard, self.scalars, self.tell, self.also = every, guard, scalars, tell, also
+        self.every, self.watch, self.scalars, self.tell, self.also = every, watch, scalars, tell, also
         self.lines: dict[int, dict[str, float]] = {}  # by step: what is not written yet
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -127,8 +126,8 @@ class Logger:
                 self.sums[name], self.counts[name] = value, 1
 
     def flush(self, step: int) -> None:
-        """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where a device
-        that is not the CPU met something not finite since the last flush."""
+        """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where something
+        has become not finite since the last flush."""
         self._read_probes()
         self._read_surgeries(step)
         if step > self.flushed or self.sums:
@@ -137,8 +136,8 @@ class Logger:
             self.write(step, {"charts/SPS": speed, **self._recent_return(), **values, **self.task, **self._means()})
         self.flushed, self.due = step, None
         self._write_lines()
-        if self.guard:
-            self.guard.flush()
+        if self.watch:
+            self.watch.flush()
 
     def _recent_return(self) -> dict[str, float]:
         mean = self.recent.mean()
@@ -189,7 +188,7 @@ class Logger:
             self.tell(f"not finite at step {step:,}, and left out where it is: {', '.join(sorted(probes))}")
 
     def write_out(self, step: int) -> None:
-        """`flush` for a run that is over, however it ended: what the guard has to say has been said."""
+        """`flush` for a run that is over, however it ended: what the watch has to say has been said."""
         with contextlib.suppress(NonFiniteError):
             self.flush(step)
 
@@ -219,3 +218,15 @@ class Logger:
         self.writer.close()
         self.file.close()
         self.episodes.close()
+
+
+def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """(steps, values) of each tag in a metrics.jsonl; a torn last line is left out (see `lines_of`)."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for _, record in lines_of(path):
+        step = record.pop("step")
+        for name, value in record.items():
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
+    return series

@@ -7,13 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.config import require, shown
 from envs.cores import usable_cores
 from experiments.config import TrainConfig, from_dict, to_dict
 from experiments.places import PlaceError, new_directory
@@ -36,6 +33,7 @@ class RunDirectory:
         self.config = config
         self.path = new_directory(config.run.runs_dir, prefix + config.run_name)
         self.checkpoints = self.path / "checkpoints"
+        self.newest: tuple[Path, int] | None = None  # the last checkpoint that was written, and its step
         try:
             self.checkpoints.mkdir()
             write_json(self.path / "config.json", to_dict(config))
@@ -65,9 +63,17 @@ class RunDirectory:
         write_json(self.path / "manifest.json", manifest)
 
     def save(self, agent_state: dict, step: int, final: bool = False) -> Path:
-        """Write a checkpoint of tensors and primitives; of the periodic ones the last `keep_checkpoints` stay."""
+        """Write a checkpoint of tensors and primitives; of the periodic ones the last `keep_checkpoints` stay.
+
+        Raises `NonFiniteError`, and touches nothing, where something in `agent_state` is not finite: what is there to
+        go back to is better.
+        """
         import torch
 
+        from agents.guard import NonFiniteError, in_words, not_finite
+
+        if names := not_finite(agent_state):
+            raise NonFiniteError(f"not finite: {in_words(names)}; nothing was saved")
         path = self.checkpoints / ("final.pt" if final else f"step_{step:012d}.pt")
         content = {"format": FORMAT, "config": to_dict(self.config), "step": step, "agent": agent_state}
         partial = path.with_suffix(".partial")
@@ -76,6 +82,7 @@ class RunDirectory:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+        self.newest = (path, step)
         kept = self.config.run.keep_checkpoints
         for old in sorted(self.checkpoints.glob("step_*.pt"))[: -kept or None] if kept else ():
             old.unlink()
@@ -113,19 +120,16 @@ def find_checkpoint(place: Path) -> Path:
     Raises ValueError, naming what was looked for, where there is none.
     """
     place = Path(place)
-    if os.path.isfile(place):  # pathlib's raise for a name that is too long
+    if place.is_file():
         return place
-    if not os.path.isdir(place):
-        require(
-            not os.path.lexists(place), "run", str(place), "a run directory or a checkpoint, not a device or a pipe"
-        )
-        raise ValueError(f"run = {shown(str(place))}: no such run directory or checkpoint")
+    if not place.is_dir():
+        raise ValueError(f"checkpoint = {str(place)!r}: no such run directory or file")
     final = place / "checkpoints" / "final.pt"
     periodic = sorted(p for p in (place / "checkpoints").glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))
     if final.exists():
         return final
     if not periodic:
-        raise ValueError(f"run = {shown(str(place))}: holds no checkpoints/*.pt (yet)")
+        raise ValueError(f"checkpoint = {str(place)!r}: holds no checkpoints/*.pt (yet)")
     return periodic[-1]
 
 
@@ -135,41 +139,31 @@ def all_checkpoints(place: Path) -> list[Path]:
     Raises ValueError, naming what was looked for, where there is none.
     """
     last = find_checkpoint(place)
-    if os.path.isfile(place):
+    if Path(place).is_file():
         return [last]
     periodic = sorted((Path(place) / "checkpoints").glob("step_*.pt"))
     return [*(path for path in periodic if path != last), last]
 
 
-@contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """Within, weights of the checkpoint `path` are taken over. ValueError where they are not those of its settings."""
-    try:
-        yield
-    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
-        words = " ".join(str(error).split())
-        why = words if len(words) <= 200 else words[:200] + "..."
-        allowed = "must hold the weights of the network that its settings make"
-        raise ValueError(f"checkpoint = {shown(str(path))}: {allowed} ({why})") from error
-
-
 def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
     """(settings, step, the agent's state on the CPU) of a checkpoint, by torch's safe loader alone.
 
-    Raises ValueError where the file is not such a checkpoint.
+    Raises ValueError where the file is not such a checkpoint, or where its network (weights and running statistics) is
+    not finite.
     """
     import torch
 
+    from agents.guard import in_words, not_finite
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or not set(content) >= {"format", "config", "step", "agent"}:
-            raise ValueError("it holds other things")
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
-        step, agent = content["step"], content["agent"]
-        if not isinstance(agent, dict) or type(step) is not int or step < 0:
-            raise ValueError("step or agent are something else")
-        return from_dict(content["config"]), step, agent
+        config, step, state = from_dict(content["config"]), content["step"], content["agent"]
+        names = not_finite(state["network"])
     except Exception as error:  # torch raises many types for a damaged file; all of them mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"checkpoint = {str(path)!r}: is no checkpoint of this suite ({reason})") from error
+    if names:
+        raise ValueError(f"checkpoint = {str(path)!r}: its network is not finite: {in_words(names)}")
+    return config, step, state

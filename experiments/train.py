@@ -1,7 +1,5 @@
 """One training run from settings to a finished directory."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from gymnasium.vector import VectorEnv
@@ -9,23 +7,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from agents.checks import uses_convolutions
-from agents.guard import NonFiniteError
+from agents.guard import NonFiniteError, Watch
 from agents.ppo import PPO
 from agents.value_agent import ValueAgent
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, to_dict
 from experiments.logger import Logger
 from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
 from experiments.machine import placement_in_words
-from experiments.naming import in_words as in_words_of_preset
 from experiments.page import Page
 from experiments.probing import Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
-from experiments.settings_page import write_end, write_settings
-from experiments.setup import never_learns, spaces_of
+from experiments.setup import spaces_of
 from experiments.surgery_report import idle, in_short, sentences
 from experiments.task_report import TaskReport, TaskSummary, in_words, table
-from experiments.wandb_log import WandbError, WandbLog
 
 
 def train(
@@ -33,19 +28,26 @@ def train(
 ) -> tuple[Path, int]:
     """Train the `agent` that `setup.build` made of `config` in its `world` and return (run directory, exit code).
 
-    Exit code 0: finished; 1: stopped because something was not finite; 130: interrupted. What was logged and a last
-    checkpoint of the weights are kept in every case. The world is closed at the end. Raises PlaceError or WandbError
-    where the run cannot begin.
+    Exit code 0: finished; 1: stopped because something was not finite; 130: interrupted. What was logged is kept in
+    every case, and so is a last checkpoint, unless something in it would not be finite: then the one before it stays
+    the last and is named. The world is closed at the end.
     """
     console = console or Console()
     directory = RunDirectory(config)
     convolutional = uses_convolutions(config.agent.network, spaces_of(world))
     placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
     directory.write_manifest(agent.device, placement)
-    also = _wandb(config, directory, world)
-    watchers = _Watchers(config, agent, directory, console, also)
-    _introduce(config, agent, directory, placement, watchers.say)
-    code, step, saved = 1, 0, 0
+    if config.run.wandb:
+        _start_wandb(config, directory.path)
+    watch = Watch(agent.optimization, agent.state_dict)
+    watchers = _Watchers(config, agent, directory, console, watch)
+    console.print(f"[bold]{directory.path}[/]  {_size(agent.network)} parameters", highlight=False)
+    console.print(f"on {placement}", highlight=False, soft_wrap=True)
+    if config.interventions:
+        moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
+        listed = ", ".join(map(in_short, config.interventions))
+        console.print(f"interventions: {listed}{moments}", highlight=False, soft_wrap=True)
+    code, step, saved = 0, 0, 0
     try:
         with ProgressLine(config.run.steps, watchers.logger, console) as progress:
             for event in training(agent, world, config.run.steps):
@@ -55,50 +57,43 @@ def train(
                 step = event.step
                 progress.tick(step)
                 if step - saved >= config.checkpoint_every and step < config.run.steps:
+                    watch.flush()
                     directory.save(agent.state_dict(), step)
                     saved = step
         watchers.last(step)
-        code = 0
+        watch.flush()
+        directory.save(agent.state_dict(), step, final=True)
     except NonFiniteError as error:
-        console.print(f"[bold red]stopped at step {step:,}:[/] {error}", highlight=False)
+        code = 1
+        why = watch.explain(error)
+        console.print(f"[bold red]stopped at step {step:,}:[/] {escape(why)}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         code = 130
-        console.print(f"[bold]interrupted at step {step:,}[/]", highlight=False)
+        unsound = watch.unsound()
+        also = f": {escape(unsound)}" if unsound else ""
+        console.print(f"[bold]interrupted at step {step:,}[/]{also}", highlight=False, soft_wrap=True)
     finally:
-        watchers.close(step, code)
+        watchers.close(step)
         world.close()
-    directory.save(agent.state_dict(), step, final=code == 0)
-    watchers.sum_up(config, step)
-    if also is not None:
-        also.finish(code, {"exit_code": code, "steps": step})
+    if code:
+        _save_what_is_finite(directory, agent.state_dict(), step, console)
+    for sentence in [*sentences(watchers.logger.surgery.total), *idle(config, watchers.logger.surgery)]:
+        console.print(f"in all: {sentence}", highlight=False, soft_wrap=True)
+    if watchers.report.count:
+        console.print("\n".join(table(watchers.report)), highlight=False, soft_wrap=True)
     return directory.path, code
 
 
-def _introduce(
-    config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, placement: str, say: Callable
-) -> None:
-    """What is about to be run, and where."""
-    size = sum(parameter.numel() for parameter in agent.network.parameters())
-    say(f"[bold]{escape(str(directory.path))}[/]  {size:,} parameters", markup=True)
-    say(f"on {placement}")
-    say(in_words_of_preset(config))
-    if config.interventions:
-        moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
-        say(f"interventions: {', '.join(map(in_short, config.interventions))}{moments}")
-    if reason := never_learns(config, config.run.steps):
-        say(f"note: nothing will be learned: {reason}")
-
-
-def _wandb(config: TrainConfig, directory: RunDirectory, world: VectorEnv) -> WandbLog | None:
-    """The run's log on wandb where it was asked for. Where wandb cannot begin, nothing is left behind."""
-    if not config.run.wandb:
-        return None
+def _save_what_is_finite(directory: RunDirectory, state: dict, step: int, console: Console) -> None:
+    """Save what a stopped run has come to, or say which checkpoint is good."""
     try:
-        return WandbLog(config, directory.path)
-    except WandbError:
-        world.close()
-        shutil.rmtree(directory.path, ignore_errors=True)
-        raise
+        directory.save(state, step)
+    except NonFiniteError:
+        good = "there is no checkpoint from before"
+        if directory.newest is not None:
+            path, at = directory.newest
+            good = f"the last good checkpoint is {path} (step {at:,})"
+        console.print(escape(f"nothing was saved of it; {good}"), highlight=False, soft_wrap=True)
 
 
 class _Watchers:
@@ -110,22 +105,17 @@ class _Watchers:
         agent: ValueAgent | PPO,
         directory: RunDirectory,
         console: Console,
-        also: WandbLog | None,
+        watch: Watch,
     ) -> None:
         self.console = console
-        self.learned = False
-        guard, surgeries = agent.optimization.guard, agent.interventions.surgeries
-        self.logger = Logger(
-            directory.path, config.log_every, guard, agent.scalars, self.say, surgeries, also and also.line
-        )
+        surgeries = agent.interventions.surgeries
+        self.logger = Logger(directory.path, config.log_every, watch, agent.scalars, self._say, surgeries)
         self.page = Page(self.logger.writer, agent.network)
-        write_settings(self.logger.writer, config)
-        self.probing = Probing(config, agent, directory, self.say)
+        self.probing = Probing(config, agent, directory, self._say)
         self.report = TaskReport(config.run.level_share, self.logger.episodes.path, directory.path / "tasks.jsonl")
 
-    def say(self, sentence: str, markup: bool = False) -> None:
-        """Tell the person who watches."""
-        self.console.print(sentence, highlight=False, soft_wrap=True, markup=markup)
+    def _say(self, sentence: str) -> None:
+        self.console.print(sentence, highlight=False, soft_wrap=True)
 
     def notice(self, event: Tick | TaskChange | TaskDrift | Update) -> None:
         """Take note of an event. Probes come first: what they measure is what was there before it."""
@@ -133,7 +123,6 @@ class _Watchers:
             self.logger.tick(event)
             self.logger.findings(event.step, self.probing.tick(event.step))
         elif isinstance(event, Update):
-            self.learned = True
             self.logger.update(event)
             self.logger.findings(event.step, self.probing.after_update())
         elif isinstance(event, TaskDrift):
@@ -142,7 +131,7 @@ class _Watchers:
             self.logger.findings(event.step, self.probing.at_boundary(event.step))
             self._summarise(self.report.change(event))
             self.logger.task_change(event)
-            self.say(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}")
+            self._say(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}")
         self.page.follow(self.logger.tags, event.step)
 
     def last(self, step: int) -> None:
@@ -151,25 +140,25 @@ class _Watchers:
         self._summarise(self.report.finish(step))
         self.logger.flush(step)
 
-    def close(self, step: int, code: int) -> None:
+    def close(self, step: int) -> None:
         """The run is over, however it ended: write what is there."""
         self._summarise(self.report.finish(step))
         self.logger.write_out(step)
         self.page.follow(self.logger.tags, step)
-        if code == 0:
-            write_end(self.logger.writer)
         self.logger.close()
-
-    def sum_up(self, config: TrainConfig, step: int) -> None:
-        """Say what interventions did, how the tasks went, and whether anything was learned at all."""
-        for sentence in [*sentences(self.logger.surgery.total), *idle(config, self.logger.surgery)]:
-            self.say(f"in all: {sentence}")
-        if self.report.count:
-            self.say("\n".join(table(self.report)))
-        if not self.learned:
-            reason = never_learns(config, step)
-            self.say(f"nothing was learned: {reason}" if reason else "nothing was learned: no gradient step was made")
 
     def _summarise(self, summary: TaskSummary | None) -> None:
         if summary is not None:
             self.logger.task_summary(summary)
+
+
+def _size(network: object) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+
+
+def _start_wandb(config: TrainConfig, path: Path) -> None:
+    import wandb
+
+    wandb.init(
+        project=config.run.wandb_project, name=path.name, config=to_dict(config), dir=str(path), sync_tensorboard=True
+    )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -171,6 +171,11 @@ class Intervention:
 
     def on_targets(self, surgery: Surgery, targets: Tensor) -> None:
         """The regression targets [n] that will be learned from, in units of the return, before the forward pass."""
+
+    def unsettled(self) -> Iterable[Tensor]:
+        """Tensors that `on_targets`, `regression` or `penalty` moves, before it is known whether the gradient is
+        finite: they are put back where the step is refused. Asked once, after `attach`."""
+        return ()
 
     def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What the loss of the value compares. With a regression loss [batch] each, in units of the return; with a

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.config import AgentConfig, NetworkConfig
+from agents.config import AgentConfig, NetworkConfig, require_float32
 from agents.interventions import expanded, intervention_class
 from agents.interventions.base import Captured, Forward, Intervention, Part, Role
 from agents.interventions.surgery import Surgery
+from agents.layers import MODED
 from agents.networks import OnlyAfter
 from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
 
@@ -46,8 +47,11 @@ def as_interventions(given: object) -> tuple[Intervention, ...]:
 
 
 def check_together(members: Sequence[Intervention]) -> None:
-    """Raise `ValueError` where one is given twice or one refuses another, naming both."""
+    """Raise `ValueError` where one is given twice or one refuses another, naming both, or a parameter is not what it
+    says in float32."""
     names = [member.name for member in members]
+    for member in members:
+        require_float32(member, f"{member.name}.")
     for index, member in enumerate(members):
         if member.name in names[:index]:
             raise ValueError(f"interventions: {member.name} is given twice")
@@ -207,6 +211,13 @@ class Lifecycle:
         """These regression targets will be learned from."""
         for member in self._acting():
             member.on_targets(self.surgery, targets)
+
+    def unsettled(self) -> list[Tensor]:
+        """What an update moves before its gradient is known: running statistics in the forward pass, and what the
+        interventions tell."""
+        norms = (module for module in self.network.modules() if type(module) in MODED)
+        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        return [*statistics, *(tensor for member in self.members for tensor in member.unsettled())]
 
     def capturing(self) -> ByModule | None:
         """What to hand to the update's forward pass, to be filled; None where nobody asks for it."""

@@ -82,7 +82,7 @@ class PFO(Intervention):
     def on_target_sync(self, surgery: Surgery) -> None:
         """The old network is the network as it is now."""
         online, old = zip(*self._pairs(surgery.networks["online"]), strict=True)
-        torch._foreach_copy_(old, online)
+        surgery.follow(old, online)
 
     def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
         """Those slices of the old network are as they are now."""

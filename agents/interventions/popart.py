@@ -112,6 +112,10 @@ class PopArt(Intervention):
         for name, value in new.items():
             getattr(head, name).copy_(value)
 
+    def unsettled(self) -> list[Tensor]:
+        """Statistics and head: they follow the targets before the loss is known."""
+        return [*self.head.buffers(), *self.head.parameters()]
+
     def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Both standardised."""
         return (outputs - self.head.mean) / self.head.scale, (targets - self.head.mean) / self.head.scale

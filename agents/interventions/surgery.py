@@ -299,6 +299,14 @@ class Surgery:
         drawn = {id(tensor): self._laws.draw(module, name, tensor, self.generator) for module, name, tensor in plan}
         return [v if isinstance(v := drawn[id(p)], Tensor) else torch.full_like(p, v) for p in parameters]
 
+    @torch.no_grad()
+    def follow(self, copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Make each of `copies` equal to its tensor, in place, where edits may take place."""
+        allowed = self._adam.allowed()
+        if allowed is not None:
+            tensors = [torch.where(allowed, new, old) for new, old in zip(tensors, copies, strict=True)]
+        torch._foreach_copy_(copies, tensors)
+
     def after_optimizer_step(self) -> None:
         """Called right after every optimizer step, before anything else: elements that moments = "local" gave an age of
         their own get the step that belongs to it."""

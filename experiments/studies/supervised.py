@@ -1,11 +1,13 @@
 """A supervised learner with interventions: what an agent is without a world."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.config import AdamConfig, NetworkConfig
+from agents.guard import Watch
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle
 from agents.networks import MLP, QNetwork, learning
@@ -41,7 +43,9 @@ class Learner:
         network = QNetwork(torso, outputs, 1, "torch", init)
         self.network = self.lifecycle.build(network, init).eval()
         groups = self.lifecycle.attach({"online": self.network}, images[:2], generators.torch("interventions"))
-        self.optimization = Optimization(groups, learning_rate, AdamConfig(), max_norm=0.0)
+        self.optimization = Optimization(groups, learning_rate, AdamConfig(), 0.0, self.network)
+        self.optimization.guard.hold(self.lifecycle.unsettled())
+        self.watch = Watch(self.optimization, self.state_dict)
 
         def sample(n: int) -> Tensor:
             return images[torch.randint(len(images), (n,), generator=drawing)]
@@ -49,12 +53,14 @@ class Learner:
         self.lifecycle.operate(self.optimization.adam, generators.torch("surgery"), sample)
 
     def learn(self, labels: Tensor, steps: int, batch_size: int = 128) -> None:
-        """`steps` gradient steps on labels [n, ...], in shuffled epochs."""
+        """`steps` gradient steps on labels [n, ...], in shuffled epochs. Raises `NonFiniteError` where a loss or a
+        gradient is not finite, or, after the last step, a result."""
         rows: list[Tensor] = []
         for _ in range(steps):
             if not rows:
                 rows = list(torch.randperm(len(labels), generator=self.order).split(batch_size))[::-1]
             chosen = rows.pop()
+            self.optimization.begin()
             observations, captured = self.images[chosen], self.lifecycle.capturing()
             with learning(self.network):
                 outputs = self.network(observations, captured)
@@ -63,6 +69,15 @@ class Learner:
             self.optimization.step(sum(penalties, start=self.loss(outputs, labels[chosen])))
             done = self.optimization.gradient_steps
             self.lifecycle.after_step(forward, done, steps=done)
+        self.watch.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer, and what the interventions remember."""
+        return {
+            "network": self.network.state_dict(),
+            "optimization": self.optimization.state_dict(),
+            "interventions": self.lifecycle.state_dict(),
+        }
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
