@@ -7,12 +7,12 @@ from agents import losses
 from agents.ppo import PPO
 from agents.randomness import Generators
 from agents.value_agent import ValueAgent, take
-from plasticity_probes.schedule import Head, Learner
+from plasticity_probes.subject import Readout, Subject
 
 CONTAINERS = frozenset({"torso", "layers", "convolutions", "dense", "encoder", "linear"})
 
 
-def learner_of(agent: ValueAgent | PPO, generators: Generators) -> Learner:
+def subject_of(agent: ValueAgent | PPO, generators: Generators) -> Subject:
     """`agent` as a `Prober` measures it; every random number comes from `generators`' streams for probes."""
     return _ppo(agent, generators) if isinstance(agent, PPO) else _value_agent(agent, generators)
 
@@ -23,7 +23,7 @@ def layer_name(name: str) -> str:
     return "/".join(part.removesuffix("_torso") for part in parts)
 
 
-def _value_agent(agent: ValueAgent, generators: Generators) -> Learner:
+def _value_agent(agent: ValueAgent, generators: Generators) -> Subject:
     objective, drawing, init = agent.objective, generators.numpy("probes"), generators.torch("probes' fresh network")
 
     def draw(samples: int) -> dict[str, Tensor] | None:
@@ -43,11 +43,11 @@ def _value_agent(agent: ValueAgent, generators: Generators) -> Learner:
     ) -> tuple[Tensor, Tensor]:
         return objective.values(take(network(observations), actions)), values
 
-    head = Head("", lambda outputs: objective.values(outputs).amax(1), "max_q", per_example, regression)
-    return Learner(
+    readout = Readout("", lambda outputs: objective.values(outputs).amax(1), "max_q", per_example, regression)
+    return Subject(
         agent.network,
         draw,
-        (head,),
+        (readout,),
         prepare,
         optimizer=agent.optimization.adam,
         behaviour=objective.values,
@@ -76,7 +76,7 @@ class _Recent:
 PPO_COLUMNS = ("observations", "actions", "log_probs", "advantages", "returns", "values")
 
 
-def _ppo(agent: PPO, generators: Generators) -> Learner:
+def _ppo(agent: PPO, generators: Generators) -> Subject:
     recent, init = _Recent(generators.torch("probes", agent.device)), generators.torch("probes' fresh network")
     agent.keep_recent = recent.keep
 
@@ -118,12 +118,12 @@ def _ppo(agent: PPO, generators: Generators) -> Learner:
         """A torso that policy and value share is neither's."""
         return layer_name(layer.removeprefix("actor_torso.") if agent.network.critic_torso is None else layer)
 
-    return Learner(
+    return Subject(
         agent.network,
         recent.draw,
         (
-            Head("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss, on_policy=True),
-            Head("critic", lambda given: expected(given[1]), "value", value_loss, regression, on_policy=True),
+            Readout("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss, on_policy=True),
+            Readout("critic", lambda given: expected(given[1]), "value", value_loss, regression, on_policy=True),
         ),
         prepare,
         optimizer=agent.optimization.adam,

@@ -28,7 +28,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from agents.config import PPOConfig
-from agents.probing import learner_of
+from agents.probing import subject_of
 from agents.randomness import Generators
 from benchmarks.throughput import LEARNING_STARTS
 from experiments.config import RunConfig, TrainConfig
@@ -65,7 +65,7 @@ def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
     }
 
 
-class Subject:
+class Timed:
     """A run that can be continued and probed."""
 
     def __init__(self, config: TrainConfig, start: int) -> None:
@@ -77,7 +77,7 @@ class Subject:
 
     def attach(self, probes: tuple[str, ...], window: int) -> None:
         """Probe from now on; train until there is something to probe."""
-        self.prober = Prober(learner_of(self.agent, Generators(1)), probes, tell=_raise_on_failure)
+        self.prober = Prober(subject_of(self.agent, Generators(1)), probes, tell=_raise_on_failure)
         self.run(window)
 
     def run(self, steps: int) -> int:
@@ -114,27 +114,27 @@ def _raise_on_failure(sentence: str) -> None:
         raise RuntimeError(sentence)
 
 
-def values_read(subject: Subject) -> int:
+def values_read(timed: Timed) -> int:
     """Values read back from the device, and copies between devices, within one update; with a prober, the one that
     follows a probe."""
-    if subject.prober is not None:
-        subject.told += 1
-        subject.prober.measure(subject.step + subject.told)
-    update, counts = subject.agent.update, []
+    if timed.prober is not None:
+        timed.told += 1
+        timed.prober.measure(timed.step + timed.told)
+    update, counts = timed.agent.update, []
 
     def profiled() -> dict:
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             metrics = update()
         keys = ("aten::_local_scalar_dense", "aten::_to_copy", "cudaStreamSynchronize", "cudaMemcpyAsync")
-        wanted = keys if subject.cuda else keys[:1]
+        wanted = keys if timed.cuda else keys[:1]
         counts.append(sum(event.count for event in profiler.key_averages() if event.key in wanted))
         return metrics
 
-    subject.agent.update = profiled
-    subject.run(1)
-    del subject.agent.update
-    if subject.prober is not None:
-        subject.prober.after_update()
+    timed.agent.update = profiled
+    timed.run(1)
+    del timed.agent.update
+    if timed.prober is not None:
+        timed.prober.after_update()
     return counts[0]
 
 
@@ -150,25 +150,25 @@ def cadences(config: TrainConfig) -> list[int]:
 
 def measure(name: str, config: TrainConfig, start: int, window: int, turns: int) -> str:
     """The row's line of the table."""
-    subject = Subject(config, start)
-    before = values_read(subject)
-    subject.attach(("default",), window)
-    after = values_read(subject)
+    timed = Timed(config, start)
+    before = values_read(timed)
+    timed.attach(("default",), window)
+    after = values_read(timed)
     training_seconds, light_seconds, heavy_seconds = [], [], []
-    subject.probe(False)  # the first one also measures a fresh network
+    timed.probe(False)  # the first one also measures a fresh network
     for _ in range(turns):
         steps = 0
 
         def train() -> None:
             nonlocal steps
-            steps = subject.run(window)
+            steps = timed.run(window)
 
-        training_seconds.append(subject.seconds(train) / steps)
-        light_seconds.append(subject.seconds(lambda: subject.probe(False)))
-    heavy = subject.prober = replace(subject.prober, probes=("all",))
+        training_seconds.append(timed.seconds(train) / steps)
+        light_seconds.append(timed.seconds(lambda: timed.probe(False)))
+    heavy = timed.prober = replace(timed.prober, probes=("all",))
     for _ in range(max(1, turns // 3)):  # long enough to need no warm-up
-        heavy_seconds.append(subject.seconds(lambda: subject.probe(True)))
-    subject.world.close()
+        heavy_seconds.append(timed.seconds(lambda: timed.probe(True)))
+    timed.world.close()
     step, probe, whole = median(training_seconds), median(light_seconds), median(heavy_seconds)
     factor = heavy.heavy_factor
     average = probe + (whole - probe) / factor

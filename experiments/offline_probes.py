@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from agents.checks import uses_convolutions
 from agents.config import require
-from agents.probing import learner_of
+from agents.probing import subject_of
 from agents.randomness import Generators
 from agents.transitions import Spaces
 from envs import describe
@@ -23,7 +23,8 @@ from experiments.run_directory import all_checkpoints, find_checkpoint, load_che
 from experiments.setup import agent_of, spaces_from
 from plasticity_probes.catalogue import OF_THE_NETWORK, PROBES, WITHOUT_BATCH, ProbeInput, RefitSettings
 from plasticity_probes.norms import snapshot
-from plasticity_probes.schedule import Findings, Learner, chosen, undisturbed
+from plasticity_probes.schedule import Findings, chosen, undisturbed
+from plasticity_probes.subject import Subject
 from plasticity_probes.units import hidden_layers
 
 
@@ -51,7 +52,7 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
             if not fresh:  # before anything else draws from the run's generators
                 fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
             given = measuring.measure(batches, names, previous)
-            previous = snapshot(measuring.learner.network)
+            previous = snapshot(measuring.subject.network)
             steps.append(step)
             found.append(given)
             bars.advance(whole)
@@ -91,7 +92,7 @@ class _Measuring:
         self.agent = agent_of(measured, spaces, 1, generators, device)
         self.initial = snapshot(self.agent.network)
         self.agent.load_state_dict(state)
-        self.learner: Learner = learner_of(self.agent, generators)
+        self.subject: Subject = subject_of(self.agent, generators)
         self.settings, self.bars, self.device = settings, bars, device
         self.samples = config.probe.heavy_samples
 
@@ -100,7 +101,7 @@ class _Measuring:
         findings = Findings()
         bar = self.bars.add_task("", total=len(names) * len(batches))
         for group, batch in batches.items():
-            given = self._input(self.learner.network, batch, previous or self.initial, group == "probes_reference")
+            given = self._input(self.subject.network, batch, previous or self.initial, group == "probes_reference")
             for name in names:
                 self.bars.update(bar, description=f"{name} ({group})")
                 if name not in WITHOUT_BATCH or group == "probes" or "probes" not in batches:
@@ -114,14 +115,14 @@ class _Measuring:
         if "probes_reference" not in batches:
             return {}
         findings = Findings()
-        given = self._input(self.learner.fresh().eval(), batches["probes_reference"], self.initial)
+        given = self._input(self.subject.fresh().eval(), batches["probes_reference"], self.initial)
         for name in names:
             self._run(findings, "probes_reference", name, given)
         return {tag: float(value) for tag, value in findings.scalars.items()}
 
     def _input(self, network: torch.nn.Module, batch: dict, previous: dict, reference: bool = True) -> ProbeInput:
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        layers = hidden_layers(network, batch["observations"][:2], self.learner.forward)
+        layers = hidden_layers(network, batch["observations"][:2], self.subject.forward)
         bar = self.bars.add_task("  refit", total=None, visible=False)
 
         def progress(done: int, total: int) -> None:
@@ -129,7 +130,7 @@ class _Measuring:
 
         refits = RefitSettings(self.settings.refit_targets, self.settings.refit_steps, progress)
         return ProbeInput(
-            self.learner,
+            self.subject,
             network,
             batch,
             layers,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.ppo import PPO
-from agents.probing import learner_of
+from agents.probing import subject_of
 from agents.randomness import Generators
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig
@@ -32,7 +32,7 @@ class Probing:
             return
         settings = config.probe
         self.prober = Prober(
-            learner_of(agent, Generators(config.run.seed)),
+            subject_of(agent, Generators(config.run.seed)),
             config.run.probes,
             config.probe_every,
             settings.heavy_factor,

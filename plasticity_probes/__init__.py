@@ -43,6 +43,8 @@ from plasticity_probes.rank import (
     srank,
     stable_rank,
 )
+from plasticity_probes.schedule import Prober
+from plasticity_probes.subject import Readout, Subject
 from plasticity_probes.targets import q_statistics, target_statistics, td_error_statistics
 from plasticity_probes.trainability import held_out_accuracy, random_function_labels, trainability
 from plasticity_probes.units import HiddenLayer, activations, hidden_layers
@@ -50,6 +52,9 @@ from plasticity_probes.units import HiddenLayer, activations, hidden_layers
 __all__ = [
     "HessianEigenvalues",
     "HiddenLayer",
+    "Prober",
+    "Readout",
+    "Subject",
     "activations",
     "adam_statistics",
     "cluster_order",

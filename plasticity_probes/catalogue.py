@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from plasticity_probes import curvature, dormancy, gradients, norms, rank, targets
 from plasticity_probes.adam import adam_statistics
 from plasticity_probes.ntk import ntk, ntk_statistics
+from plasticity_probes.subject import Readout, Subject
 from plasticity_probes.trainability import held_out_accuracy, random_function_labels, trainability
 from plasticity_probes.units import HiddenLayer, activations
-
-if TYPE_CHECKING:
-    from plasticity_probes.schedule import Head, Learner
 
 TAUS = (0.025, 0.1)
 """Thresholds of dormancy (Sokar23 use .1 and .025)."""
@@ -59,7 +57,7 @@ class RefitSettings:
 class ProbeInput:
     """A network and a batch, with what several probes need computed once."""
 
-    learner: Learner
+    subject: Subject
     network: nn.Module
     batch: Mapping[str, Tensor]
     layers: list[HiddenLayer]
@@ -77,9 +75,9 @@ class ProbeInput:
 
     @cached_property
     def prepared(self) -> tuple[Tensor, ...]:
-        """The batch as the heads take it."""
+        """The batch as the readouts take it."""
         with torch.no_grad():
-            return self.learner.prepare(dict(self.batch))
+            return self.subject.prepare(dict(self.batch))
 
     @cached_property
     def few(self) -> tuple[Tensor, ...]:
@@ -92,24 +90,24 @@ class ProbeInput:
         observations, kept = self.batch["observations"], []
 
         def forward(network: nn.Module, observations: Tensor) -> Any:
-            kept.append(self.learner.forward(network, observations))
+            kept.append(self.subject.forward(network, observations))
             return kept[-1]
 
         found = activations(self.network, observations, forward, self.layers)
         self.outputs = kept[-1]
-        return {self.learner.layer_name(name): tensors for name, tensors in found.items()}
+        return {self.subject.layer_name(name): tensors for name, tensors in found.items()}
 
     @cached_property
     def kinds(self) -> dict[str, str]:
         """Each layer's nonlinearity by the name of tags."""
-        return {self.learner.layer_name(layer.name): layer.activation for layer in self.layers}
+        return {self.subject.layer_name(layer.name): layer.activation for layer in self.layers}
 
     @cached_property
     def features(self) -> dict[str, Tensor]:
         """The last hidden layers' activations [samples, units]: those that no other hidden layer consumes."""
         producers = {layer.producer for layer in self.layers}
         last = [layer for layer in self.layers if not any(module in producers for module, _ in layer.consumers)]
-        names = [self.learner.layer_name(layer.name) for layer in last]
+        names = [self.subject.layer_name(layer.name) for layer in last]
         return {name: self.activations[name].post.flatten(1) for name in names if name in self.activations}
 
 
@@ -164,8 +162,8 @@ def weights(given: ProbeInput) -> Findings:
         "weight_change/since_last_probe": norms.weight_change(network, given.previous),
         "weight_change/since_init": norms.weight_change(network, given.initial),
     }
-    if given.learner.optimizer is not None:
-        rate = given.learner.optimizer.param_groups[0]["lr"]
+    if given.subject.optimizer is not None:
+        rate = given.subject.optimizer.param_groups[0]["lr"]
         measured["effective_learning_rate/adam"] = norms.effective_learning_rate(network, float(rate))
     return Findings({f"{probe}/{_named(given, name)}": v for probe, by in measured.items() for name, v in by.items()})
 
@@ -184,120 +182,120 @@ def preactivations(given: ProbeInput) -> Findings:
 def values(given: ProbeInput) -> Findings:
     """Predictions, targets and their errors, in units of the return."""
     found = Findings()
-    for head in given.learner.heads:
-        if head.regression is None or (head.on_policy and given.reference):
+    for readout in given.subject.readouts:
+        if readout.regression is None or (readout.on_policy and given.reference):
             continue
         with torch.no_grad():
-            predictions, wanted = head.regression(given.network, *given.prepared)
+            predictions, wanted = readout.regression(given.network, *given.prepared)
         mean, std = targets.target_statistics(wanted)
-        found.scalars |= {_tag(head, "target/mean"): mean, _tag(head, "target/std"): std}
-        found.scalars[_tag(head, "prediction/mean")] = predictions.detach().float().mean()
+        found.scalars |= {_tag(readout, "target/mean"): mean, _tag(readout, "target/std"): std}
+        found.scalars[_tag(readout, "prediction/mean")] = predictions.detach().float().mean()
         errors = targets.td_error_statistics(predictions, wanted)
-        found.scalars |= {_tag(head, f"td_error/{name}"): value for name, value in errors.items()}
+        found.scalars |= {_tag(readout, f"td_error/{name}"): value for name, value in errors.items()}
     return found
 
 
 def adam(given: ProbeInput) -> Findings:
     """Adam's moments: how large its steps are."""
-    if given.learner.optimizer is None:
+    if given.subject.optimizer is None:
         raise ValueError("optimizer = None: must be given")
-    return Findings({f"adam/{name}": value for name, value in adam_statistics(given.learner.optimizer).items()})
+    return Findings({f"adam/{name}": value for name, value in adam_statistics(given.subject.optimizer).items()})
 
 
 def gradient(given: ProbeInput) -> Findings:
     """Gradient norms by layer, and how the gradients of single examples agree."""
     found = Findings()
-    for head in given.learner.heads:
-        if head.losses is None or (head.on_policy and given.reference):
+    for readout in given.subject.readouts:
+        if readout.losses is None or (readout.on_policy and given.reference):
             continue
         names, parameters = zip(*((n, p) for n, p in given.network.named_parameters() if p.requires_grad), strict=True)
         with torch.enable_grad():
-            loss = head.losses(given.network, *given.prepared).mean()
+            loss = readout.losses(given.network, *given.prepared).mean()
             wanted = torch.autograd.grad(loss, parameters, allow_unused=True)
         whole = {name: value for name, value in zip(names, wanted, strict=True) if value is not None}
         for name, value in gradients.gradient_norms(given.network, whole).items():
-            found.scalars[_tag(head, f"gradient_norm/{_named(given, name)}")] = value
-        gram = gradients.gradient_gram(given.network, head.losses, given.few, vectorized=_vectorized(given))
+            found.scalars[_tag(readout, f"gradient_norm/{_named(given, name)}")] = value
+        gram = gradients.gradient_gram(given.network, readout.losses, given.few, vectorized=_vectorized(given))
         cosines = gradients.cosine_matrix(gram)
-        found.scalars[_tag(head, "gradient_covariance/negative_share")] = gradients.negative_share(cosines)
+        found.scalars[_tag(readout, "gradient_covariance/negative_share")] = gradients.negative_share(cosines)
         if given.pictures:
-            found.images[_tag(head, "gradient_covariance")] = _clustered(cosines)
+            found.images[_tag(readout, "gradient_covariance")] = _clustered(cosines)
     return found
 
 
 def tangent_kernel(given: ProbeInput) -> Findings:
-    """The eNTK of each head's named output."""
+    """The eNTK of each readout's named output."""
     found = Findings()
     observations = given.batch["observations"][: given.heavy_samples]
-    for head in given.learner.heads:
-        module = _Called(given.network, given.learner.forward)
-        kernel = ntk(module, observations, head.output, vectorized=_vectorized(given))
+    for readout in given.subject.readouts:
+        module = _Called(given.network, given.subject.forward)
+        kernel = ntk(module, observations, readout.output, vectorized=_vectorized(given))
         for name, value in ntk_statistics(kernel).items():
-            found.scalars[_tag(head, f"ntk/{head.output_name}/{name}")] = value
+            found.scalars[_tag(readout, f"ntk/{readout.output_name}/{name}")] = value
         if given.pictures:
-            found.images[_tag(head, f"ntk/{head.output_name}")] = _clustered(gradients.cosine_matrix(kernel))
+            found.images[_tag(readout, f"ntk/{readout.output_name}")] = _clustered(gradients.cosine_matrix(kernel))
     return found
 
 
 def sharpness(given: ProbeInput) -> Findings:
-    """The Hessian's largest eigenvalue (LA) and the one of largest magnitude (LM), for each head's mean loss."""
+    """The Hessian's largest eigenvalue (LA) and the one of largest magnitude (LM), for each readout's mean loss."""
     found = Findings()
     parameters = [parameter for parameter in given.network.parameters() if parameter.requires_grad]
-    for head in given.learner.heads:
-        if head.losses is None or (head.on_policy and given.reference):
+    for readout in given.subject.readouts:
+        if readout.losses is None or (readout.on_policy and given.reference):
             continue
 
-        def loss(head: Head = head) -> Tensor:
-            return head.losses(given.network, *given.few).mean()
+        def loss(readout: Readout = readout) -> Tensor:
+            return readout.losses(given.network, *given.few).mean()
 
         for which in ("LA", "LM"):
             result = curvature.hessian_eigenvalues(loss, parameters, which=which)
-            found.scalars[_tag(head, f"hessian_eigenvalue/{which}")] = result.values[0]
+            found.scalars[_tag(readout, f"hessian_eigenvalue/{which}")] = result.values[0]
     return found
 
 
 def refits(given: ProbeInput) -> Findings:
     """Refits of copies: error on new targets beside fresh networks' (Lyle23), and held-out accuracy on the labels of a
     random network, with a fresh optimizer, the carried one, and from a fresh network."""
-    learner, settings = given.learner, given.refits
-    if learner.fresh is None or learner.optimizer is None:
+    subject, settings = given.subject, given.refits
+    if subject.fresh is None or subject.optimizer is None:
         raise ValueError("fresh network or optimizer = None: both must be given")
-    network = _Called(given.network, learner.forward)
+    network = _Called(given.network, subject.forward)
     observations = given.batch["observations"]
-    group = learner.optimizer.param_groups[0]
+    group = subject.optimizer.param_groups[0]
     constants = {"lr": float(group["lr"]), "betas": group["betas"], "eps": group["eps"]}
 
     def optimizer(parameters: Any) -> torch.optim.Adam:
         return torch.optim.Adam(parameters, **constants)
 
     def fresh(_: torch.Generator) -> nn.Module:
-        return _Called(learner.fresh(), learner.forward)
+        return _Called(subject.fresh(), subject.forward)
 
     found = Findings()
-    for head in learner.heads:
+    for readout in subject.readouts:
         by_target = trainability(
             network,
             observations,
             optimizer,
             fresh,
-            output=lambda outputs, head=head: head.output(outputs).unsqueeze(1),
+            output=lambda outputs, readout=readout: readout.output(outputs).unsqueeze(1),
             targets=settings.targets,
             steps=settings.steps,
             progress=settings.progress,
         )
-        found.scalars |= {_tag(head, f"trainability/{name}"): value.mean() for name, value in by_target.items()}
-    if learner.behaviour is not None:
+        found.scalars |= {_tag(readout, f"trainability/{name}"): value.mean() for name, value in by_target.items()}
+    if subject.behaviour is not None:
         found.scalars |= _held_out(given, network, fresh, optimizer)
     return found
 
 
 def _held_out(given: ProbeInput, network: nn.Module, fresh: Callable, optimizer: Callable) -> dict[str, Tensor]:
     def logits(outputs: Any) -> Tensor:
-        behaviour = given.learner.behaviour(outputs)
+        behaviour = given.subject.behaviour(outputs)
         return behaviour[0] if isinstance(behaviour, tuple) else behaviour
 
     observations = given.batch["observations"]
-    state = given.learner.optimizer.state_dict()
+    state = given.subject.optimizer.state_dict()
     accuracies = held_out_accuracy(
         network,
         observations,
@@ -334,7 +332,7 @@ OF_THE_NETWORK = ("units", "ranks", "preactivations", "ntk")
 
 
 class _Called(nn.Module):
-    """A network that is called as its learner calls it."""
+    """A network that is called as its subject calls it."""
 
     def __init__(self, network: nn.Module, forward: Callable[[nn.Module, Tensor], Any]) -> None:
         super().__init__()
@@ -349,14 +347,14 @@ def _clustered(cosines: Tensor) -> Tensor:
     return cosines.cpu()[order][:, order]
 
 
-def _tag(head: Head, tag: str) -> str:
-    return f"{tag}/{head.name}" if head.name else tag
+def _tag(readout: Readout, tag: str) -> str:
+    return f"{tag}/{readout.name}" if readout.name else tag
 
 
 def _named(given: ProbeInput, parameter: str) -> str:
     """A parameter's name in tags: its layer's, and what it is of it."""
     layer, dot, part = parameter.rpartition(".")
-    return f"{given.learner.layer_name(layer)}.{part}" if dot else parameter
+    return f"{given.subject.layer_name(layer)}.{part}" if dot else parameter
 
 
 def _vectorized(given: ProbeInput) -> bool:

@@ -33,7 +33,8 @@ from torch.nn import functional as F
 from plasticity_probes.catalogue import Findings
 from plasticity_probes.pictures import in_colours
 from plasticity_probes.sb3_hooks import HookingCallback
-from plasticity_probes.schedule import Head, Learner, Prober, chosen, whole
+from plasticity_probes.schedule import Prober, chosen, whole
+from plasticity_probes.subject import Readout, Subject
 
 SUMMARY = {
     "probes/dormant_fraction/tau=0.025/all": "dormant units, tau .025",
@@ -115,7 +116,7 @@ class PlasticityCallback(HookingCallback):
             for part in self._parts:
                 adam = isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW))
                 names = [name for name in self.names if adam or name != "adam"]
-                part.prober = Prober(part.learner, tuple(names), tell=self._tell, **self.numbers)
+                part.prober = Prober(part.subject, tuple(names), tell=self._tell, **self.numbers)
             self._policy = self.model.policy
         self.hold.callback(self._write_what_waits)
         for part in self._parts:
@@ -222,7 +223,7 @@ class PlasticityCallback(HookingCallback):
 class _Part:
     """A network that is measured by itself."""
 
-    learner: Learner
+    subject: Subject
     optimizer: torch.optim.Optimizer
     """Whose steps change it."""
     name: str = ""
@@ -238,7 +239,7 @@ class _Part:
 
     @property
     def churns(self) -> bool:
-        return self.learner.behaviour is not None
+        return self.subject.behaviour is not None
 
     def tagged(self, found: Findings) -> Findings:
         """`found` under this network's tags."""
@@ -298,7 +299,7 @@ class _Replay:
         return buffer.size() * buffer.n_envs >= self.samples
 
     def drawing(self) -> Callable[[int], dict[str, Tensor] | None]:
-        """A `Learner.draw` with a stream of its own; two of them draw the same transitions."""
+        """A `Subject.draw` with a stream of its own; two of them draw the same transitions."""
         seeds, model = _Seeds(self.seed, 1), self.model
 
         def draw(samples: int) -> dict[str, Tensor] | None:
@@ -338,7 +339,7 @@ class _Rollouts:
         self._parts.append({name: getattr(buffer, name)[where] for name in names})
 
     def draw(self, samples: int) -> dict[str, Tensor] | None:
-        """`Learner.draw`; actions int64 [n] where they are discrete, else [n, dimensions]."""
+        """`Subject.draw`; actions int64 [n] where they are discrete, else [n, dimensions]."""
         if not self.ready():
             return None
         joined = {name: np.concatenate([part[name] for part in self._parts])[-samples:] for name in self._parts[0]}
@@ -393,7 +394,7 @@ def _encoded(observations: Tensor, space: spaces.Space) -> Tensor:
 
 
 def _fresh(model: BaseAlgorithm, seed: int, of: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
-    """`Learner.fresh`: a policy built as SB3 builds `model`'s, then what `of` takes of it. (NatureCNN samples the
+    """`Subject.fresh`: a policy built as SB3 builds `model`'s, then what `of` takes of it. (NatureCNN samples the
     observation space that it is given, hence copies.)"""
     seeds = _Seeds(seed, 2)
 
@@ -424,16 +425,16 @@ def _dqn(model: DQN, source: _Replay, seed: int) -> _Part:
     def loss(network: nn.Module, *columns: Tensor) -> Tensor:
         return F.smooth_l1_loss(*regression(network, *columns), reduction="none")
 
-    learner = Learner(
+    subject = Subject(
         _view(model.q_net),
         source.drawing(),
-        (Head("", lambda q: q.amax(1), "max_q", loss, regression),),
+        (Readout("", lambda q: q.amax(1), "max_q", loss, regression),),
         prepare,
         optimizer=_for_probe(model.policy.optimizer),
         behaviour=lambda q: q,
         fresh=_fresh(model, seed, lambda policy: policy.q_net),
     )
-    return _Part(learner, model.policy.optimizer)
+    return _Part(subject, model.policy.optimizer)
 
 
 def _on_policy(model: PPO | A2C, source: _Rollouts, seed: int) -> _Part:
@@ -480,12 +481,12 @@ def _on_policy(model: PPO | A2C, source: _Rollouts, seed: int) -> _Part:
         def behaviour(given: tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
             return (given[0], network.log_std) if continuous else given[0]
 
-    learner = Learner(
+    subject = Subject(
         network,
         source.draw,
         (
-            Head("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss, on_policy=True),
-            Head("critic", lambda given: given[1], "value", value_loss, regression, on_policy=True),
+            Readout("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss, on_policy=True),
+            Readout("critic", lambda given: given[1], "value", value_loss, regression, on_policy=True),
         ),
         prepare,
         forward,
@@ -494,7 +495,7 @@ def _on_policy(model: PPO | A2C, source: _Rollouts, seed: int) -> _Part:
         behaviour_kind="continuous" if continuous else "discrete",
         fresh=_fresh(model, seed, lambda policy: policy),
     )
-    return _Part(learner, model.policy.optimizer)
+    return _Part(subject, model.policy.optimizer)
 
 
 def _log_probs(outputs: Tensor, log_std: Tensor | None, actions: Tensor, space: spaces.Space) -> Tensor:
@@ -540,10 +541,10 @@ def _actor(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
         actions, log_probs = _sac_action(actor, observations, noise)
         return _temperature(model) * log_probs - torch.cat(critic(observations, actions), 1).amin(1)
 
-    learner = Learner(
+    subject = Subject(
         _view(model.actor),
         source.drawing(),
-        (Head("", lambda given: given[0].sum(1), "policy_sum", loss),),
+        (Readout("", lambda given: given[0].sum(1), "policy_sum", loss),),
         lambda batch: (batch["observations"], batch["noise"]),
         forward,
         optimizer=_for_probe(model.actor.optimizer),
@@ -552,7 +553,7 @@ def _actor(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
         fresh=_fresh(model, seed, lambda policy: policy.actor),
     )
     renamed = {"probes/churn/value": "probes/churn/action", "probes/churn/greedy_action": None}
-    return _Part(learner, model.actor.optimizer, "actor", renamed)
+    return _Part(subject, model.actor.optimizer, "actor", renamed)
 
 
 def _critic(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
@@ -591,14 +592,14 @@ def _critic(model: SAC | TD3, source: _Replay, seed: int) -> _Part:
     def regression(critic: nn.Module, joined: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return forward(critic, joined)[:, 0], targets.squeeze(1)
 
-    learner = Learner(
+    subject = Subject(
         network,
         draw,
-        (Head("", lambda q: q[:, 0], "qf0", loss, regression),),
+        (Readout("", lambda q: q[:, 0], "qf0", loss, regression),),
         prepare,
         forward,
         optimizer=_for_probe(model.critic.optimizer),
         behaviour=lambda q: q,
         fresh=_fresh(model, seed, lambda policy: policy.critic),
     )
-    return _Part(learner, model.critic.optimizer, "critic", {"probes/churn/greedy_action": None})
+    return _Part(subject, model.critic.optimizer, "critic", {"probes/churn/greedy_action": None})

@@ -1,6 +1,6 @@
 """When which probe runs, on which batch, without disturbing the run.
 
-A `Learner` says what is measured; a `Prober` measures it. Each probe is taken on a current batch (tags ``probes/...``)
+A `Subject` says what is measured; a `Prober` measures it. Each probe is taken on a current batch (tags ``probes/...``)
 and on a reference batch that is frozen at the first probe (``probes_reference/...``); a freshly initialised network's
 values on the reference batch (``probes_fresh/...``) are the line to compare with. What depends on no batch (weights,
 optimizer, churn) is under ``probes/`` alone.
@@ -32,64 +32,19 @@ from plasticity_probes.catalogue import (
 )
 from plasticity_probes.churn import greedy_action_churn, policy_churn, value_churn
 from plasticity_probes.norms import snapshot
+from plasticity_probes.subject import Subject
 from plasticity_probes.units import hidden_layers
 
 GROUPS = {"default": LIGHT, "all": LIGHT + HEAVY, "none": ()}
 """What the short names mean. "sharpness" and "trainability" cost most and run where they are named, as heavy ones."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """One thing that a network learns: DQN's Q, PPO's actor and its critic."""
-
-    name: str
-    """Part of the tags; "" where there is one head."""
-    output: Callable[[Any], Tensor]
-    """From what `Learner.forward` gives to one scalar an example, [n], for the eNTK."""
-    output_name: str
-    """What that scalar is, for the tag."""
-    losses: Callable[..., Tensor] | None = None
-    """losses(network, *batch) -> [n], differentiable; `batch` as `Learner.prepare` gives it."""
-    regression: Callable[..., tuple[Tensor, Tensor]] | None = None
-    """regression(network, *batch) -> predictions [n] and their targets [n], in units of the return."""
-    on_policy: bool = False
-    """Losses and targets belong to the policy that drew the batch (PPO's): on a frozen batch they mean nothing, and are
-    left out there."""
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What a prober needs to know of an agent, anybody's."""
-
-    network: nn.Module
-    """The network that learns (not the target network)."""
-    draw: Callable[[int], dict[str, Tensor] | None]
-    """draw(n): a fresh batch, "observations" [n, ...] and what the heads need, from a generator of its own; None as
-    long as there is not enough."""
-    heads: tuple[Head, ...] = ()
-    prepare: Callable[[dict[str, Tensor]], tuple[Tensor, ...]] = lambda batch: (batch["observations"],)
-    """From a batch to what the heads' functions take; called without gradients."""
-    forward: Callable[[nn.Module, Tensor], Any] = lambda network, observations: network(observations)
-    """How to call the network on observations."""
-    optimizer: torch.optim.Optimizer | None = None
-    behaviour: Callable[[Any], Any] | None = None
-    """From what `forward` gives to Q-values or logits [n, actions], or (mean, log_std), for the churn of an update."""
-    behaviour_kind: str = "values"
-    """"values", "discrete" (logits) or "continuous"."""
-    critic: Callable[[Any], Tensor] | None = None
-    """From what `forward` gives to values [n], for the churn of a critic beside a policy's."""
-    fresh: Callable[[], nn.Module] | None = None
-    """A freshly initialised network of the same shape, from a generator of its own."""
-    layer_name: Callable[[str], str] = lambda name: name
-    """A layer's name in tags, from its name in the network."""
-
-
 @dataclass
 class Prober:
-    """Measures a learner every so many steps.
+    """Measures a subject every so many steps.
 
     Args:
-        learner: what is measured.
+        subject: what is measured.
         probes: names of `PROBES`, or "default", "all", "none".
         every: steps between two probes.
         heavy_factor: heavy probes (per-example gradients, eNTK, sharpness, trainability) run at every so many-th probe,
@@ -102,7 +57,7 @@ class Prober:
         ValueError: an unknown probe, or a number below 1.
     """
 
-    learner: Learner
+    subject: Subject
     probes: tuple[str, ...] = ("default",)
     every: int = 10_000
     heavy_factor: int = 10
@@ -118,7 +73,7 @@ class Prober:
         self.names = chosen(self.probes)
         for name in ("every", "heavy_factor", "samples", "heavy_samples"):
             setattr(self, name, whole(name, getattr(self, name)))
-        self._initial = snapshot(self.learner.network)
+        self._initial = snapshot(self.subject.network)
         self._previous = self._initial
         self._layers: list | None = None
         self._measured = 0
@@ -141,7 +96,7 @@ class Prober:
         again = step == self._last_step
         if not self.names or (again and not boundary):
             return None
-        batch = self.current if again else self.learner.draw(self.samples)
+        batch = self.current if again else self.subject.draw(self.samples)
         if batch is None:
             return None
         if not again:
@@ -150,20 +105,20 @@ class Prober:
         heavy = boundary or (self._measured - 1) % self.heavy_factor == 0
         self.current, self._last_step = batch, step
         findings = Findings()
-        with undisturbed(self.learner.network):
+        with undisturbed(self.subject.network):
             if self.reference is None:
                 self.reference = {name: tensor.clone() for name, tensor in batch.items()}
                 self._measure_fresh(findings)
             names = [name for name in self.names if heavy or name not in (*HEAVY, *HEAVIEST)]
             names = [name for name in names if name not in WITHOUT_BATCH] if again else names
-            network = self.learner.network
+            network = self.subject.network
             self._run(findings, "probes", self._input(network, batch, heavy), names)
             on_batches = [name for name in names if name not in WITHOUT_BATCH]
             on_reference = self._input(network, self.reference, heavy, reference=True)
             self._run(findings, "probes_reference", on_reference, on_batches)
             churn = "churn" in self.names and not boundary
             self._before = self._behaviour(on_reference.outputs) if churn else None
-        self._previous = self._previous if again else snapshot(self.learner.network)
+        self._previous = self._previous if again else snapshot(self.subject.network)
         return findings
 
     def _note(self, batch: Mapping[str, Tensor]) -> None:
@@ -179,11 +134,11 @@ class Prober:
             return None
         (before, value_before), self._before = self._before, None
         findings = Findings()
-        with undisturbed(self.learner.network):
+        with undisturbed(self.subject.network):
             after, value_after = self._behaviour()
         if value_before is not None:
             findings.scalars["probes/churn/value/critic"] = value_churn(value_before, value_after)
-        kind = self.learner.behaviour_kind
+        kind = self.subject.behaviour_kind
         if kind == "values":
             findings.scalars["probes/churn/value"] = value_churn(before, after)
             findings.scalars["probes/churn/greedy_action"] = greedy_action_churn(before, after)
@@ -198,20 +153,20 @@ class Prober:
     def _behaviour(self, outputs: Any = None) -> tuple[Any, Tensor | None] | None:
         """Behaviour and critic's values on the reference batch, from the network's `outputs` there where they are known
         already."""
-        learner = self.learner
-        if learner.behaviour is None or self.reference is None:
+        subject = self.subject
+        if subject.behaviour is None or self.reference is None:
             return None
         with torch.no_grad():
             if outputs is None:
-                outputs = learner.forward(learner.network, self.reference["observations"])
-            given = learner.behaviour(outputs)
-            values = None if learner.critic is None else learner.critic(outputs).clone()
+                outputs = subject.forward(subject.network, self.reference["observations"])
+            given = subject.behaviour(outputs)
+            values = None if subject.critic is None else subject.critic(outputs).clone()
         return (tuple(part.clone() for part in given) if isinstance(given, tuple) else given.clone()), values
 
     def _measure_fresh(self, findings: Findings) -> None:
-        if self.learner.fresh is None:
+        if self.subject.fresh is None:
             return
-        fresh = self.learner.fresh().eval()
+        fresh = self.subject.fresh().eval()
         names = [name for name in self.names if name in OF_THE_NETWORK]
         found = Findings()
         self._run(found, "probes_fresh", self._input(fresh, self.reference, heavy=False), names)
@@ -221,14 +176,14 @@ class Prober:
     def _input(
         self, network: nn.Module, batch: Mapping[str, Tensor], heavy: bool, reference: bool = False
     ) -> ProbeInput:
-        if self._layers is None or network is not self.learner.network:
-            layers = hidden_layers(network, batch["observations"][:2], self.learner.forward)
-            if network is self.learner.network:
+        if self._layers is None or network is not self.subject.network:
+            layers = hidden_layers(network, batch["observations"][:2], self.subject.forward)
+            if network is self.subject.network:
                 self._layers = layers
         else:
             layers = self._layers
         return ProbeInput(
-            self.learner,
+            self.subject,
             network,
             batch,
             layers,

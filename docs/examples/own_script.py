@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout; needless where the suite is installed
 
-from plasticity_probes.schedule import Head, Learner, Prober  # probes 1
+from plasticity_probes import Prober, Readout, Subject  # probes 1
 
 
 def build_network() -> nn.Sequential:
@@ -87,11 +87,11 @@ def main() -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
     replay, returns, episode_return = deque(maxlen=10_000), deque([0.0], maxlen=20), 0.0
 
-    head = Head("", lambda q: q.amax(1), "max_q", td_losses, lambda net, x, a, y: (predict(net, x, a), y))  # probes 2
+    readout = Readout("", lambda q: q.amax(1), "max_q", td_losses, lambda n, x, a, y: (predict(n, x, a), y))  # probes 2
     draw = partial(batch_of, replay, source=random.Random(settings.seed + 1))  # probes 3: a generator of their own
     prepare = partial(inputs_and_targets, target_network=target_network)  # probes 4
     options = {"optimizer": optimizer, "behaviour": lambda q: q, "fresh": build_network}  # probes 5
-    prober = Prober(Learner(network, draw, (head,), prepare, **options), ("default",), settings.every)  # probes 6
+    prober = Prober(Subject(network, draw, (readout,), prepare, **options), ("default",), settings.every)  # probes 6
 
     print("   step   return" + "".join(name.rjust(14) for name in TAGS))
     observation, _ = world.reset(seed=settings.seed)

@@ -41,13 +41,13 @@ def trace(kind: str, probes: str) -> dict:
     world, agent = build(config)
     prober = None
     if probes != "none":
-        from agents.probing import learner_of
+        from agents.probing import subject_of
         from agents.randomness import Generators
         from plasticity_probes.schedule import Prober
 
         settings = config.probe
         prober = Prober(
-            learner_of(agent, Generators(1)), ("all", "sharpness"), 60, 2, settings.samples, settings.heavy_samples
+            subject_of(agent, Generators(1)), ("all", "sharpness"), 60, 2, settings.samples, settings.heavy_samples
         )
         prober.tell = pytest.fail  # no probe may fail here
     returns, actions, count = [], [], 0

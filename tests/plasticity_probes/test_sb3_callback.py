@@ -226,11 +226,13 @@ def gradients_of_training(model, optimizer, train):
 
 
 def gradients_of_probes(part, batch, weights):
-    """What the heads' losses give, weighted."""
-    network = part.learner.network
+    """What the readouts' losses give, weighted."""
+    network = part.subject.network
     with torch.no_grad():
-        prepared = part.learner.prepare(batch)
-    loss = sum(w * head.losses(network, *prepared).mean() for w, head in zip(weights, part.learner.heads, strict=True))
+        prepared = part.subject.prepare(batch)
+    loss = sum(
+        w * readout.losses(network, *prepared).mean() for w, readout in zip(weights, part.subject.readouts, strict=True)
+    )
     parameters = [p for p in network.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
@@ -290,7 +292,7 @@ def filled(model):
 def test_dqns_loss_is_that_of_sb3():
     model = filled(dqn())
     [part] = _parts_of(model, 0, 32)[1]
-    batch = part.learner.draw(32)
+    batch = part.subject.draw(32)
     assert len({float(d) for d in batch["discounts"]}) > 1  # n-step returns end early here and there
     found = gradients_of_probes(part, batch, (1.0,))
     model.replay_buffer.sample = lambda *_, **__: batch_for_sb3(batch, batch["observations"])
@@ -302,7 +304,7 @@ def test_dqns_loss_is_that_of_sb3():
 def test_actor_and_critic_losses_are_those_of_sb3(kind):
     model = filled(continuous(kind, learning_rate=0.0))  # nothing moves between the critic's step and the actor's
     actor, critic = _parts_of(model, 0, 32)[1]
-    batches = [part.learner.draw(32) for part in (actor, critic)]
+    batches = [part.subject.draw(32) for part in (actor, critic)]
     assert torch.equal(batches[0]["actions"], batches[1]["actions"])  # the same transitions
     torch.manual_seed(7)
     if kind is SAC:  # what SB3 will draw: for the actions, then for the next ones
@@ -327,9 +329,9 @@ def test_actor_and_critic_losses_are_those_of_sb3(kind):
 def test_off_policy_targets_against_a_loop():
     model = filled(dqn())
     [part] = _parts_of(model, 0, 16)[1]
-    batch = part.learner.draw(16)
+    batch = part.subject.draw(16)
     with torch.no_grad():
-        targets = part.learner.prepare(batch)[2]
+        targets = part.subject.prepare(batch)[2]
     for row in range(16):
         with torch.no_grad():
             best = max(model.q_net_target(batch["next_observations"][row : row + 1])[0].tolist())
@@ -448,10 +450,10 @@ def test_refit_probes_work_on_policies_that_have_acted():
     model = ppo(box(2))
     model.learn(80)
     [part] = _parts_of(model, 0, 32)[1]
-    copy.deepcopy(part.learner.network)  # SB3's own policy cannot be copied now
-    fresh = part.learner.fresh()
-    assert [p.shape for p in fresh.parameters()] == [p.shape for p in part.learner.network.parameters()]
-    assert not same(list(fresh.parameters()), list(part.learner.fresh().parameters()))
+    copy.deepcopy(part.subject.network)  # SB3's own policy cannot be copied now
+    fresh = part.subject.fresh()
+    assert [p.shape for p in fresh.parameters()] == [p.shape for p in part.subject.network.parameters()]
+    assert not same(list(fresh.parameters()), list(part.subject.fresh().parameters()))
 
 
 def test_what_is_not_supported_is_refused():

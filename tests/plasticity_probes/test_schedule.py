@@ -8,7 +8,8 @@ from torch import nn
 
 import plasticity_probes as pp
 from plasticity_probes.catalogue import HEAVY, LIGHT, PROBES
-from plasticity_probes.schedule import Head, Learner, Prober, chosen, undisturbed
+from plasticity_probes.schedule import Prober, chosen, undisturbed
+from plasticity_probes.subject import Readout, Subject
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -37,22 +38,22 @@ def losses(model: nn.Module, observations: torch.Tensor, targets: torch.Tensor) 
     return (model(observations)[:, 0] - targets).square()
 
 
-def learner(model: nn.Module, data: Data, **changes) -> Learner:
+def subject(model: nn.Module, data: Data, **changes) -> Subject:
     settings = {
-        "heads": (Head("", lambda out: out.sum(1), "sum", losses, lambda m, x, t: (m(x)[:, 0], t)),),
+        "readouts": (Readout("", lambda out: out.sum(1), "sum", losses, lambda m, x, t: (m(x)[:, 0], t)),),
         "prepare": lambda batch: (batch["observations"], batch["targets"]),
         "optimizer": torch.optim.Adam(model.parameters()),
         "behaviour": lambda out: out,
         "fresh": lambda: network(7),
     }
-    return Learner(model, data.draw, **{**settings, **changes})
+    return Subject(model, data.draw, **{**settings, **changes})
 
 
 def make(probes=("all",), **changes) -> tuple[Prober, nn.Module, Data]:
     model, data = network(), Data()
     options = {"every": 100, "heavy_factor": 2, "samples": 24, "heavy_samples": 6}
     options |= {name: changes.pop(name) for name in list(changes) if name in (*options, "tell")}
-    return Prober(learner(model, data, **changes), probes, **options), model, data
+    return Prober(subject(model, data, **changes), probes, **options), model, data
 
 
 def test_it_is_due_every_so_many_steps_after_the_last_probe() -> None:
@@ -139,8 +140,8 @@ def test_a_probe_that_fails_says_why_once_and_the_others_go_on() -> None:
         raise ValueError("these losses have no definition")
 
     told: list[str] = []
-    head = Head("", lambda out: out.sum(1), "sum", broken)
-    prober, _, _ = make(heads=(head,), tell=told.append)
+    readout = Readout("", lambda out: out.sum(1), "sum", broken)
+    prober, _, _ = make(readouts=(readout,), tell=told.append)
     for step in (100, 300, 500):
         found = prober.measure(step, boundary=True)
         assert "probes/ntk/sum/rank" in found.scalars and "probes/dead_fraction/all" in found.scalars
@@ -235,8 +236,8 @@ def test_no_churn_is_taken_at_a_boundary() -> None:
 
 
 def test_on_policy_losses_and_targets_are_left_out_on_the_frozen_batch() -> None:
-    head = Head("", lambda out: out.sum(1), "sum", losses, lambda m, x, t: (m(x)[:, 0], t), on_policy=True)
-    prober, _, _ = make(heads=(head,))
+    readout = Readout("", lambda out: out.sum(1), "sum", losses, lambda m, x, t: (m(x)[:, 0], t), on_policy=True)
+    prober, _, _ = make(readouts=(readout,))
     found = prober.measure(100).scalars
     assert "probes/target/mean" in found and "probes/gradient_norm/total" in found
     assert "probes_reference/target/mean" not in found and "probes_reference/gradient_norm/total" not in found
@@ -262,6 +263,6 @@ def test_fewer_examples_than_asked_for_and_than_units_are_told_of_once() -> None
     assert told == ["ranks of 3: 8 features, but only 6 examples, which no rank can exceed"]
     data.draw = lambda samples: {"observations": torch.zeros(5, 4), "targets": torch.zeros(5)}
     prober, _, _ = make(("units",), tell=told.append)
-    object.__setattr__(prober.learner, "draw", data.draw)
+    object.__setattr__(prober.subject, "draw", data.draw)
     prober.measure(100)
     assert told[1:] == ["probes asked for 24 examples and got 5, all that there are at a time"]

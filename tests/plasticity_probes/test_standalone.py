@@ -20,7 +20,7 @@ sys.modules.update(dict.fromkeys(absent))  # what a machine with torch alone wou
 import torch
 from torch import nn
 import plasticity_probes
-from plasticity_probes.schedule import Head, Learner, Prober
+from plasticity_probes import Prober, Readout, Subject
 
 here = Path(sys.argv[1])
 assert here in Path(plasticity_probes.__file__).parents, plasticity_probes.__file__
@@ -40,11 +40,11 @@ def losses(network, x):
 def regression(network, x):
     return network(x)[:, 0], x[:, 0]
 
-head = Head("", lambda y: y[:, 0], "first", losses, regression)
+readout = Readout("", lambda y: y[:, 0], "first", losses, regression)
 options = {"optimizer": optimizer, "behaviour": lambda y: y, "fresh": build}
-learner = Learner(network, lambda n: {"observations": data[:n]}, (head,), **options)
+subject = Subject(network, lambda n: {"observations": data[:n]}, (readout,), **options)
 said = []
-prober = Prober(learner, ("all", "sharpness"), 1, samples=32, heavy_samples=8, tell=said.append)
+prober = Prober(subject, ("all", "sharpness"), 1, samples=32, heavy_samples=8, tell=said.append)
 found = prober.measure(1)
 losses(network, data).mean().backward()
 optimizer.step()

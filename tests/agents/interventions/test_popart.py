@@ -12,7 +12,7 @@ from agents.interventions import Surgery
 from agents.interventions.l2_init import L2Init
 from agents.interventions.popart import PopArt, PopArtHead
 from agents.networks import QNetwork, build_torso
-from agents.probing import learner_of
+from agents.probing import subject_of
 from agents.randomness import Generators
 from tests.agents.helpers import CPU, SMALL, VECTOR, NoiseWorld, drive, same_tree, snapshot
 from tests.agents.interventions.test_weight_decay import AGENTS, goes_on_after_a_restart, learn, make, member
@@ -198,7 +198,7 @@ def test_it_goes_on_after_a_restart(name):
 @regressions
 def test_probes_fresh_networks_are_wrapped_as_well(name):
     agent = learn(name, PopArt())
-    fresh = learner_of(agent, Generators(0)).fresh()
+    fresh = subject_of(agent, Generators(0)).fresh()
     head = getattr(fresh, fresh.value_head_name)
     assert isinstance(head, PopArtHead) and head.mean == 0 and head.scale == 1
     assert getattr(agent.network, fresh.value_head_name).mean != 0
