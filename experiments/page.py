@@ -1,8 +1,8 @@
 """TensorBoard's page to begin with (Custom Scalars): which of a run's curves stand where, and under which name.
 
 A legend there shows whole tags, the colour is the run's and the marker is chance. So what tells lines apart is the
-title: it names the layer first, and a chart holds one tag, or two that the title tells apart: a freshly initialised
-network's line is level, for it is measured once.
+titles: they name the layer first, and a chart holds one tag, or two that its section tells apart: a freshly initialised
+network's line is level, for it is measured once. Where a run's line is level, too, each has a chart of its own below.
 """
 
 import re
@@ -21,11 +21,12 @@ from agents.layers import CReLU, RMSNorm
 from plasticity_probes.units import NORMS
 
 RUN, FRESH = "probes_reference", "probes_fresh"
-BOTH, APART = "level line: a fresh network, other line: this run", "this run beside a fresh network"
+BOTH = "reference batch (level line: a fresh network, other line: this run; each alone: last section)"
+APART = "reference batch, each alone (this run beside a fresh network, all layers and layer by layer)"
 
 RETURNS = {
     "return of an episode": "charts/episodic_return",
-    "return: mean of the last 100": "charts/recent_return",
+    "return: last 100 of the task": "charts/recent_return",
     "return by task: mean": "tasks/mean_return",
     "return by task: last tenth": "tasks/last_tenth_return",
     "steps to learn a task": "tasks/steps_to_level",
@@ -92,10 +93,10 @@ def page(tags: Iterable[str], norm: str = "") -> list[Section]:
         section
         for section in (
             _plain("returns", RETURNS, tags),
-            Section(f"reference batch ({BOTH})", _both(tags, norm)),
+            Section(BOTH, _both(tags, norm)),
             _plain("weights and updates", LEARNING, tags),
             _plain("targets and errors", TARGETS, tags),
-            Section(f"reference batch, layer by layer ({APART})", _apart(tags, norm), closed=True),
+            Section(APART, _apart(tags, norm), closed=True),
         )
         if section.charts
     ]
@@ -119,10 +120,11 @@ def _both(tags: Mapping[str, None], norm: str) -> dict[str, tuple[str, ...]]:
 
 
 def _apart(tags: Mapping[str, None], norm: str) -> dict[str, tuple[str, ...]]:
-    """Each layer's units and ranks, the run's and the fresh network's in charts of their own, side by side."""
+    """Units and ranks of all layers and of each, the run's and the fresh network's in charts of their own, side by
+    side."""
     probes = UNITS | RANKS | RAW_RANKS
     charts = {}
-    for layer in dict.fromkeys(layer for probe in probes.values() for layer in _layers(tags, probe)):
+    for layer in dict.fromkeys(["all", *(layer for probe in probes.values() for layer in _layers(tags, probe))]):
         for name, probe in probes.items():
             for batch, whose in ((RUN, "run"), (FRESH, "fresh")):
                 tag = f"{batch}/{probe}/{layer}"
@@ -149,9 +151,10 @@ def read_me(network: nn.Module) -> str:
     sentences = [
         "**Custom Scalars** is the page to begin with, laid out by this run; a title there names the layer first. "
         "Of the two lines in a chart of the reference batch the level one is a freshly initialised network's "
-        f"(`{FRESH}/...` in the legend) and the other this run's (`{RUN}/...`).",
+        f"(`{FRESH}/...` in the legend) and the other this run's (`{RUN}/...`); the last section, folded up, has each "
+        "in a chart of its own.",
         "Smoothing (0.6 at first) bends what is a step: set it to 0 to see what was measured. "
-        '"Ignore outliers in chart scaling" cuts the tops of curves off.',
+        '"Ignore outliers in chart scaling" cuts off what stands out.',
         "Tags: `probes/` on a batch drawn at that step, `probes_reference/` on one that was frozen at the first probe, "
         "`probes_fresh/` a freshly initialised network on that one. `docs/probes.md` has every definition.",
     ]

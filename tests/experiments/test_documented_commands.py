@@ -16,7 +16,7 @@ FIRST = ("python ", "make ", "source ", "pip ", "tensorboard ", "for seed in ")
 SAY = """
 say() { printf '%s\\x1f' "$@"; printf '\\x1e'; }
 python() { say python "$@"; }; make() { say make "$@"; }; pip() { say pip "$@"; }
-tensorboard() { say tensorboard "$@"; }; source() { say source "$@"; }
+tensorboard() { say tensorboard "$@"; }; chromium() { say chromium "$@"; }; source() { say source "$@"; }
 """
 
 

@@ -60,7 +60,7 @@ def test_every_chart_shows_one_tag_or_a_run_beside_its_fresh_network(kind: str, 
     sections = shown(runs[kind])
     assert [section["title"].split(" (")[0] for section in sections] == [
         *("returns", "reference batch", "weights and updates", "targets and errors"),
-        "reference batch, layer by layer",
+        "reference batch, each alone",
     ]
     titles = [title for _, title, _ in charts(sections)]
     assert len(set(titles)) == len(titles) and max(map(len, titles)) <= WIDEST_TITLE
@@ -89,15 +89,18 @@ def test_the_first_section_of_probes_has_all_layers_and_the_last_ones(runs: dict
     assert of("ppo")[-4:] == [f"{part}/dense2: {rank}" for rank in ranks for part in ("actor", "critic")]
 
 
-def test_layers_stand_beside_the_fresh_networks_and_folded_up(runs: dict[str, Path]) -> None:
+def test_everything_stands_alone_as_well_beside_the_fresh_networks_and_folded_up(runs: dict[str, Path]) -> None:
     sections = shown(runs["dqn"])
     assert [bool(section.get("closed")) for section in sections] == [False] * 4 + [True]
-    last = [(title, pattern) for section, title, (pattern, *_) in charts(sections) if "layer by layer" in section]
-    assert last[:2] == [
+    last = [(title, pattern) for section, title, (pattern, *_) in charts(sections) if "each alone (" in section]
+    both = [title for section, title, _ in charts(sections) if section.startswith("reference batch (")]
+    assert {f"{title}, {whose}" for title in both for whose in ("run", "fresh")} <= {title for title, _ in last}
+    assert [title.split(":")[0] for title, _ in last[:6]] == ["all layers"] * 6
+    assert last[6:8] == [
         ("dense1: dormant, tau .025, run", r"^probes_reference/dormant_fraction/tau=0\.025/dense1$"),
         ("dense1: dormant, tau .025, fresh", r"^probes_fresh/dormant_fraction/tau=0\.025/dense1$"),
     ]
-    assert len(last) == 2 * (2 * 3 + 4)  # two layers' units and the last one's four ranks
+    assert len(last) == 2 * (3 * 3 + 4)  # units of all layers and of two, and the last one's four ranks
 
 
 @pytest.mark.parametrize(
