@@ -37,6 +37,10 @@ def lines_of(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]
             yield offset, record
 
 
+MOST_AHEAD = 8
+"""Tasks whose returns are remembered at a time."""
+
+
 class EpisodeFile:
     """`episodes.jsonl`: every game of a run, one a line, as "step" (over all environments, at which it ended),
     "environment", "task" (the index of the one that it ended in), "return" and "length" (in steps).
@@ -78,6 +82,8 @@ class RecentReturns:
         for episode in episodes:
             if episode.task >= self.task:
                 self.by_task.setdefault(episode.task, deque(maxlen=100)).append(episode.episodic_return)
+                if len(self.by_task) > MOST_AHEAD:  # somebody's game outlasts many tasks: it will enter the newest
+                    del self.by_task[min(set(self.by_task) - {self.task})]
 
     def enter(self, task: int) -> None:
         """`task` is the present one from now on; what came before it is forgotten."""

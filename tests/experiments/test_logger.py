@@ -194,3 +194,13 @@ def test_recent_returns_are_of_the_present_task() -> None:
     assert recent.mean() == 7.0
     recent.enter(5)
     assert recent.mean() is None and recent.by_task == {}
+
+
+def test_recent_returns_of_a_game_that_outlasts_many_tasks() -> None:
+    recent = RecentReturns()
+    recent.add([Episode(0, 1.0, 1, task=0)])
+    for task in range(1, 10_000):
+        recent.add([Episode(0, float(task), 1, task=task)])
+    assert len(recent.by_task) <= 9 and recent.mean() == 1.0
+    recent.enter(9_999)
+    assert recent.mean() == 9_999.0
