@@ -283,3 +283,12 @@ def test_modules_under_two_names_and_tied_weights_are_measured_and_left_alone(ve
     for row, example in zip(rows, inputs, strict=True):
         wanted = torch.autograd.grad(model(example[None]).square().sum(), list(model.parameters()))
         assert torch.allclose(row, torch.cat([part.flatten() for part in wanted]), atol=1e-5)
+
+
+def test_inner_products_over_many_parameters_keep_their_digits():
+    """300,000 parameters: the loss's gradient is the example itself, so the products are those of the inputs."""
+    model = nn.Linear(300_000, 1, bias=False)
+    rows = torch.full((3, 300_000), 0.1) + 0.01 * torch.randn(3, 300_000, generator=torch.Generator().manual_seed(0))
+    gram = gradient_gram(model, lambda model, x: model(x).squeeze(1), rows)
+    wanted = rows.double() @ rows.double().T
+    torch.testing.assert_close(gram.double(), wanted, rtol=2e-7, atol=0)

@@ -979,3 +979,47 @@ def test_on_a_gpu_without_waiting_for_it():
         torch.cuda.set_sync_debug_mode("default")
     assert all(value.post.is_cuda for value in values.values())
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def made_by_exec():
+    """Where exec is given no __name__, classes and functions have no module (torch.fx makes such ones)."""
+    names = {"nn": nn, "F": F}
+    exec(
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 2)\n"
+        "    def forward(self, x):\n"
+        "        return self.b(F.relu(self.a(x)))\n",
+        names,
+    )
+    return names["Net"]()
+
+
+def named_from_nowhere():
+    kind = type("Net", (nn.Sequential,), {"__module__": None})
+    return kind(type("Layer", (nn.Linear,), {"__module__": None})(5, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+NAMELESS = {
+    "exec": made_by_exec,
+    "type()": named_from_nowhere,
+    "torch.fx": lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))),
+}
+
+
+@pytest.mark.parametrize("build", NAMELESS.values(), ids=NAMELESS)
+def test_classes_without_a_module_name(build):
+    (layer,) = hidden_layers(build(), torch.randn(3, 5))
+    assert (layer.units, layer.activation, layer.separable) == (4, "relu", True)
+    assert layer.consumers[0][1].tolist() == [0, 1, 2, 3]
+
+
+def test_a_linear_with_a_forward_from_nowhere_is_not_taken_for_torchs():
+    def forward(self, x):
+        return x @ self.weight.T * 2
+
+    forward.__module__ = None
+    layer = type("Twice", (nn.Linear,), {"forward": forward})(5, 4)
+    (found,) = hidden_layers(nn.Sequential(layer, nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 5))
+    assert not found.separable and "Twice is not a plain Linear" in found.reason
