@@ -31,7 +31,7 @@ from agents.interventions.sb3.refusals import refuse
 from agents.interventions.sb3.report import Report
 from agents.interventions.surgery import Moments
 from agents.randomness import Generators
-from plasticity_probes.sb3_hooks import HookingCallback
+from plasticity_probes.sb3.hooks import HookingCallback
 from plasticity_probes.schedule import whole
 
 

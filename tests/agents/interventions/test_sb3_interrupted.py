@@ -19,8 +19,7 @@ from stable_baselines3.common.logger import KVWriter, configure
 
 from agents.interventions import CBP, L2, InFeR, L2Init, ReDo
 from agents.interventions.sb3 import InterventionCallback
-from plasticity_probes import sb3, sb3_hooks
-from plasticity_probes.sb3 import PlasticityCallback
+from plasticity_probes.sb3 import PlasticityCallback, hooks
 from tests.agents.interventions.sb3_models import Each, Heard, Listener, dqn, ppo, same, start, whole_state, worlds
 
 KINDS = {"dqn": dqn, "ppo": ppo}
@@ -41,7 +40,7 @@ def traces(model):
         "options": [dict(group, params=len(group["params"])) for group in optimizer.param_groups],
         "moments": len(optimizer.state),
         "outputs": [type(output).__name__ for output in model.logger.output_formats],
-        "held": len(sb3_hooks.holding(model)),
+        "held": len(hooks.holding(model)),
     }
 
 
@@ -198,11 +197,11 @@ def test_an_end_before_the_first_step(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("within", ["Prober", "_view"])
+@pytest.mark.parametrize("within", ["callback.Prober", "subjects.view_of"])
 def test_an_end_while_the_probes_are_set_up(kind, within, monkeypatch):
     model, callback = KINDS[kind](), PlasticityCallback(20, samples=16)
     with monkeypatch.context() as patched:
-        patched.setattr(sb3, within, raising(KeyboardInterrupt, 1))
+        patched.setattr(f"plasticity_probes.sb3.{within}", raising(KeyboardInterrupt, 1))
         with pytest.raises(KeyboardInterrupt):
             model.learn(80, callback=callback)
     model.learn(80, callback=callback)
@@ -298,8 +297,8 @@ def test_a_dead_training_of_another_kind_is_let_go_by_the_next(following):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             model.learn(80, callback=all_kinds())
-    assert len(sb3_hooks.holding(model)) == 2  # the ones before them have let go
-    sb3_hooks.let_go(model)
+    assert len(hooks.holding(model)) == 2  # the ones before them have let go
+    hooks.let_go(model)
     assert {**traces(model), "moments": 0} == before
 
 
@@ -313,7 +312,7 @@ def test_a_model_is_forgotten_with_its_last_user(own_learn):
     del model, callbacks
     gc.collect()
     assert gone() is None
-    assert not any(holders for holders in sb3_hooks._holding.values())
+    assert not any(holders for holders in hooks._holding.values())
 
 
 @pytest.mark.parametrize("place", ["list", "nested list", "nested in one", "one and the same"])
