@@ -6,11 +6,12 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help .venv demo test exhaustive lint format bench clean
+.PHONY: help .venv demo test test-wandb exhaustive lint format bench clean
 
 help:
 	@echo "make demo     train for about three minutes and see it learn"
 	@echo "make test     run the tests"
+	@echo "make test-wandb   install wandb into an environment of its own, beside .venv, and test --wandb in it"
 	@echo "make exhaustive   all triples of interventions on every agent (about 10 minutes)"
 	@echo "make lint     check style and format (make format repairs what it can)"
 	@echo "make bench    steps per second, beside Stable-Baselines3 on the same worlds"
@@ -33,6 +34,17 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-wandb: .venv-wandb/.ready
+	.venv-wandb/bin/python -m pytest tests/experiments/test_wandb.py
+
+# Sees the packages of .venv, which stays without wandb.
+.venv-wandb/.ready: $(READY)
+	@$(BIN)/python -m venv .venv-wandb
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(.venv-wandb/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	@.venv-wandb/bin/python -m pip install --quiet --disable-pip-version-check wandb==0.31.0
+	@touch $@
 
 exhaustive: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive

@@ -5,12 +5,13 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down many times over
 
-from experiments.cli import fail, parse_train
+from experiments.cli import fail, parse_train, print_anything
 from experiments.places import PlaceError, quoted
 
 
 def main() -> int:
     """Parse, check, train, say where to look."""
+    print_anything()
     config = parse_train(sys.argv[1:])
     from experiments.setup import build, check
 
@@ -20,14 +21,15 @@ def main() -> int:
     except ValueError as error:
         fail(str(error))
     from experiments.train import train
+    from experiments.wandb_log import WandbError
 
     try:
         directory, code = train(config, world, agent)
-    except PlaceError as error:
+    except (PlaceError, WandbError) as error:
         fail(str(error))
     print(f"curves:    tensorboard --logdir {quoted(directory.parent)}")
     print(f"evaluate:  python evaluate.py {quoted(directory)}")
-    print(f"replay:    python train.py --config {quoted(directory / 'config.json')}")
+    print(f"again:     python train.py --config {quoted(directory / 'config.json')}")
     return code
 
 

@@ -103,7 +103,7 @@ def foreign_fields(env: str) -> frozenset[str]:
             (_ATARI_ONLY, family_of(env) == "atari"),
             (_ANT_ONLY, env in ANTS),
             (("friction",), env == FRICTION_ANT),
-            (("dataset", "image"), env == IMAGE_MDP),
+            (("dataset", "dataset_sha256", "image"), env == IMAGE_MDP),
         )
         for field in fields
         if not applies
@@ -221,6 +221,9 @@ class WorldConfig:
     dataset: str = "fashion_mnist_test"
     """ImageMDP-v0: fashion_mnist_test (10,000 images, part of this package); mnist, fashion_mnist or cifar10 (training
     images, downloaded once); or the path of an .npz with arrays images and labels."""
+    dataset_sha256: str = ""
+    """ImageMDP-v0 with an .npz: its SHA-256, recorded when a run begins; one that has changed since is refused, unless
+    --dataset names it again."""
     task: TaskConfig = TaskConfig()
     """When and how the world changes."""
     friction: FrictionConfig = FrictionConfig()
@@ -233,6 +236,8 @@ class WorldConfig:
         longest = max(len(part) for part in self.env.split(","))
         _require(longest <= 200 and self.env.isprintable(), "env", self.env, "must be a Gymnasium id, text of one line")
         _require(bool(self.env.strip()), "env", self.env, "must be a Gymnasium id such as 'ALE/Breakout-v5'")
+        digits = len(self.dataset_sha256) in (0, 64) and not self.dataset_sha256.strip("0123456789abcdef")
+        _require(digits, "dataset_sha256", self.dataset_sha256, "must be 64 hexadecimal digits, or empty")
         _require(self.num_envs >= 1, "num_envs", self.num_envs, "must be at least 1")
         _require(0.0 <= self.sticky_actions <= 1.0, "sticky_actions", self.sticky_actions, _PROBABILITY)
         _require(0 <= self.noop_max <= 1000, "noop_max", self.noop_max, "must be between 0 and 1000")
@@ -253,7 +258,7 @@ class WorldConfig:
         self._refuse_foreign_options(_ATARI_ONLY, family == "atari", "Atari (ALE/...) worlds")
         self._refuse_foreign_options(_ANT_ONLY, self.env in ANTS, " and ".join(ANTS))
         self._refuse_foreign_options(("friction",), self.env == FRICTION_ANT, FRICTION_ANT)
-        self._refuse_foreign_options(("dataset", "image"), self.env == IMAGE_MDP, IMAGE_MDP)
+        self._refuse_foreign_options(("dataset", "dataset_sha256", "image"), self.env == IMAGE_MDP, IMAGE_MDP)
         self._check_tasks()
 
     def _check_tasks(self) -> None:

@@ -52,8 +52,9 @@ def check_tasks(config: WorldConfig) -> None:
     tasks_of(config)
     if config.family != "image":
         return
-    from envs.datasets import dataset_count
+    from envs.datasets import dataset_count, require_content
 
+    require_content(config.dataset, config.dataset_sha256)
     count, classes = dataset_count(config.dataset)
     chosen = config.image.num_images or count
     if not classes <= chosen <= count:

@@ -133,9 +133,10 @@ def _image(config: WorldConfig, backend: Backend) -> Parts:
 
 
 def _images_and_labels(config: WorldConfig) -> tuple[Parts, LabelLaw]:
-    from envs.datasets import load_dataset
+    from envs.datasets import load_dataset, require_content
     from envs.image_mdp import ImagePool, LabelLaw, balanced
 
+    require_content(config.dataset, config.dataset_sha256)
     data = balanced(load_dataset(config.dataset), config.image.num_images)
     pool = ImagePool(data, config.image.variant, config.num_envs)
     limit = config.max_episode_steps or IMAGE_MDP_STEP_LIMIT

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from agents.config import require_float32
+from agents.config import require, require_float32
 from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
 from envs.config import backends_of, changes_of, family_of, foreign_fields
 from experiments.config import AGENTS, TrainConfig, load_config
@@ -37,6 +37,13 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong and leave with exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def print_anything() -> None:
+    """Let what this locale cannot write come out as escapes, instead of ending a run: names hold what they like."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def overview(program: str = "train.py") -> str:
@@ -173,6 +180,11 @@ class _Line:
         }
         own = {path[1:]: value for path, value in values.items() if path[0] == "interventions"}
         config = rebuilt(default, {path: value for path, value in values.items() if path[0] != "interventions"})
+        if config.world.family == "image":
+            from envs.datasets import located
+
+            anew = ("world", "dataset") in values and ("world", "dataset_sha256") not in values
+            config = replace(config, world=located(config.world, anew))
         return replace(config, interventions=_made(self.listed, own)), given.notes
 
     def _unknown(self, flags: list[Flag], written: str) -> NoReturn:
@@ -203,6 +215,8 @@ def _loaded(file: str, algorithm: str | None) -> TrainConfig:
     config = load_config(Path(file))
     if algorithm not in (None, config.agent_name):
         raise ValueError(f"algorithm = {algorithm!r}: must be {config.agent_name}, as in {file}")
+    preset, known = config.run.preset, PRESETS[config.agent_name]
+    require(preset in ("", *known), "run.preset", preset, f"one of {', '.join(known)}")
     return config
 
 
@@ -274,7 +288,8 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         flag, equals, value = argument.partition("=")
         flag = flag.replace("_", "-")
-        if flag in flags and not (value if equals else following or "-").strip():
+        told = value if equals else "-" if following is None else following
+        if flag in flags and not told.strip():
             raise ValueError(
                 f"{flag.removeprefix('--').replace('-', '_')} = '': must be a path; the current directory is ."
             )
@@ -353,14 +368,14 @@ def parse_evaluate(arguments: list[str]) -> EvaluateConfig:
         raise ValueError(about_flag(written, EVALUATE, [flag.name for flag in flags], {}))
 
     try:
-        refuse_empty_paths(arguments, ("--video",))
-        if "" in arguments:
-            raise ValueError("run = '': must be a run directory or a checkpoint file")
+        refuse_empty_paths(arguments, ("--video", "--dataset"))
         given = read(words, flags, unknown)
         places = [word for word, _ in given.stray]
         if len(places) != 1:
             found = "none is named (words after --probe are probes)" if not places else f"not {' and '.join(places)}"
             raise ValueError(f"run: name one run directory or checkpoint file, as evaluate.py runs/NAME; {found}")
+        if not places[0].strip():
+            raise ValueError(f"run = {places[0]!r}: must be a run directory or a checkpoint file")
         values = {flag.path[0]: value_of(flag, given.words[flag.name]) for flag in flags if flag.name in given.words}
         settings = EvaluateConfig(Path(places[0]), **values)
         if settings.probe:

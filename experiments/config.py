@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import types
 import typing
@@ -11,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from agents.config import AsFlag, C51Config, DQNConfig, Flat, PPOConfig, Precision, SurgeryConfig, require
+from agents.config import AsFlag, C51Config, DQNConfig, Flat, Hidden, PPOConfig, Precision, SurgeryConfig, require
 from agents.spelling import did_you_mean
 from envs.config import WorldConfig
 from experiments.json_file import Digits, read_json
@@ -35,6 +33,7 @@ NOT_IN_THE_NAME = (
     "probes",
     "wandb",
     "wandb_project",
+    "preset",
 )
 """Settings of the run that do not shape its result (or stand in the name anyway)."""
 MOST_THREADS = 1024
@@ -62,7 +61,10 @@ class RunConfig:
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     name: str = ""
-    """Name of the run directory; empty: agent, world, seed and a hash of the settings."""
+    """Name of the run directory; empty: agent, world, what differs from the preset, seed, and a hash of every setting
+    that shapes the result but the seed."""
+    preset: Annotated[str, *Hidden] = ""
+    """The preset that the defaults came from; empty in files that do not say."""
     log_every: int = 0
     """Steps between lines of the log; 0: a 500th of the run, at least 100 steps."""
     checkpoint_every: int = 0
@@ -151,22 +153,12 @@ class TrainConfig(Generic[AgentT]):
 
     @property
     def run_name(self) -> str:
-        """The given name, or one made of agent, world, seed and a hash of every setting that shapes the result."""
+        """The given name, or one that says what differs from the preset (see `naming.py`)."""
         if self.run.name:
             return self.run.name
-        settings = to_dict(self)
-        for key in NOT_IN_THE_NAME:
-            del settings["run"][key]
-        del settings["probe"]
-        if self.surgery == SurgeryConfig():
-            del settings["surgery"]
-        if not self.interventions:
-            del settings["interventions"]
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
-        world = "".join(c if c.isalnum() or c in "-._" else "_" for c in self.world.env.removeprefix("ALE/"))
-        names = [intervention.name for intervention in self.interventions]
-        with_them = "" if not names else "_" + ("+".join(names) if len(names) <= 4 else f"{len(names)}interventions")
-        return f"{self.agent_name}_{world}{with_them}_s{self.run.seed}_{digest}"
+        from experiments.naming import made_up_name
+
+        return made_up_name(self)
 
 
 def to_dict(config: TrainConfig) -> dict:

@@ -10,13 +10,16 @@ line, their mean, in a band from the lowest run to the highest.
 
 import argparse
 import csv
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.logger import read_metrics
+from agents.config import require
+from experiments.places import own_file, require_text, require_writable
+from experiments.records import read_metrics
 
 
 class Curve(NamedTuple):
@@ -62,7 +65,7 @@ def label_and_run(place: str) -> tuple[str, Path]:
     """The parts of "label=run directory"; names of runs hold "=" themselves. Without a label, the run's name."""
     ends = [-1, *(position for position, character in enumerate(place) if character == "=")]
     for end in ends:
-        if (Path(place[end + 1 :]) / "metrics.jsonl").is_file():
+        if os.path.isfile(Path(place[end + 1 :]) / "metrics.jsonl"):  # pathlib's raises for a name that is too long
             return place[: max(end, 0)] or Path(place[end + 1 :]).name, Path(place[end + 1 :])
     raise ValueError(f"run = {place!r}: holds no metrics.jsonl")
 
@@ -98,7 +101,7 @@ def from_runs(places: list[str], tag: str, bins: int) -> dict[str, Curve]:
 
 def write_table(path: Path, curves: dict[str, Curve]) -> None:
     """One row a label and bin."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["label", "step", "mean", "count", "low", "high"])
         for label, curve in curves.items():
@@ -107,13 +110,20 @@ def write_table(path: Path, curves: dict[str, Curve]) -> None:
 
 
 def read_table(path: Path) -> dict[str, Curve]:
-    """The inverse of `write_table`; a table of single runs needs neither low nor high."""
+    """The inverse of `write_table`; one of single runs needs neither low nor high. ValueError: it is no such table."""
     rows: dict[str, list[tuple[float, ...]]] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            mean = float(row["mean"])
-            band = float(row.get("low") or mean), float(row.get("high") or mean)
-            rows.setdefault(row["label"], []).append((int(row["step"]), mean, int(row["count"]), *band))
+    try:
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                mean = float(row["mean"])
+                band = float(row.get("low") or mean), float(row.get("high") or mean)
+                rows.setdefault(row["label"], []).append((int(row["step"]), mean, int(row["count"]), *band))
+    except OSError as error:
+        raise ValueError(f"table = {str(path)!r}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"table = {str(path)!r}: is no table of curves ({type(error).__name__}: {error})") from None
+    if not rows:
+        raise ValueError(f"table = {str(path)!r}: holds no curve")
     return {label: Curve(*(np.array(column) for column in zip(*points, strict=True))) for label, points in rows.items()}
 
 
@@ -141,6 +151,19 @@ def draw(path: Path, curves: dict[str, Curve], title: str, ylabel: str, period: 
     plt.close(figure)
 
 
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+
+
+def check_picture(picture: Path) -> None:
+    """Raise ValueError unless picture and table can be written there."""
+    require_text("picture", str(picture))
+    allowed = f"a file name ending in {', '.join(PICTURES)}"
+    require(picture.suffix.lower() in PICTURES, "picture", str(picture), allowed)
+    require_writable("picture", picture.parent)
+    for file in (picture, picture.with_suffix(".csv")):
+        require(own_file(file), "picture", str(picture), f"where files can be written: {file} is something else")
+
+
 def main() -> int:
     """Read runs or the table, write table and picture, print where each curve ends."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -152,16 +175,23 @@ def main() -> int:
     parser.add_argument("--bins", type=int, default=50)
     parser.add_argument("--period", type=int, default=0, help="mark the multiples of so many steps, as task changes")
     arguments = parser.parse_args()
-    table = arguments.picture.with_suffix(".csv")
     try:
+        require(1 <= arguments.bins <= 1_000_000, "bins", arguments.bins, "in [1, 1,000,000]")
+        require(0 <= arguments.period < 2**53, "period", arguments.period, "in [0, 2**53)")
+        check_picture(arguments.picture)
+        table = arguments.picture.with_suffix(".csv")
         if arguments.runs:
-            write_table(table, from_runs(arguments.runs, arguments.tag, arguments.bins))
+            found = from_runs(arguments.runs, arguments.tag, arguments.bins)
+            table.parent.mkdir(parents=True, exist_ok=True)
+            write_table(table, found)
         elif not table.is_file():
             raise ValueError(f"runs: name at least one, since {table} is not there to draw from")
+        curves = read_table(table)
+        marks = max(curve.steps[-1] for curve in curves.values()) // (arguments.period or 2**53)
+        require(marks <= 10_000, "period", arguments.period, f"larger: it marks {marks:,} steps of the curves")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    curves = read_table(table)
     draw(arguments.picture, curves, arguments.title or arguments.picture.stem, arguments.ylabel, arguments.period)
     for label, curve in curves.items():
         tenth = max(1, len(curve.means) // 10)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
 from agents.checks import uses_convolutions
-from agents.config import PPOConfig, require
-from envs.config import TaskConfig, WorldConfig
-from experiments.config import TrainConfig
+from agents.config import require
+from envs.config import WorldConfig
+from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.loop import finished_episodes
-from experiments.run_directory import find_checkpoint, load_checkpoint
+from experiments.progress import GamesShown
+from experiments.run_directory import find_checkpoint, fitting, load_checkpoint
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
@@ -25,26 +27,35 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
     return episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)
 
 
-def play(player, world: VectorEnv, episodes: int, frames: "VideoFrames | None" = None) -> tuple[list[float], list[int]]:
-    """(returns, lengths in steps) of `episodes` whole games, environment by environment. Raises `NonFiniteError` where
-    an observation or an action is not finite."""
+def play(
+    player,
+    world: VectorEnv,
+    episodes: int,
+    frames: "VideoFrames | None" = None,
+    told: Callable[[int, int], None] = lambda games, steps: None,
+) -> tuple[list[float], list[int]]:
+    """(returns, lengths in steps) of `episodes` whole games, environment by environment. After every step `told` hears
+    how many have ended, and of how many steps of each environment. Raises `NonFiniteError` where an
+    observation or an action is not finite."""
     from agents.guard import as_float32, require_finite
 
-    (observations, _), step = world.reset(), 0
+    observations, _ = world.reset()
     left = quotas(episodes, world.num_envs)
     games: list[list] = [[] for _ in left]
     if frames:
         frames.add(world)
-    while left.any():
-        require_finite(step, observation=as_float32(observations))
+    for steps in count(1):
+        if not left.any():
+            break
+        require_finite(steps - 1, observation=as_float32(observations))
         observations, _, _, _, infos = world.step(player(observations))
-        step += 1
         for episode in finished_episodes(infos):
             if left[episode.environment]:
                 left[episode.environment] -= 1
                 games[episode.environment].append(episode)
         if frames and not games[0]:  # after a game's end the world already shows the next one
             frames.add(world)
+        told(episodes - int(left.sum()), steps)
     flat = [episode for column in games for episode in column]
     return [episode.episodic_return for episode in flat], [episode.length for episode in flat]
 
@@ -88,7 +99,9 @@ def video_frames(path: Path | None, world: VectorEnv, family: str) -> Iterator[V
         hint = "; without a screen, try MUJOCO_GL=egl or osmesa" if family == "mujoco" else ""
         raise ValueError(f"video = {str(path)!r}: this world cannot be drawn here ({error}){hint}") from error
     fps = steps_per_second(world, family)
-    writer = imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2, quality=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # absolute, or ffmpeg takes -x.mp4 for a flag and a:b.mp4 for a protocol
+    writer = imageio.get_writer(path.absolute(), fps=fps, codec="libx264", macro_block_size=2, quality=8)
     try:
         yield VideoFrames(writer, scale=2 if family == "atari" else 1)
     finally:
@@ -104,27 +117,33 @@ def evaluate(settings: EvaluateConfig) -> dict:
     from agents.randomness import Generators
     from envs import make_vec_from_config
     from experiments.machine import place
-    from experiments.setup import agent_of, spaces_of
+    from experiments.setup import agent_of, spaces_of, world_config
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
     path = find_checkpoint(settings.run)
     config, step, state = load_checkpoint(path)
+    check_playing(config, settings)
     generators = Generators(settings.seed)
-    world_settings, render_mode = playing_world(config, settings)
+    world_settings, render_mode = playing_world(world_config(config), settings)
     world = make_vec_from_config(
         world_settings, generators.integer("evaluation world") // 2, settings.threads, render_mode
     )
     choose_task(world, config.world, settings.task, step)
-    playing = replace(config, agent=small_memory(config, world.num_envs))
+    playing = replace(config, agent=small_memory(config.agent, world.num_envs))
     spaces = spaces_of(world)
     placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
     agent = agent_of(playing, spaces, world.num_envs, generators, placement.device)
-    agent.network.load_state_dict(state["network"])
+    with fitting(path):
+        agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
     try:
-        with video_frames(settings.video, world, world_settings.family) as frames:
-            returns, lengths = play(agent.player(greedy, generators), world, settings.episodes, frames)
+        with (
+            video_frames(settings.video, world, world_settings.family) as frames,
+            GamesShown(settings.episodes) as shown,
+        ):
+            player = agent.player(greedy, generators)
+            returns, lengths = play(player, world, settings.episodes, frames, shown.tick)
     except NonFiniteError as error:
         raise ValueError(f"checkpoint = {str(path)!r}: {str(error).partition(';')[0]} of playing") from None
     finally:
@@ -147,6 +166,20 @@ def evaluate(settings: EvaluateConfig) -> dict:
     }
 
 
+def in_words(result: dict, video: Path | None) -> list[str]:
+    """What `evaluate` found, line by line."""
+    head = f"{result['env']}  {result['checkpoint']} (step {result['step']:,}), {result['policy']} actions"
+    lines = [head, f"on {result['placement']}"]
+    if result["task"] is not None:
+        words = ", ".join(f"{name} {value}" for name, value in result["task_parameters"].items())
+        lines.append(f"task {result['task']}: {words}")
+    for number, (value, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), start=1):
+        lines.append(f"  game {number:3d}: return {value:10.2f}  {length:6d} steps")
+    spread = f"mean {result['mean']:.2f}  iqm {result['iqm']:.2f}  std {result['std']:.2f}"
+    lines.append(f"{spread}  over {result['episodes']} games")
+    return [*lines, f"video: {video}"] if video else lines
+
+
 def choose_task(world: VectorEnv, config: WorldConfig, asked: int | None, step: int) -> None:
     """Keep `world` in the task asked for, or in the one that was due at `step` of training.
 
@@ -159,25 +192,3 @@ def choose_task(world: VectorEnv, config: WorldConfig, asked: int | None, step: 
         world.schedule.stay_in(*world.schedule.in_force(step))
     else:
         world.schedule.stay_in(asked)
-
-
-def playing_world(config: TrainConfig, settings: EvaluateConfig) -> tuple[WorldConfig, str | None]:
-    """(the world's settings for playing, render mode): the one trained in, with as many environments as needed."""
-    from experiments.setup import world_config
-
-    world = replace(world_config(config), num_envs=min(settings.num_envs, settings.episodes))
-    if world.change == "reset":
-        world = replace(world, task=TaskConfig())
-    if settings.video is not None:
-        backend = "auto" if world.family == "image" else "gymnasium"
-        return replace(world, num_envs=1, backend=backend), "rgb_array"
-    return world if settings.backend == "same" else replace(world, backend=settings.backend), None
-
-
-def small_memory(config: TrainConfig, num_envs: int):
-    """The agent's settings with the least memory that they allow: nothing is remembered while playing."""
-    agent = config.agent
-    if isinstance(agent, PPOConfig):
-        return replace(agent, rollout_steps=agent.num_minibatches * 2)
-    slots = agent.batch_size + agent.n_step + 8
-    return replace(agent, buffer_size=num_envs * slots, replay_device="host")

@@ -45,7 +45,9 @@ class EvaluateConfig:
     """Threads for torch and, each, for the world; 0: of torch one for an MLP, up to 4 of the usable cores for a CNN; of
     the world its own choice."""
     video: Path | None = None
-    """Write the first game as an MP4 to this file."""
+    """Write the first game as an MP4 to this file; its directory is made where there is none."""
+    dataset: str | None = None
+    """ImageMDP-v0 with an .npz of one's own: where that lies now. It is taken as it is, changed or not."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -62,6 +64,5 @@ class EvaluateConfig:
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, f"in [0, {MOST_THREADS}]")
         if self.video is not None:
             require(self.video.suffix == ".mp4", "video", str(self.video), "a file name ending in .mp4")
-            require(self.video.parent.is_dir(), "video", str(self.video), "in a directory that exists")
             allowed = "same or gymnasium beside video: the others cannot draw"
             require(self.backend in ("same", "gymnasium"), "backend", self.backend, allowed)

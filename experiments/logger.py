@@ -14,7 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.guard import NonFiniteError, Watch
 from experiments.loop import TaskChange, TaskDrift, Tick, Update
-from experiments.records import EpisodeFile, RecentReturns, lines_of
+from experiments.records import EpisodeFile, RecentReturns
+from experiments.records import read_metrics as read_metrics
 from experiments.surgery_report import USUAL, Done, SurgeryReport, scalars, sentences
 from experiments.task_report import TaskSummary, in_words
 from plasticity_probes.catalogue import Findings
@@ -218,15 +219,3 @@ class Logger:
         self.writer.close()
         self.file.close()
         self.episodes.close()
-
-
-def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """(steps, values) of each tag in a metrics.jsonl; a torn last line is left out (see `lines_of`)."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for _, record in lines_of(path):
-        step = record.pop("step")
-        for name, value in record.items():
-            steps, values = series.setdefault(name, ([], []))
-            steps.append(step)
-            values.append(value)
-    return series

@@ -15,13 +15,22 @@ from agents.randomness import Generators
 from agents.transitions import Spaces
 from envs import describe
 from experiments.config import TrainConfig
-from experiments.evaluate import small_memory
+from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.machine import place
 from experiments.probing import CURRENT, REFERENCE
-from experiments.run_directory import all_checkpoints, find_checkpoint, load_checkpoint
+from experiments.progress import Lines
+from experiments.run_directory import all_checkpoints, find_checkpoint, fitting, load_checkpoint
 from experiments.setup import agent_of, spaces_from
-from plasticity_probes.catalogue import OF_THE_NETWORK, PROBES, WITHOUT_BATCH, ProbeInput, RefitSettings
+from plasticity_probes.catalogue import (
+    HEAVIEST,
+    HEAVY,
+    OF_THE_NETWORK,
+    PROBES,
+    WITHOUT_BATCH,
+    ProbeInput,
+    RefitSettings,
+)
 from plasticity_probes.norms import snapshot
 from plasticity_probes.schedule import Findings, chosen, undisturbed
 from plasticity_probes.subject import Subject
@@ -40,15 +49,19 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
     require(bool(names), "probe", " ".join(settings.probe), allowed)
     paths = all_checkpoints(settings.run) if settings.checkpoint == "each" else [find_checkpoint(settings.run)]
     batches = load_batches(paths[-1].parent.parent / "probes")
-    console = Console(stderr=True)
+    console, lines = Console(stderr=True), Lines()
     steps, found, fresh, previous = [], [], {}, None
-    with Progress(console=console, transient=True, disable=settings.json) as bars:
+    with Progress(console=console, transient=True, disable=not lines.watched) as bars:
         whole = bars.add_task("checkpoints", total=len(paths))
-        for path in paths:
+        for number, path in enumerate(paths, start=1):
             config, step, state = load_checkpoint(path)
-            spaces = spaces_from(describe(config.world))
+            check_playing(config, settings)
+            words = f"checkpoint {number}/{len(paths)} (step {step:,})"
+            lines.say(lambda words=words: f"{words}: {len(names)} probes", now=True)
+            spaces = spaces_from(describe(playing_world(config.world, settings)[0]))
             placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
-            measuring = _Measuring(config, state, spaces, placement.device, settings, bars)
+            with fitting(path):
+                measuring = _Measuring(config, state, spaces, placement.device, settings, bars, lines, words)
             if not fresh:  # before anything else draws from the run's generators
                 fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
             given = measuring.measure(batches, names, previous)
@@ -69,7 +82,10 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
 def load_batches(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The saved batches by the group of their tags. ValueError where the run saved none."""
     present = {"probes_reference": folder / REFERENCE, "probes": folder / CURRENT}
-    batches = {group: torch.load(path, weights_only=True) for group, path in present.items() if path.is_file()}
+    try:
+        batches = {group: torch.load(path, weights_only=True) for group, path in present.items() if path.is_file()}
+    except Exception as error:  # torch raises many types for a damaged file
+        raise ValueError(f"run = {str(folder.parent)!r}: its batches in {folder} cannot be read") from error
     allowed = "one that was trained with probes: this one saved no batch to measure on"
     require(bool(batches), "run", str(folder.parent), allowed)
     return batches
@@ -86,14 +102,17 @@ class _Measuring:
         device: torch.device,
         settings: EvaluateConfig,
         bars: Progress,
+        lines: Lines,
+        words: str,
     ) -> None:
         generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
-        measured = replace(config, agent=small_memory(config, 1))
+        measured = replace(config, agent=small_memory(config.agent, 1))
         self.agent = agent_of(measured, spaces, 1, generators, device)
         self.initial = snapshot(self.agent.network)
         self.agent.load_state_dict(state)
         self.subject: Subject = subject_of(self.agent, generators)
         self.settings, self.bars, self.device = settings, bars, device
+        self.lines, self.words, self.doing = lines, words, ""
         self.samples = config.probe.heavy_samples
 
     def measure(self, batches: dict, names: list[str], previous: dict | None) -> dict[str, float]:
@@ -117,7 +136,7 @@ class _Measuring:
         findings = Findings()
         given = self._input(self.subject.fresh().eval(), batches["probes_reference"], self.initial)
         for name in names:
-            self._run(findings, "probes_reference", name, given)
+            self._run(findings, "probes_reference", name, given, "fresh network")
         return {tag: float(value) for tag, value in findings.scalars.items()}
 
     def _input(self, network: torch.nn.Module, batch: dict, previous: dict, reference: bool = True) -> ProbeInput:
@@ -127,6 +146,7 @@ class _Measuring:
 
         def progress(done: int, total: int) -> None:
             self.bars.update(bar, completed=done, total=total, visible=done < total)
+            self.lines.say(lambda: f"{self.words}: {self.doing}, {done:,} of {total:,}")
 
         refits = RefitSettings(self.settings.refit_targets, self.settings.refit_steps, progress)
         return ProbeInput(
@@ -143,7 +163,9 @@ class _Measuring:
             tell=lambda sentence: print(sentence, file=sys.stderr),
         )
 
-    def _run(self, findings: Findings, group: str, name: str, given: ProbeInput) -> None:
+    def _run(self, findings: Findings, group: str, name: str, given: ProbeInput, of: str = "") -> None:
+        self.doing = f"{name} ({of or group})"
+        self.lines.say(lambda: f"{self.words}: {self.doing}", now=name in (*HEAVY, *HEAVIEST))
         try:
             with undisturbed(given.network):
                 findings.merge(group, PROBES[name](given))

@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import shlex
+import sys
 import unicodedata
 from contextlib import suppress
 from itertools import count
@@ -47,7 +48,9 @@ def fitting_name(name: str, limit: int = NAME_BYTES) -> str:
 def require_text(field: str, text: str) -> None:
     """Raise ValueError where `text` holds what can be neither seen nor typed, or what this locale cannot write."""
     unseen = [character for character in text if unicodedata.category(character) in UNSEEN]
-    require(not unseen, field, text, "text without line ends, control characters and bytes that are none here")
+    here = sys.getfilesystemencoding()
+    also = "" if here == "utf-8" else f" in this locale's {here} (PYTHONUTF8=1 makes it UTF-8)"
+    require(not unseen, field, text, f"text without line ends, control characters and bytes that are none{also}")
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
@@ -105,6 +108,11 @@ def require_writable(field: str, place: Path) -> None:
             trial.rmdir()
     except OSError as error:
         raise _refusal(field, place, error, parent) from None
+
+
+def own_file(path: Path) -> bool:
+    """Whether a file can be written at `path`, in a directory that takes files: nothing is there, or such a file."""
+    return not os.path.lexists(path) or (os.path.isfile(path) and os.access(path, os.W_OK))
 
 
 def check_runs_dir(runs_dir: Path, name: str) -> None:

@@ -248,16 +248,26 @@ NEEDS = {
 """The family of worlds, or the one world, that a preset is for."""
 
 
+def usual_preset(algorithm: str, family: str, env: str) -> str:
+    """What "auto" means for `env`."""
+    return FOR_FAMILY[algorithm].get(env) or FOR_FAMILY[algorithm].get(family, "classic")
+
+
 def preset_config(algorithm: str, name: str, family: str, env: str, steps: int, period: int = 0) -> TrainConfig:
-    """The settings of preset `name`; "auto" takes the protocol usual for the world. With tasks of `period` steps
-    nothing is annealed over the run: rates are constant, and epsilon falls anew over the first tenth of each task."""
+    """The settings of preset `name`; "auto" takes the protocol usual for the world, whose name is kept. With tasks of
+    `period` steps nothing is annealed over the run: rates are constant, and epsilon falls anew over the first tenth of
+    each task. Raises ValueError for a preset that is not there, or not for this world."""
     known = [preset for preset in PRESETS[algorithm] if NEEDS.get(preset, family) in (family, env)]
     allowed = f"auto or one of {', '.join(known)} for {algorithm} in {env}{did_you_mean(name, known)}"
     require(name == "auto" or name in known, "preset", name, allowed)
-    usual = FOR_FAMILY[algorithm].get(env) or FOR_FAMILY[algorithm].get(family, "classic")
-    config = PRESETS[algorithm][usual if name == "auto" else name](env, steps)
+    return unchecked(algorithm, usual_preset(algorithm, family, env) if name == "auto" else name, env, steps, period)
+
+
+def unchecked(algorithm: str, name: str, env: str, steps: int, period: int = 0) -> TrainConfig:
+    """`preset_config` in a world that the preset need not be for: a file's settings may be another world's."""
+    config = PRESETS[algorithm][name](env, steps)
     agent = _steady(config.agent, period) if period > 0 else config.agent
-    return replace(config, agent=agent, run=replace(config.run, steps=steps))
+    return replace(config, agent=agent, run=replace(config.run, steps=steps, preset=name))
 
 
 def _steady(agent: AgentConfig, period: int) -> AgentConfig:

@@ -37,6 +37,26 @@ def lines_of(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]
             yield offset, record
 
 
+def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """(steps, values) of each tag in a metrics.jsonl; a torn last line is left out (see `lines_of`). Raises ValueError
+    where the file cannot be read, or a line has no step or something else than numbers."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    try:
+        for _, record in lines_of(path):
+            step = record.pop("step", None)
+            if type(step) is not int or not all(isinstance(value, int | float | None) for value in record.values()):
+                raise ValueError(f"{path}: a line is no step with numbers: step {step!r}")
+            for name, value in record.items():
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: a line is nested too deeply") from None
+    return series
+
+
 MOST_AHEAD = 8
 """Tasks whose returns are remembered at a time."""
 

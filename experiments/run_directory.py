@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agents.config import require, shown
 from envs.cores import usable_cores
 from experiments.config import TrainConfig, from_dict, to_dict
 from experiments.places import PlaceError, new_directory
@@ -120,16 +123,19 @@ def find_checkpoint(place: Path) -> Path:
     Raises ValueError, naming what was looked for, where there is none.
     """
     place = Path(place)
-    if place.is_file():
+    if os.path.isfile(place):  # pathlib's raise for a name that is too long
         return place
-    if not place.is_dir():
-        raise ValueError(f"checkpoint = {str(place)!r}: no such run directory or file")
+    if not os.path.isdir(place):
+        require(
+            not os.path.lexists(place), "run", str(place), "a run directory or a checkpoint, not a device or a pipe"
+        )
+        raise ValueError(f"run = {shown(str(place))}: no such run directory or checkpoint")
     final = place / "checkpoints" / "final.pt"
     periodic = sorted(p for p in (place / "checkpoints").glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))
     if final.exists():
         return final
     if not periodic:
-        raise ValueError(f"checkpoint = {str(place)!r}: holds no checkpoints/*.pt (yet)")
+        raise ValueError(f"run = {shown(str(place))}: holds no checkpoints/*.pt (yet)")
     return periodic[-1]
 
 
@@ -139,10 +145,22 @@ def all_checkpoints(place: Path) -> list[Path]:
     Raises ValueError, naming what was looked for, where there is none.
     """
     last = find_checkpoint(place)
-    if Path(place).is_file():
+    if os.path.isfile(place):
         return [last]
     periodic = sorted((Path(place) / "checkpoints").glob("step_*.pt"))
     return [*(path for path in periodic if path != last), last]
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Within, weights of the checkpoint `path` are taken over. ValueError where they are not those of its settings."""
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        words = " ".join(str(error).split())
+        why = words if len(words) <= 200 else words[:200] + "..."
+        allowed = "must hold the weights of the network that its settings make"
+        raise ValueError(f"checkpoint = {shown(str(path))}: {allowed} ({why})") from error
 
 
 def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
@@ -157,13 +175,17 @@ def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not set(content) >= {"format", "config", "step", "agent"}:
+            raise ValueError("it holds other things")
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
-        config, step, state = from_dict(content["config"]), content["step"], content["agent"]
-        names = not_finite(state["network"])
+        step, agent = content["step"], content["agent"]
+        if not isinstance(agent, dict) or type(step) is not int or step < 0:
+            raise ValueError("step or agent are something else")
+        config, names = from_dict(content["config"]), not_finite(agent["network"])
     except Exception as error:  # torch raises many types for a damaged file; all of them mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"checkpoint = {str(path)!r}: is no checkpoint of this suite ({reason})") from error
     if names:
         raise ValueError(f"checkpoint = {str(path)!r}: its network is not finite: {in_words(names)}")
-    return config, step, state
+    return config, step, agent

@@ -34,7 +34,7 @@ from agents.precision import set_precision
 from agents.randomness import Generators
 from agents.transitions import Spaces
 from envs import describe, make_vec_from_config
-from experiments.cli import fail, parse_train
+from experiments.cli import fail, parse_train, print_anything
 from experiments.config import TrainConfig
 from experiments.logger import Logger
 from experiments.loop import Episode, Tick
@@ -163,6 +163,7 @@ def _learn(model: PPO | DQN, config: TrainConfig, directory: Path, console: Cons
 
 def main(arguments: list[str]) -> None:
     """Parse train.py's flags, train, keep the weights as checkpoints/sb3.zip of a run directory named sb3_..."""
+    print_anything()
     config = parse_train(arguments, "python -m experiments.sb3_baseline")
     try:
         config = replace(config, run=replace(config.run, name=config.run.name and f"sb3_{config.run.name}"))

@@ -1,6 +1,5 @@
 """From settings to a world and an agent, with everything that can be refused early refused early."""
 
-import importlib.util
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from experiments.foreign_flags import about_probe
 from experiments.machine import has_gpu_driver, may_be_a_gpu, place
 from experiments.places import check_runs_dir
 from experiments.sizes import check_sizes, check_whole_numbers
+from experiments.wandb_log import wandb_is_installed
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +72,7 @@ def check(config: TrainConfig) -> None:
         check_value_agent(config.agent, spaces, config.world.num_envs)
         check_memory(config.agent, spaces, on_gpu)
     if config.run.wandb:
-        found = importlib.util.find_spec("wandb") is not None
-        require(found, "wandb", True, "off unless wandb is installed (pip install wandb)")
+        require(wandb_is_installed(), "wandb", True, "off unless wandb is installed (pip install wandb)")
     asked = config.run.device
     require(not asked.startswith("cuda") or has_gpu_driver(), "device", asked, "cpu or auto: no GPU driver is here")
     check_precision(config.run.precision, on_gpu)
@@ -86,6 +85,22 @@ def check(config: TrainConfig) -> None:
 def check_precision(precision: str, gpu: bool) -> None:
     """Raise ValueError where there is no `gpu` and a run would be named after a format that only GPUs have."""
     require(precision != "tf32" or gpu, "precision", precision, "fp32 or bf16 on a CPU: TF32 is a GPU's format")
+
+
+def never_learns(config: TrainConfig, steps: int) -> str | None:
+    """Why a run of `steps` steps ends before the first gradient step; None where it does not."""
+    agent, environments = config.agent, config.world.num_envs
+    ticks = -(-steps // environments)
+    if isinstance(agent, PPOConfig):
+        whole = f"{environments} x {agent.rollout_steps:,} = {environments * agent.rollout_steps:,} steps"
+        short = f"PPO learns from whole rollouts of {whole} (--num-envs, --rollout-steps), and the run has {steps:,}"
+        return short if ticks < agent.rollout_steps else None
+    if int((ticks * environments - agent.learning_starts) * agent.replay_ratio) < 1:
+        begins = f"step {agent.learning_starts:,} (--learning-starts)"
+        ratio = f", {agent.replay_ratio:g} gradient steps a step (--replay-ratio)"
+        return f"learning begins after {begins}{ratio}, and the run has {steps:,}"
+    few = f"the first batch waits for more than {agent.batch_size:,} steps (--batch-size), and the run has {steps:,}"
+    return few if ticks * environments <= agent.batch_size else None
 
 
 def spaces_from(info: WorldInfo) -> Spaces:

@@ -1,5 +1,7 @@
 """One training run from settings to a finished directory."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from gymnasium.vector import VectorEnv
@@ -10,17 +12,20 @@ from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError, Watch
 from agents.ppo import PPO
 from agents.value_agent import ValueAgent
-from experiments.config import TrainConfig, to_dict
+from experiments.config import TrainConfig
 from experiments.logger import Logger
 from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
 from experiments.machine import placement_in_words
+from experiments.naming import in_words as in_words_of_preset
 from experiments.page import Page
 from experiments.probing import Probing
 from experiments.progress import ProgressLine
 from experiments.run_directory import RunDirectory
-from experiments.setup import spaces_of
+from experiments.settings_page import write_end, write_settings
+from experiments.setup import never_learns, spaces_of
 from experiments.surgery_report import idle, in_short, sentences
 from experiments.task_report import TaskReport, TaskSummary, in_words, table
+from experiments.wandb_log import WandbError, WandbLog
 
 
 def train(
@@ -30,24 +35,18 @@ def train(
 
     Exit code 0: finished; 1: stopped because something was not finite; 130: interrupted. What was logged is kept in
     every case, and so is a last checkpoint, unless something in it would not be finite: then the one before it stays
-    the last and is named. The world is closed at the end.
+    the last and is named. The world is closed at the end. Raises PlaceError or WandbError where the run cannot begin.
     """
     console = console or Console()
     directory = RunDirectory(config)
     convolutional = uses_convolutions(config.agent.network, spaces_of(world))
     placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
     directory.write_manifest(agent.device, placement)
-    if config.run.wandb:
-        _start_wandb(config, directory.path)
+    also = _wandb(config, directory, world)
     watch = Watch(agent.optimization, agent.state_dict)
-    watchers = _Watchers(config, agent, directory, console, watch)
-    console.print(f"[bold]{directory.path}[/]  {_size(agent.network)} parameters", highlight=False)
-    console.print(f"on {placement}", highlight=False, soft_wrap=True)
-    if config.interventions:
-        moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
-        listed = ", ".join(map(in_short, config.interventions))
-        console.print(f"interventions: {listed}{moments}", highlight=False, soft_wrap=True)
-    code, step, saved = 0, 0, 0
+    watchers = _Watchers(config, agent, directory, console, watch, also)
+    _introduce(config, agent, directory, placement, watchers.say)
+    code, step, saved = 1, 0, 0
     try:
         with ProgressLine(config.run.steps, watchers.logger, console) as progress:
             for event in training(agent, world, config.run.steps):
@@ -63,24 +62,23 @@ def train(
         watchers.last(step)
         watch.flush()
         directory.save(agent.state_dict(), step, final=True)
+        code = 0
     except NonFiniteError as error:
-        code = 1
         why = watch.explain(error)
         console.print(f"[bold red]stopped at step {step:,}:[/] {escape(why)}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         code = 130
         unsound = watch.unsound()
-        also = f": {escape(unsound)}" if unsound else ""
-        console.print(f"[bold]interrupted at step {step:,}[/]{also}", highlight=False, soft_wrap=True)
+        why = f": {escape(unsound)}" if unsound else ""
+        console.print(f"[bold]interrupted at step {step:,}[/]{why}", highlight=False, soft_wrap=True)
     finally:
-        watchers.close(step)
+        watchers.close(step, code)
         world.close()
     if code:
         _save_what_is_finite(directory, agent.state_dict(), step, console)
-    for sentence in [*sentences(watchers.logger.surgery.total), *idle(config, watchers.logger.surgery)]:
-        console.print(f"in all: {sentence}", highlight=False, soft_wrap=True)
-    if watchers.report.count:
-        console.print("\n".join(table(watchers.report)), highlight=False, soft_wrap=True)
+    watchers.sum_up(config, step)
+    if also is not None:
+        also.finish(code, {"exit_code": code, "steps": step})
     return directory.path, code
 
 
@@ -96,6 +94,33 @@ def _save_what_is_finite(directory: RunDirectory, state: dict, step: int, consol
         console.print(escape(f"nothing was saved of it; {good}"), highlight=False, soft_wrap=True)
 
 
+def _introduce(
+    config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, placement: str, say: Callable
+) -> None:
+    """What is about to be run, and where."""
+    size = sum(parameter.numel() for parameter in agent.network.parameters())
+    say(f"[bold]{escape(str(directory.path))}[/]  {size:,} parameters", markup=True)
+    say(f"on {placement}")
+    say(in_words_of_preset(config))
+    if config.interventions:
+        moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
+        say(f"interventions: {', '.join(map(in_short, config.interventions))}{moments}")
+    if reason := never_learns(config, config.run.steps):
+        say(f"note: nothing will be learned: {reason}")
+
+
+def _wandb(config: TrainConfig, directory: RunDirectory, world: VectorEnv) -> WandbLog | None:
+    """The run's log on wandb where it was asked for. Where wandb cannot begin, nothing is left behind."""
+    if not config.run.wandb:
+        return None
+    try:
+        return WandbLog(config, directory.path)
+    except WandbError:
+        world.close()
+        shutil.rmtree(directory.path, ignore_errors=True)
+        raise
+
+
 class _Watchers:
     """Everybody who reads a run's events: log, probes, returns by task."""
 
@@ -106,16 +131,22 @@ class _Watchers:
         directory: RunDirectory,
         console: Console,
         watch: Watch,
+        also: WandbLog | None,
     ) -> None:
         self.console = console
+        self.learned = False
         surgeries = agent.interventions.surgeries
-        self.logger = Logger(directory.path, config.log_every, watch, agent.scalars, self._say, surgeries)
+        self.logger = Logger(
+            directory.path, config.log_every, watch, agent.scalars, self.say, surgeries, also and also.line
+        )
         self.page = Page(self.logger.writer, agent.network)
-        self.probing = Probing(config, agent, directory, self._say)
+        write_settings(self.logger.writer, config)
+        self.probing = Probing(config, agent, directory, self.say)
         self.report = TaskReport(config.run.level_share, self.logger.episodes.path, directory.path / "tasks.jsonl")
 
-    def _say(self, sentence: str) -> None:
-        self.console.print(sentence, highlight=False, soft_wrap=True)
+    def say(self, sentence: str, markup: bool = False) -> None:
+        """Tell the person who watches."""
+        self.console.print(sentence, highlight=False, soft_wrap=True, markup=markup)
 
     def notice(self, event: Tick | TaskChange | TaskDrift | Update) -> None:
         """Take note of an event. Probes come first: what they measure is what was there before it."""
@@ -123,6 +154,7 @@ class _Watchers:
             self.logger.tick(event)
             self.logger.findings(event.step, self.probing.tick(event.step))
         elif isinstance(event, Update):
+            self.learned = True
             self.logger.update(event)
             self.logger.findings(event.step, self.probing.after_update())
         elif isinstance(event, TaskDrift):
@@ -131,7 +163,7 @@ class _Watchers:
             self.logger.findings(event.step, self.probing.at_boundary(event.step))
             self._summarise(self.report.change(event))
             self.logger.task_change(event)
-            self._say(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}")
+            self.say(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}")
         self.page.follow(self.logger.tags, event.step)
 
     def last(self, step: int) -> None:
@@ -140,25 +172,25 @@ class _Watchers:
         self._summarise(self.report.finish(step))
         self.logger.flush(step)
 
-    def close(self, step: int) -> None:
+    def close(self, step: int, code: int) -> None:
         """The run is over, however it ended: write what is there."""
         self._summarise(self.report.finish(step))
         self.logger.write_out(step)
         self.page.follow(self.logger.tags, step)
+        if code == 0:
+            write_end(self.logger.writer)
         self.logger.close()
+
+    def sum_up(self, config: TrainConfig, step: int) -> None:
+        """Say what interventions did, how the tasks went, and whether anything was learned at all."""
+        for sentence in [*sentences(self.logger.surgery.total), *idle(config, self.logger.surgery)]:
+            self.say(f"in all: {sentence}")
+        if self.report.count:
+            self.say("\n".join(table(self.report)))
+        if not self.learned:
+            reason = never_learns(config, step)
+            self.say(f"nothing was learned: {reason}" if reason else "nothing was learned: no gradient step was made")
 
     def _summarise(self, summary: TaskSummary | None) -> None:
         if summary is not None:
             self.logger.task_summary(summary)
-
-
-def _size(network: object) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
-
-
-def _start_wandb(config: TrainConfig, path: Path) -> None:
-    import wandb
-
-    wandb.init(
-        project=config.run.wandb_project, name=path.name, config=to_dict(config), dir=str(path), sync_tensorboard=True
-    )

@@ -1,6 +1,7 @@
 """Settings to JSON and back, run names, and the published numbers of the presets."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from envs.config import family_of
 from experiments.cli import parse_train
 from experiments.config import from_dict, load_config, to_dict
+from experiments.naming import digest
 from experiments.presets import PRESETS, preset_config
 
 ALL = [(algorithm, name) for algorithm, presets in PRESETS.items() for name in presets]
@@ -78,7 +80,8 @@ def test_the_name_carries_every_setting_that_shapes_the_result() -> None:
         for more in ([], ["--seed", "2"], ["--gamma", "0.9"], ["--adam.eps", "1e-3"], ["--sticky-actions", "0.1"])
     }
     assert len(names) == 5
-    assert all(name.startswith("dqn_Pong-v5_s") and len(name) < 30 for name in names)
+    told = ("s1", "s2", "gamma=0.9_s1", "adam.eps=0.001_s1", "sticky-actions=0.1_s1")  # what is not the preset's
+    assert {name.rpartition("_")[0] for name in names} == {f"dqn_Pong-v5_{words}" for words in told}
     one, two = (parse_train([*base, "--seed", seed]).run_name for seed in "12")
     assert one.split("_")[-1] == two.split("_")[-1]  # seeds of one setting share the hash
     assert parse_train([*base, "--runs-dir", "elsewhere"]).run_name == parse_train(base).run_name
@@ -88,6 +91,68 @@ def test_a_config_from_before_there_was_padding_is_valid() -> None:
     older = to_dict(settings("dqn", "dopamine"))
     del older["agent"]["network"]["padding"]
     assert from_dict(older).agent.network.padding == "valid"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("dqn --env ALE/Pong-v5", "dqn_Pong-v5_s1"),
+        ("dqn --env ALE/Pong-v5 --preset dopamine --probes all --log-every 7 --seed 3", "dqn_Pong-v5_s3"),
+        ("dqn --env ALE/Pong-v5 --steps 5 --threads 2 --device cpu", "dqn_Pong-v5_s1"),
+        (
+            "dqn --env ALE/Pong-v5 --learning-rate 1e-3 --loss hl_gauss --interventions redo layer_norm --redo.tau .03",
+            "dqn_Pong-v5_hl_gauss_learning-rate=0.001_redo.tau=0.03+layer_norm_s1",
+        ),
+        ("dqn --env CartPole-v1 --no-double --adam.betas 0.9 0.99", "dqn_CartPole-v1_adam.betas=0.9,0.99_no-double_s1"),
+        ("ppo --env Ant-v5 --preset dohare24_ant", "ppo_Ant-v5_dohare24_ant_s1"),
+        ("ppo --env CartPole-v1 --value-loss hl_gauss --width 8", "ppo_CartPole-v1_value-loss=hl_gauss_width=8_s1"),
+        (
+            "ppo --env CartPole-v1 --interventions cbp weight_decay --cbp.utility adaptable_contribution",
+            "ppo_CartPole-v1_cbp.replacement-rate=0.0001,utility=adaptable_contribution+weight_decay.rate=0.01_s1",
+        ),
+        ("dqn --env CartPole-v1 --task.change rewards", "dqn_CartPole-v1_task.change=rewards_s1"),
+        ("dqn --env ImageMDP-v0 --task.period 9", "dqn_ImageMDP-v0_task.period=9_s1"),
+        ("dqn --env ALE/Pong-v5,ALE/Breakout-v5 --task.period 9", "dqn_Pong-v5,Breakout-v5_task.period=9_s1"),
+    ],
+)
+def test_names_say_what_differs_from_the_preset(line: str, name: str) -> None:
+    made = parse_train(line.split()).run_name
+    assert made.rpartition("_")[0] == name
+    assert re.fullmatch(r"[A-Za-z0-9._=+,-]+_[0-9a-f]{6}", made)
+
+
+def test_names_with_much_to_say_count_the_rest() -> None:
+    settings = "--width 7 --depth 3 --gamma 0.5 --batch-size 9 --buffer-size 99 --learning-starts 9 --replay-ratio 2"
+    more = (
+        "--target-period 9 --n-step 2 --end-e 0.5 --interventions layer_norm redo cbp l2 l2_init parseval weight_clip"
+    )
+    name = parse_train(f"dqn --env CartPole-v1 {settings} {more} dropout".split()).run_name
+    assert "_width=7_depth=3_gamma=0.5_" in name and "_layer_norm+redo.tau=0.1+" in name
+    assert len(name) < 230 and len(re.findall(r"\dmore", name)) == 2
+
+
+def test_the_preset_is_kept_and_does_not_shape_the_hash(tmp_path: Path) -> None:
+    usual = parse_train(["ppo", "--env", "Ant-v5"])
+    assert usual.run.preset == "cleanrl_continuous"  # auto has a name
+    assert digest(usual) == digest(replace(usual, run=replace(usual.run, preset="")))
+    older = to_dict(usual)
+    del older["run"]["preset"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(older))
+    loaded = parse_train(["--config", str(path), "--width", "8"])
+    assert loaded.run.preset == ""
+    assert loaded.run_name.startswith("ppo_Ant-v5_width=8_s1_")  # beside the usual one's
+    path.write_text(json.dumps(to_dict(parse_train(["ppo", "--env", "Ant-v5", "--preset", "dohare24_ant"]))))
+    assert parse_train(["--config", str(path), "--seed", "4"]).run.preset == "dohare24_ant"
+
+
+def test_a_preset_that_there_is_not_is_refused_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    wrong = to_dict(parse_train(["dqn", "--env", "CartPole-v1"]))
+    wrong["run"]["preset"] = "image"  # PPO's
+    (tmp_path / "config.json").write_text(json.dumps(wrong))
+    with pytest.raises(SystemExit, match="2"):
+        parse_train(["--config", str(tmp_path / "config.json")])
+    assert "run.preset = 'image': must be one of dopamine, lyle23, classic" in capsys.readouterr().err
 
 
 def test_dopamine_numbers() -> None:

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments.curves import binned, from_runs, joined, read_table
+from experiments.curves import main as curves_main
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,3 +80,62 @@ def test_a_missing_run_is_named(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert "nowhere" in result.stderr
+
+
+def a_run(folder: Path, lines: str) -> str:
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.jsonl").write_text(lines)
+    return str(folder / "run")
+
+
+GOOD = '{"step": 1, "charts/episodic_return": 2.0}\n'
+REFUSED = {
+    "no run": (GOOD, ["nowhere"], "run = 'nowhere'"),
+    "a run whose name is too long": (GOOD, ["x" * 300], "holds no metrics.jsonl"),
+    "a torn line in the middle": ('{"step": 1, "cha\n' + GOOD, [], "line 1 is not a JSON object"),
+    "a line without a step": ('{"charts/episodic_return": 2.0}\n', [], "a line is no step with numbers"),
+    "words for numbers": ('{"step": 1, "charts/episodic_return": "high"}\n', [], "a line is no step with numbers"),
+    "nothing logged": ("", [], "tag = 'charts/episodic_return'"),
+    "another tag": (GOOD, ["--tag", "charts/SPS"], "tag = 'charts/SPS'"),
+    "no bins": (GOOD, ["--bins", "0"], "bins = 0: must be in [1"),
+    "a negative period": (GOOD, ["--period", "-1"], "period = -1: must be"),
+    "a picture of no kind": (GOOD, ["PICTURE=x.mp4"], "picture = 'x.mp4'"),
+    "a picture below a file": (GOOD, ["PICTURE=/dev/null/x.png"], "picture = '/dev/null"),
+    "a picture in /proc": (GOOD, ["PICTURE=/proc/x.png"], "picture = '/proc"),
+    "a picture with a line end": (GOOD, ["PICTURE=a\nb.png"], "picture = "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lines, flags, told = REFUSED[case]
+    places = [flag.removeprefix("PICTURE=") for flag in flags if flag.startswith("PICTURE=")]
+    rest = [flag for flag in flags if not flag.startswith("PICTURE=")]
+    run = a_run(tmp_path, lines)
+    runs = [] if rest and not rest[0].startswith("--") else [run]
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["curves", *(places or ["a.png"]), *runs, *rest])
+    assert curves_main() == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and told in message and len(message.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "rows", ["", "a,b\n1,2\n", "label,step,mean,count\nx,many,1,1\n", "label,step,mean,count\nx,1\n"]
+)
+def test_a_table_that_is_none_is_refused(
+    rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.csv").write_text(rows)
+    monkeypatch.setattr(sys, "argv", ["curves", str(tmp_path / "a.png")])
+    assert curves_main() == 2
+    assert capsys.readouterr().err.startswith("error: table = ")
+
+
+def test_refusals_need_no_torch() -> None:
+    script = "import sys; import experiments.curves; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

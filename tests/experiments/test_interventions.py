@@ -115,8 +115,10 @@ def test_the_run_s_name_tells_which_and_its_hash_the_rest():
     ):
         names.append(parsed("--interventions", *flags).run_name)
     assert len(set(names)) == len(names)
-    assert names[1].startswith("dqn_CartPole-v1_redo_s1_")
-    assert names[3].startswith("dqn_CartPole-v1_redo+cbp_s1_")
+    assert names[1].startswith("dqn_CartPole-v1_redo.tau=0.1_s1_")  # with its strength
+    assert names[3].startswith("dqn_CartPole-v1_redo.tau=0.1+cbp.replacement-rate=0.0001_s1_")
+    assert names[5].startswith("dqn_CartPole-v1_redo.tau=0.1,only=encoder_s1_")
+    assert names[6].startswith("dqn_CartPole-v1_surgery.moments=keep_redo.tau=0.1_s1_")
     assert parsed("--interventions", "none").run_name == plain
 
 

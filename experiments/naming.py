@@ -1,0 +1,136 @@
+"""What tells a run from others: its preset, what differs from it, in words and in its name. Imports no torch."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.config import SurgeryConfig
+from envs.config import family_of
+from experiments.config import NOT_IN_THE_NAME, TrainConfig, to_dict
+from experiments.flags import flags_of
+
+if TYPE_CHECKING:
+    from agents.interventions.base import Intervention
+
+SILENT = ("env", "steps", "device", "threads", "dataset_sha256")
+"""Settings that count for the hash and are not spelled out as differences."""
+SAFE = "-._=+,"
+"""What a name may hold beside letters and digits: nothing that a shell or a path would take for something else."""
+MOST = 90
+"""Characters of a name for settings, and for interventions; what does not fit is counted."""
+
+
+def made_up_name(config: TrainConfig) -> str:
+    """Agent, world, what differs from the preset (the loss, other settings, interventions), seed and hash.
+
+    dqn_Pong-v5_hl_gauss_learning-rate=0.001_redo.tau=0.025+layer_norm_s1_ab12cd
+    """
+    world = config.world.env.replace("ALE/", "")
+    changed = [_assigned(name, value) for name, value in differences(config).items()]
+    preset, usual = _presets(config)
+    parts = [config.agent_name, world, *([preset] if preset != usual else []), *_fitting(changed, "_")]
+    if config.interventions:
+        parts.append("+".join(_fitting([in_the_name(one) for one in config.interventions], "+")))
+    return safe("_".join([*parts, f"s{config.run.seed}", digest(config)]))
+
+
+def safe(name: str) -> str:
+    """`name` with an underscore for whatever is no letter, no digit and not `SAFE`."""
+    return "".join(
+        character if character in SAFE or (character.isascii() and character.isalnum()) else "_" for character in name
+    )
+
+
+def digest(config: TrainConfig) -> str:
+    """Six digits of the SHA-256 of every setting that shapes the result but the seed: seeds of one setting share it."""
+    settings = to_dict(config)
+    for key in NOT_IN_THE_NAME:
+        del settings["run"][key]
+    del settings["probe"]
+    checksum = settings["world"].pop("dataset_sha256")
+    settings["world"]["dataset"] = checksum or settings["world"]["dataset"]  # what a file holds, not where it lies
+    if config.surgery == SurgeryConfig():
+        del settings["surgery"]
+    if not config.interventions:
+        del settings["interventions"]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def differences(config: TrainConfig) -> dict[str, Any]:
+    """Every setting of agent, world and run that is not the preset's and shapes the result, by its flag without the
+    dashes: {"learning-rate": 0.001, "adam.eps": 1e-8}; the loss first."""
+    usual = {flag.path: flag.default for flag in flags_of(_preset(config))}
+    found = {
+        flag.name.removeprefix("--"): flag.default
+        for flag in flags_of(config)
+        if flag.path[0] != "probe"
+        and not (len(flag.path) == 2 and flag.path[1] in (*SILENT, *NOT_IN_THE_NAME))
+        and flag.default != usual[flag.path]
+    }
+    return {name: found[name] for name in sorted(found, key=lambda name: name not in ("loss", "value-loss"))}
+
+
+def _presets(config: TrainConfig) -> tuple[str, str]:
+    """(the preset of `config`, the one that is usual for its world); of settings without one, the usual one."""
+    from experiments.presets import PRESETS, usual_preset
+
+    usual = usual_preset(config.agent_name, family_of(config.world.env), config.world.env)
+    return (config.run.preset if config.run.preset in PRESETS[config.agent_name] else usual), usual
+
+
+def _preset(config: TrainConfig) -> TrainConfig:
+    """What the preset of `config` says."""
+    from experiments.presets import unchecked
+
+    task, steps = config.world.task, config.run.steps
+    alone = steps if task.first or task.change != "auto" else 0  # one task is learned as it is among others
+    return unchecked(config.agent_name, _presets(config)[0], config.world.env, steps, task.period or alone)
+
+
+def in_words(config: TrainConfig) -> str:
+    """The preset and what differs from it, for people: "preset classic, but width 16, adam.eps 1e-08"."""
+    changed = ", ".join(f"{name} {in_a_word(value)}" for name, value in differences(config).items())
+    return f"preset {config.run.preset or 'unknown'}" + (f", but {changed}" if changed else "")
+
+
+def _assigned(name: str, value: object) -> str:
+    if name == "loss":
+        return in_a_word(value)
+    if isinstance(value, bool):
+        part, dot, last = name.rpartition(".")
+        return name if value else f"{part}{dot}no-{last}"
+    return f"{name}={in_a_word(Path(value) if name == 'dataset' else value)}"
+
+
+def in_a_word(value: object) -> str:
+    """A setting's value as a name or a table holds it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(in_a_word, value))
+    return "none" if value is None else Path(value).stem if isinstance(value, Path) else str(value)
+
+
+def in_the_name(intervention: "Intervention") -> str:
+    """Its name, its strength (a first parameter that is a number) and whatever else is not its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(intervention)}
+    parameters = dict(sorted(intervention.parameters().items(), key=lambda item: item[0] == "only"))  # its own first
+    strength = next(iter(parameters))
+    shown = [
+        _assigned(name.replace("_", "-"), value)
+        for name, value in parameters.items()
+        if value != defaults[name] or (name == strength and isinstance(value, float))
+    ]
+    return intervention.name + ("." + ",".join(shown) if shown else "")
+
+
+def _fitting(parts: list[str], between: str) -> list[str]:
+    """As many of `parts` as fit into `MOST` characters, and how many more there are."""
+    kept: list[str] = []
+    for part in parts:
+        if len(between.join([*kept, part])) > MOST:
+            return [*kept, f"{len(parts) - len(kept)}more"]
+        kept.append(part)
+    return kept
