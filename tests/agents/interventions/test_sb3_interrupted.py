@@ -19,7 +19,8 @@ from stable_baselines3.common.logger import KVWriter, configure
 
 from agents.interventions import CBP, L2, InFeR, L2Init, ReDo
 from agents.interventions.sb3 import InterventionCallback
-from plasticity_probes.sb3 import PlasticityCallback, hooks
+from plasticity_probes.sb3 import PlasticityCallback
+from plasticity_probes.sb3.hooks import _holding, holding, let_go
 from tests.agents.interventions.sb3_models import Each, Heard, Listener, dqn, ppo, same, start, whole_state, worlds
 
 KINDS = {"dqn": dqn, "ppo": ppo}
@@ -40,7 +41,7 @@ def traces(model):
         "options": [dict(group, params=len(group["params"])) for group in optimizer.param_groups],
         "moments": len(optimizer.state),
         "outputs": [type(output).__name__ for output in model.logger.output_formats],
-        "held": len(hooks.holding(model)),
+        "held": len(holding(model)),
     }
 
 
@@ -297,8 +298,8 @@ def test_a_dead_training_of_another_kind_is_let_go_by_the_next(following):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             model.learn(80, callback=all_kinds())
-    assert len(hooks.holding(model)) == 2  # the ones before them have let go
-    hooks.let_go(model)
+    assert len(holding(model)) == 2  # the ones before them have let go
+    let_go(model)
     assert {**traces(model), "moments": 0} == before
 
 
@@ -312,7 +313,7 @@ def test_a_model_is_forgotten_with_its_last_user(own_learn):
     del model, callbacks
     gc.collect()
     assert gone() is None
-    assert not any(holders for holders in hooks._holding.values())
+    assert not any(holders for holders in _holding.values())
 
 
 @pytest.mark.parametrize("place", ["list", "nested list", "nested in one", "one and the same"])
