@@ -474,12 +474,13 @@ def test_a_result_that_is_not_finite_is_found_at_the_flush_between_its_gradient_
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
-def test_infinite_second_moments_are_found_though_the_weights_only_stand_still(device):
+def test_infinite_second_moments_are_found_though_the_weights_may_only_stand_still(device):
     network = model(device)
     optimization, watch = watched(network)
     optimization.adam.param_groups[0]["weight_decay"] = 1e30
     optimization.step(good_loss(network))
-    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+    if device == "cpu":  # CUDA's fused kernel makes the weights not finite as well
+        assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
     with pytest.raises(NonFiniteError, match=r"Adam's exp_avg_sq of weight.*between gradient steps 0 .* and 1"):
         watch.flush()
 
