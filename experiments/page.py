@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, PLUGI
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.layers import CReLU, RMSNorm
+from agents.layers import CReLU
 from plasticity_probes.units import NORMS
 
 RUN, FRESH = "probes_reference", "probes_fresh"
@@ -65,7 +65,7 @@ def norm_of(network: nn.Module) -> str:
     for module in network.modules():
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):  # of an image LayerNorm is a GroupNorm of one group
             return "LayerNorm"
-        if isinstance(module, (RMSNorm, nn.RMSNorm)):
+        if isinstance(module, nn.RMSNorm):
             return "RMSNorm"
         if isinstance(module, NORMS):
             return "BatchNorm"

@@ -11,9 +11,12 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+from torch import nn
 
+from agents.config import NetworkConfig
+from agents.layers import add_hidden
 from experiments.logger import read_metrics
-from experiments.page import page
+from experiments.page import NORM_NOTES, norm_of, page, read_me
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
 WIDEST_TITLE = 46  # characters that a card of the page has room for, 330 pixels
@@ -114,6 +117,17 @@ def test_where_a_norm_makes_dormancy_another_quantity_the_page_says_so(
     assert all((norm or "tau .025") in title for title in dormant)
     assert ("is another quantity" in text(runs[kind])) is bool(norm)
     assert not norm or f"Dormancy under {norm} is another quantity" in text(runs[kind])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 3)])
+@pytest.mark.parametrize(
+    ("norm", "name"), [("layer", "LayerNorm"), ("rms", "RMSNorm"), ("batch", "BatchNorm"), ("none", "")]
+)
+def test_every_norm_there_is_has_its_note(layer: nn.Module, norm: str, name: str) -> None:
+    layers = nn.Sequential()
+    add_hidden(layers, "hidden", 1, layer, NetworkConfig(norm=norm), after=0)
+    assert norm_of(layers) == name
+    assert not name or f"{name} {NORM_NOTES[name]}" in read_me(layers)
 
 
 def test_what_crelu_makes_of_a_unit_is_said(runs: dict[str, Path]) -> None:
