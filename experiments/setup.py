@@ -183,14 +183,18 @@ def _require_fits(config: ValueAgentConfig, spaces: Spaces, available: int, wher
     require(config.buffer_size <= largest, "buffer_size", config.buffer_size, sentence)
 
 
-def require_device_memory(config: ValueAgentConfig, spaces: Spaces, device: object) -> None:
-    """Raise ValueError where a replay on the training device would not fit there."""
+def require_device_memory(config: TrainConfig, spaces: Spaces, device: object) -> None:
+    """Raise ValueError where the network and what is learned from, or a replay on the training device, would not fit
+    there."""
     import torch
 
-    if config.replay_device == "device" and device.type == "cuda":
-        _require_fits(config, spaces, torch.cuda.mem_get_info(device)[0], "of the GPU's memory are free")
-    elif config.replay_device == "device":
-        _require_fits(config, spaces, available_memory(), "of main memory are available")
+    agent, gpu = config.agent, device.type == "cuda"
+    where = "of the GPU's memory are free" if gpu else "of main memory are available"
+    available = torch.cuda.mem_get_info(device)[0] if gpu else available_memory()
+    if gpu:
+        check_sizes(config, spaces, False, available, where)
+    if isinstance(agent, ValueAgentConfig) and agent.replay_device == "device":
+        _require_fits(agent, spaces, available, where)
 
 
 def spaces_of(world: "VectorEnv") -> Spaces:
@@ -219,8 +223,7 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
     try:
         device = place(config.run.device, config.run.threads, uses_convolutions(config.agent.network, spaces)).device
         check_precision(config.run.precision, device.type == "cuda")
-        if isinstance(config.agent, ValueAgentConfig):
-            require_device_memory(config.agent, spaces, device)
+        require_device_memory(config, spaces, device)
     except ValueError:
         world.close()
         raise

@@ -43,11 +43,18 @@ def numbers(config: object, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield from numbers(value, prefix if flat else f"{field.name}.")
 
 
-def check_sizes(config: TrainConfig, spaces: Spaces, on_gpu: bool) -> None:
+def check_sizes(
+    config: TrainConfig,
+    spaces: Spaces,
+    on_gpu: bool,
+    available: int | None = None,
+    where: str = "of main memory are available",
+) -> None:
     """Raise ValueError, naming the setting that is out of proportion, where what a run allocates at its start would
     not fit into memory. The replay is looked at by itself.
 
-    `on_gpu`: of network and batches main memory then holds the weights alone.
+    `on_gpu`: network and batches lie on a GPU, and main memory holds the weights alone. `available`: bytes, of main
+    memory where left out; `where` says so.
     """
     network = config.agent.network
     for one in config.interventions:  # which may halve the units of a layer
@@ -57,10 +64,12 @@ def check_sizes(config: TrainConfig, spaces: Spaces, on_gpu: bool) -> None:
     def needed(sizes: Sizes) -> int:
         return needed_bytes(config, spaces, sizes, on_gpu)
 
-    refuse_too_large(sizes_of(config), needed, available_memory())
+    refuse_too_large(sizes_of(config), needed, available_memory() if available is None else available, where)
 
 
-def refuse_too_large(sizes: Sizes, needed: Callable[[Sizes], int], available: int) -> None:
+def refuse_too_large(
+    sizes: Sizes, needed: Callable[[Sizes], int], available: int, where: str = "of main memory are available"
+) -> None:
     """Raise ValueError naming the one of `sizes` that alone makes `needed` exceed what is `available`: of several the
     one that is largest for its kind; with the most that it could be."""
     total = needed(sizes)
@@ -74,8 +83,8 @@ def refuse_too_large(sizes: Sizes, needed: Callable[[Sizes], int], available: in
         low, high = (middle, high) if needed(sizes | {name: middle}) <= available else (low, middle)
     most = f"at most {low:,}" if enough else "far smaller"
     gigabytes = f"{total / 1e9:,.1f}" if total < 1e18 else "more than a billion"
-    where = f"the run would take {gigabytes} GB and {available / 1e9:.1f} GB of main memory are available"
-    require(False, name, sizes[name], f"{most}: {where}")
+    why = f"the run would take {gigabytes} GB and {available / 1e9:.1f} GB {where}"
+    require(False, name, sizes[name], f"{most}: {why}")
 
 
 def sizes_of(config: TrainConfig) -> Sizes:

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from envs import describe
 from experiments import sizes
 from experiments.cli import parse_evaluate, parse_train
-from experiments.setup import check
+from experiments.setup import check, require_device_memory, spaces_from
 from experiments.sizes import refuse_too_large
 
 CARTPOLE = ["dqn", "--env", "CartPole-v1"]
@@ -159,3 +160,17 @@ def test_the_one_that_is_out_of_proportion_is_named_with_the_most_that_it_could_
     refuse_too_large({"width": 500, "depth": 2}, area, 1_000_000)
     with pytest.raises(ValueError, match="width = 9000000: must be far smaller"):  # neither alone would do
         refuse_too_large({"width": 9_000_000, "depth": 9_000}, area, 1_000_000)
+
+
+def test_what_fits_into_main_memory_may_not_fit_onto_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is made up: 2 GB of it are free, and 20,000 x 20,000 weights, gradients and moments take more."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 10**9, 80 * 10**9))
+    config = parse_train([*CARTPOLE, "--width", "20000", "--depth", "2", "--replay-device", "device"])
+    spaces = spaces_from(describe(config.world))
+    with pytest.raises(ValueError, match=r"width = 20000: must be at most .* 2\.0 GB of the GPU's memory are free"):
+        require_device_memory(config, spaces, torch.device("cuda"))
+    small = parse_train([*CARTPOLE, "--replay-device", "device", "--buffer-size", "90000000"])
+    with pytest.raises(ValueError, match=r"buffer_size = 90000000: .* 2\.0 GB of the GPU's memory are free"):
+        require_device_memory(small, spaces, torch.device("cuda"))
