@@ -139,7 +139,7 @@ class SupportConfig:
     v_max: float = 10.0
     """Highest atom; > v_min. Targets outside are clipped: watch targets/clipped_share."""
     num_atoms: int = 51
-    """Number of atoms, >= 2."""
+    """Number of atoms, in [2, 1,000,000]."""
     hl_gauss_sigma: float = 0.75
     """HL-Gauss: standard deviation of the target Gaussian in bin widths, > 0 (Farebrother24: .75)."""
     support_ends: SupportEnds = "centres"
@@ -149,7 +149,7 @@ class SupportConfig:
     def __post_init__(self) -> None:
         require(abs(self.v_min) <= FLOAT32_LARGEST, "v_min", self.v_min, "finite, in float32 too")
         require(self.v_min < self.v_max < inf, "v_max", self.v_max, f"> v_min = {self.v_min} and finite")
-        require(self.num_atoms >= 2, "num_atoms", self.num_atoms, ">= 2")
+        require(2 <= self.num_atoms <= 1_000_000, "num_atoms", self.num_atoms, "in [2, 1,000,000]")
         width, largest = self.v_max - self.v_min, max(abs(self.v_min), abs(self.v_max))
         require(width <= FLOAT32_LARGEST, "v_max", self.v_max, f"> v_min = {self.v_min} and within 3.4e38 of it")
         apart = width / (self.num_atoms - 1) > largest * 2**-23

@@ -180,8 +180,8 @@ def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
         step, agent = content["step"], content["agent"]
-        if not isinstance(agent, dict) or type(step) is not int or step < 0:
-            raise ValueError("step or agent are something else")
+        if not isinstance(agent, dict) or "network" not in agent or type(step) is not int or step < 0:
+            raise ValueError("it holds no weights, or no step")
         config, names = from_dict(content["config"]), not_finite(agent["network"])
     except Exception as error:  # torch raises many types for a damaged file; all of them mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
