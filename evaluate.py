@@ -13,9 +13,12 @@ from experiments.evaluate_config import EvaluateConfig
 
 def played(settings: EvaluateConfig) -> tuple[dict, list[str]]:
     """Play games: the result, and it in words."""
-    from experiments.evaluate import evaluate, in_words
+    from experiments.evaluate import WorldError, evaluate, in_words
 
-    result = evaluate(settings)
+    try:
+        result = evaluate(settings)
+    except WorldError as error:
+        raise SystemExit(f"error: {error}") from None  # exit code 1
     return result, in_words(result, settings.video)
 
 
@@ -37,6 +40,8 @@ def main() -> int:
     except ValueError as error:
         fail(str(error))
     print(json.dumps(result) if settings.json else "\n".join(lines))
+    if "unclosed" in result:
+        raise SystemExit(f"error: {result['unclosed']}")
     return 0
 
 

@@ -30,6 +30,7 @@ Padding = Literal["valid", "same"]
 SupportEnds = Literal["centres", "edges"]
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ActionScaling = Literal["auto", "on", "off"]
 Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
 
 
@@ -334,6 +335,10 @@ class PPOConfig:
     """Clip the global gradient norm to this; 0: off."""
     clip_actions: bool = True
     """Clip continuous actions to the action space before the world sees them; the policy's own draw is learned from."""
+    action_scaling: ActionScaling = "auto"
+    """Draw continuous actions in [-1, 1] and map them to the action space's bounds, as gymnasium's RescaleAction. auto:
+    in each dimension whose bounds leave out 0, or are less than .25 or more than 4 from their centre; on: in all that
+    have bounds; off: in none."""
     life_loss_discount: bool = False
     """Treat a lost life as the end of the future for learning (zero discount). The game goes on."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"

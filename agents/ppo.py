@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents import losses
+from agents.actions import ActionMap
 from agents.checks import check_ppo
 from agents.config import PPOConfig
 from agents.guard import require_finite, require_finite_transitions
@@ -45,6 +46,10 @@ class PPO:
         self.device, self.precision = device, precision
         set_precision(precision, device)
         self.continuous = spaces.actions == "continuous"
+        self.action_map: ActionMap | None = None  # of a world that was built: one that is described has no bounds
+        if spaces.action_low is not None:
+            bounds = spaces.action_low, spaces.action_high
+            self.action_map = ActionMap(*bounds, config.action_scaling, config.clip_actions)
         support = config.support
         categorical = config.value_loss == "hl_gauss"
         self.support = losses.atoms_of(support, device) if categorical else None
@@ -113,9 +118,7 @@ class PPO:
     def _to_world(self, actions: Tensor, step: int) -> np.ndarray:
         array = actions.cpu().numpy()
         require_finite(step, action=array)  # a world would clip an infinite one without a word
-        if self.continuous and self.config.clip_actions:
-            array = np.clip(array, self.spaces.action_low, self.spaces.action_high)
-        return array
+        return array if self.action_map is None else self.action_map(array)
 
     @torch.inference_mode()
     def act(self, observations: np.ndarray) -> np.ndarray:

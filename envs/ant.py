@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.config import ANTS, WorldConfig, ant_observation_size
+from envs.config import WorldConfig, ant_observation_size
+from envs.ids import ANTS
 from envs.pools import EnvPool, GymnasiumPool, Pool
 
 STATE_SIZE = 27
@@ -34,7 +35,7 @@ def make_pool(config: WorldConfig, seed: int, threads: int, render_mode: str | N
                 "legacy_healthy_reward": config.healthy_reward_on_termination,
             }
         return EnvPool(config.env, config.num_envs, seed, threads, settings)
-    return GymnasiumPool(lambda: single_robot(config, render_mode), config.num_envs)
+    return GymnasiumPool(lambda: single_robot(config, render_mode), config.num_envs, config.env)
 
 
 def encoder(config: WorldConfig, raw_size: int) -> tuple[Callable[[np.ndarray], np.ndarray], int]:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from envs.config import WorldConfig
+from envs.errors import failed
 from envs.pools import NO_LIMIT, EnvPool, GymnasiumPool, Outcome, Pool
 from envs.registry import atari_rom
 
@@ -42,7 +43,7 @@ def make_pool(
         return _envpool(config, rom, seed, threads, mode)
     if config.resolved_backend == "ale":
         return AlePool(config, rom, threads)
-    return GymnasiumPool(lambda: _single_game(config, rom, render_mode, mode), config.num_envs)
+    return GymnasiumPool(lambda: _single_game(config, rom, render_mode, mode), config.num_envs, config.env)
 
 
 def _envpool(config: WorldConfig, rom: str, seed: int, threads: int, mode: tuple[int, int] | None) -> EnvPool:
@@ -80,6 +81,7 @@ class AlePool:
             reward_clipping=False,
             use_fire_reset=config.fire_reset,
         )
+        self._env = config.env
         self.num_envs = config.num_envs
         self.single_observation_space = self._native.single_observation_space
         self.single_action_space = self._native.single_action_space
@@ -89,7 +91,7 @@ class AlePool:
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
         """See `Pool.start`."""
-        observations, infos = self._native.reset(seed=seed)
+        observations, infos = self._reset(seed=seed)
         self._ages[:] = 0
         return self._repeat_first_frame(observations, np.arange(self.num_envs)), infos["lives"]
 
@@ -99,7 +101,11 @@ class AlePool:
             idle = np.zeros(self.num_envs, dtype=np.int64)
             idle[ids] = actions
             return _rows(self.advance(idle), ids)
-        observations, rewards, over, _, infos = self._native.step(np.asarray(actions, dtype=np.int64))
+        actions = np.asarray(actions, dtype=np.int64)
+        try:
+            observations, rewards, over, _, infos = self._native.step(actions)
+        except Exception as error:
+            raise failed(self._env, None, "at a step", error) from error
         self._ages += 1
         self._renewed = over
         self._first = observations, infos["lives"]
@@ -118,10 +124,16 @@ class AlePool:
             observations, lives = self._first
         else:
             # The rows of the other environments are their current ones, unchanged.
-            observations, infos = self._native.reset(options={"reset_mask": late})
+            observations, infos = self._reset(options={"reset_mask": late})
             lives = infos["lives"]
         self._ages[ids] = 0
         return self._repeat_first_frame(observations, ids)[ids], lives[ids]
+
+    def _reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        try:
+            return self._native.reset(**how)
+        except Exception as error:
+            raise failed(self._env, None, "at a reset", error) from error
 
     def _repeat_first_frame(self, observations: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Observations [E, 4, 84, 84] with the zero frames of `ids` replaced by the first frame of their game."""

@@ -5,28 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["atari", "mujoco", "image", "gymnasium"]
+from envs.ids import ANTS, FRICTION_ANT, IMAGE_MDP, Family, canonical, family_of, well_formed
+
 Change = Literal["friction", "labels", "games", "modes", "actions", "observations", "rewards", "reset"]
 
-FRICTION_ANT = "FrictionAnt-v0"
-IMAGE_MDP = "ImageMDP-v0"
-
-# Observation size, action size and time limit in steps of the MuJoCo worlds that both backends know.
-MUJOCO_WORLDS: dict[str, tuple[int, int, int]] = {
-    "Ant-v5": (105, 8, 1000),
-    "HalfCheetah-v5": (17, 6, 1000),
-    "Hopper-v5": (11, 3, 1000),
-    "Humanoid-v5": (348, 17, 1000),
-    "HumanoidStandup-v5": (348, 17, 1000),
-    "InvertedDoublePendulum-v5": (9, 1, 1000),
-    "InvertedPendulum-v5": (4, 1, 1000),
-    "Pusher-v5": (23, 7, 100),
-    "Reacher-v5": (10, 2, 50),
-    "Swimmer-v5": (8, 2, 1000),
-    "Walker2d-v5": (17, 6, 1000),
-    FRICTION_ANT: (105, 8, 1000),
-}
-ANTS = ("Ant-v5", FRICTION_ANT)
 ATARI_STEP_LIMIT = 27_000
 """108,000 emulator frames, 30 minutes of play (Machado et al. 2018, arXiv 1709.06009)."""
 
@@ -37,7 +19,6 @@ the sparse variant, where only the last class pays)."""
 MOST_TASKS = 100_000
 """Largest index of a task that one may begin with: the labels of a task are drawn after those of all before it."""
 
-ATARI_PREFIX = "ALE/"
 _BACKENDS = {
     "atari": ("auto", "envpool", "ale", "gymnasium"),
     "mujoco": ("auto", "envpool", "gymnasium"),
@@ -67,16 +48,6 @@ def _require(condition: bool, field: str, value: object, allowed: str) -> None:
         text = repr(value)
         short = text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
         raise ValueError(f"{field} = {short}: {allowed}")
-
-
-def family_of(env: str) -> Family:
-    """The family an environment id belongs to by its name: ``"atari"``, ``"mujoco"``, ``"image"`` or ``"gymnasium"``
-    (any other). Several games with commas between them are ``"atari"``."""
-    if env.startswith(ATARI_PREFIX):
-        return "atari"
-    if env == IMAGE_MDP:
-        return "image"
-    return "mujoco" if env in MUJOCO_WORLDS else "gymnasium"
 
 
 def backends_of(env: str) -> tuple[str, ...]:
@@ -195,8 +166,8 @@ class WorldConfig:
     """
 
     env: str = "ALE/Breakout-v5"
-    """Gymnasium id of the world, such as ALE/Pong-v5, Ant-v5, FrictionAnt-v0, ImageMDP-v0 or CartPole-v1; several Atari
-    games with commas between them are played in turn."""
+    """Gymnasium id of the world, such as ALE/Pong-v5, Ant-v5, FrictionAnt-v0, ImageMDP-v0 or CartPole-v1; MODULE:ID for
+    a world that the module registers; several Atari games with commas between them are played in turn."""
     num_envs: int = 1
     """Number of environments E that step together."""
     backend: Literal["auto", "envpool", "ale", "gymnasium", "native"] = "auto"
@@ -232,10 +203,17 @@ class WorldConfig:
     """ImageMDP-v0's rules."""
 
     def __post_init__(self) -> None:
-        family = family_of(self.env)
         longest = max(len(part) for part in self.env.split(","))
         _require(longest <= 200 and self.env.isprintable(), "env", self.env, "must be a Gymnasium id, text of one line")
-        _require(bool(self.env.strip()), "env", self.env, "must be a Gymnasium id such as 'ALE/Breakout-v5'")
+        # A frozen field, but one name for one world: files, names of runs and comparisons see this one.
+        object.__setattr__(self, "env", canonical(self.env))
+        _require(
+            all(map(well_formed, self.games)),
+            "env",
+            self.env,
+            "must be a Gymnasium id such as 'ALE/Breakout-v5', or MODULE:ID for one that a module registers",
+        )
+        family = family_of(self.env)
         digits = len(self.dataset_sha256) in (0, 64) and not self.dataset_sha256.strip("0123456789abcdef")
         _require(digits, "dataset_sha256", self.dataset_sha256, "must be 64 hexadecimal digits, or empty")
         _require(self.num_envs >= 1, "num_envs", self.num_envs, "must be at least 1")

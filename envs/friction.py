@@ -23,6 +23,8 @@ from gymnasium.utils.seeding import np_random
 from envs.ant import STATE_SIZE, single_robot
 from envs.config import FrictionConfig, WorldConfig
 from envs.cores import usable_cores
+from envs.errors import failed
+from envs.ids import FRICTION_ANT
 from envs.pools import GymnasiumPool, Outcome, TaskPool
 from envs.tasks import Task, generator
 
@@ -80,7 +82,7 @@ class FrictionGymnasiumPool(GymnasiumPool):
     carries_over = False  # it could, but an episode is to see one friction
 
     def __init__(self, config: WorldConfig, render_mode: str | None) -> None:
-        super().__init__(lambda: single_robot(config, render_mode), config.num_envs)
+        super().__init__(lambda: single_robot(config, render_mode), config.num_envs, config.env)
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
         """See `TaskPool.enter`."""
@@ -165,8 +167,11 @@ class NativeFrictionPool:
     def _step(self, ants: Iterator[tuple[int, int]], actions: np.ndarray, raw: np.ndarray, after: np.ndarray) -> None:
         for row, i in ants:
             self._controls[i][:] = actions[row]
-            mujoco.mj_step(self.models[i], self.states[i], SUBSTEPS)
-            mujoco.mj_rnePostConstraint(self.models[i], self.states[i])  # the contact forces
+            try:
+                mujoco.mj_step(self.models[i], self.states[i], SUBSTEPS)
+                mujoco.mj_rnePostConstraint(self.models[i], self.states[i])  # the contact forces
+            except mujoco.FatalError as error:
+                raise failed(FRICTION_ANT, i, "at a step", error) from error
             self._look(i, row, raw)
             after[row] = self._torsos[i][0]  # not qpos[0]: see `_judge`
 

@@ -10,9 +10,10 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from envs import ant, atari
-from envs.config import ATARI_STEP_LIMIT, IMAGE_MDP_STEP_LIMIT, MUJOCO_WORLDS, TaskConfig, WorldConfig
-from envs.pools import NO_LIMIT, GymnasiumPool, Pool
-from envs.registry import atari_modes, check_known, check_spaces
+from envs.config import ATARI_STEP_LIMIT, IMAGE_MDP_STEP_LIMIT, TaskConfig, WorldConfig
+from envs.ids import MUJOCO_WORLDS
+from envs.pools import NO_LIMIT, Pool
+from envs.registry import atari_modes
 from envs.task_laws import ListLaw, PermutationLaw, ResetLaw, RewardLaw
 from envs.task_pools import FreshlySeeded, PermutedActions, PermutedObservations, ShiftedRewards, SwitchingPool
 from envs.tasks import Task, TaskLaw, TaskSchedule
@@ -38,6 +39,7 @@ class Parts(NamedTuple):
     space: Box
     limit: int
     frame_stack: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def make_vec_from_config(config: WorldConfig, seed: int, threads: int = 0, render_mode: str | None = None) -> World:
@@ -52,7 +54,8 @@ def make_vec_from_config(config: WorldConfig, seed: int, threads: int = 0, rende
             ``"auto"`` then resolves to.
 
     Raises:
-        ValueError: the id is unknown, its spaces are not arrays, or an argument is out of range.
+        ValueError: the id is unknown, the world cannot be built, no agent takes its spaces, or an argument is out of
+            range.
     """
     config = _settle_backend(config, render_mode)
     check_seed(seed, config.num_envs)
@@ -63,7 +66,8 @@ def make_vec_from_config(config: WorldConfig, seed: int, threads: int = 0, rende
         parts, schedule = _plain(config, backend), None
     else:
         parts, schedule = _CHANGES[config.change](config, backend)
-    return World(parts.pool, seed, parts.encode, parts.space, parts.limit, parts.frame_stack, render_mode, schedule)
+    pool, encode, space, limit, frame_stack, notes = parts
+    return World(pool, seed, encode, space, limit, frame_stack, render_mode, schedule, notes)
 
 
 def make_vec(
@@ -145,22 +149,11 @@ def _images_and_labels(config: WorldConfig) -> tuple[Parts, LabelLaw]:
 
 
 def _any_gymnasium_world(config: WorldConfig, backend: Backend) -> Parts:
-    import gymnasium
+    from envs import foreign
 
-    check_known(config.env)
-    # A limit of our own replaces the world's; else the world's own TimeLimit wrapper stays.
-    limit = {"max_episode_steps": -1} if config.max_episode_steps else {}
-
-    def make_one() -> gymnasium.Env:
-        env = gymnasium.make(config.env, render_mode=backend.render_mode, disable_env_checker=True, **limit)
-        check_spaces(config.env, env.observation_space, env.action_space)
-        return env
-
-    pool = GymnasiumPool(make_one, config.num_envs)
-    raw = pool.single_observation_space
-    dtype = np.float32 if raw.dtype == np.float64 else raw.dtype
-    space = Box(raw.low.astype(dtype), raw.high.astype(dtype), raw.shape, dtype)
-    return Parts(pool, lambda raw: raw.astype(dtype, copy=False), space, config.max_episode_steps or NO_LIMIT)
+    pool = foreign.make_pool(config, backend.render_mode)
+    notes = foreign.notes(config) + pool.notes
+    return Parts(pool, np.asarray, pool.single_observation_space, config.max_episode_steps or NO_LIMIT, notes=notes)
 
 
 def _schedule(config: WorldConfig, backend: Backend, law: TaskLaw) -> TaskSchedule:

@@ -1,13 +1,16 @@
-"""What a backend is: E environments that are stepped and reset. Gymnasium's own and envpool's; ALE's is in atari.py."""
+"""What a backend is: E environments that are stepped and reset. Gymnasium's own and envpool's; ALE's is in atari.py,
+and that of worlds that other people made in foreign_pool.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium.spaces import Space
 
+from envs.errors import WorldError, failed
 from envs.tasks import Task
 
 NO_LIMIT = 2**30
@@ -67,20 +70,74 @@ class TaskPool(Pool, Protocol):
         from now on where the pool carries over and no restart follows. Called for all before the first `start`."""
 
 
-class GymnasiumPool:
-    """E Python environments, stepped one after the other; they can be rendered and their state saved.
+class PythonPool:
+    """E Python environments, called one after the other; what they raise is told as theirs.
 
     Args:
         make_one: builds one environment.
         num_envs: E.
+        env: the world's name, for errors.
     """
 
-    def __init__(self, make_one: Callable[[], Any], num_envs: int) -> None:
+    def __init__(self, make_one: Callable[[], Any], num_envs: int, env: str) -> None:
         self.num_envs = num_envs
-        self.envs = [make_one() for _ in range(num_envs)]
+        self.env = env
+        self.steps = 0
+        """Steps that were made, over all environments."""
+        self._all = np.arange(num_envs)
+        self._closed = False
+        self.envs: list[Any] = []
+        try:
+            for _ in range(num_envs):
+                self.envs.append(make_one())
+        except BaseException:
+            with suppress(WorldError):
+                self.close()
+            raise
+
+    def _call(self, i: int, moment: Callable[[int], str], function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """`function` of environment `i`. What it raises becomes a `WorldError`; `moment` of the row says when."""
+        try:
+            return function(*args, **kw)
+        except (KeyboardInterrupt, WorldError):
+            raise
+        except BaseException as error:  # a world may also call sys.exit, or panic in another language
+            raise failed(self.env, int(i), moment(i), error) from error
+
+    def at_step(self, row: int) -> str:
+        """The moment of the step that row `row` of the environments is making."""
+        return f"at step {self.steps + row + 1:,}"
+
+    def at_reset(self, _: int) -> str:
+        """The moment of a reset."""
+        return f"at the reset after step {self.steps:,}" if self.steps else "at its first reset"
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """See `Pool.render`."""
+        return tuple(self._call(i, lambda _: "when it was to be drawn", one.render) for i, one in enumerate(self.envs))
+
+    def close(self) -> None:
+        """See `Pool.close`. All are closed, whatever one of them raises; the first error is told."""
+        if self._closed:
+            return
+        self._closed = True
+        first: WorldError | None = None
+        for i, one in enumerate(self.envs):
+            try:
+                self._call(i, lambda _: "when it was closed", one.close)
+            except WorldError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+
+class GymnasiumPool(PythonPool):
+    """Atari games and robots of gymnasium's: trusted to keep its API, with infos that are known."""
+
+    def __init__(self, make_one: Callable[[], Any], num_envs: int, env: str) -> None:
+        super().__init__(make_one, num_envs, env)
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
-        self._all = np.arange(num_envs)
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Pool.start`."""
@@ -91,7 +148,8 @@ class GymnasiumPool:
         ids = self._all if ids is None else ids
         actions = np.asarray(actions)
         actions = actions if self.single_action_space.shape else actions.tolist()  # discrete: Python integers
-        rows = [self.envs[i].step(action) for i, action in zip(ids, actions, strict=True)]
+        rows = [self._call(i, self.at_step, self.envs[i].step, action) for i, action in zip(ids, actions, strict=True)]
+        self.steps += len(rows)
         observations, rewards, terminated, truncated, infos = zip(*rows, strict=True)
         columns = {key: np.array([info[key] for info in infos], np.float64) for key in infos[0] if key in REPORTED}
         return Outcome(
@@ -108,18 +166,11 @@ class GymnasiumPool:
         return self._reset(ids, None)
 
     def _reset(self, ids: np.ndarray, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        rows = [self.envs[i].reset(seed=None if seed is None else seed + int(i)) for i in ids]
+        rows = [
+            self._call(i, self.at_reset, self.envs[i].reset, seed=None if seed is None else seed + int(i)) for i in ids
+        ]
         observations, infos = zip(*rows, strict=True)
         return np.stack(observations), _lives(infos)
-
-    def render(self) -> tuple[np.ndarray, ...]:
-        """See `Pool.render`."""
-        return tuple(env.render() for env in self.envs)
-
-    def close(self) -> None:
-        """See `Pool.close`."""
-        for env in self.envs:
-            env.close()
 
 
 def _lives(infos: tuple[dict[str, Any], ...]) -> np.ndarray | None:
@@ -174,8 +225,12 @@ class EnvPool:
         """See `Pool.advance`."""
         actions = np.ascontiguousarray(actions, dtype=self._action_dtype)
         rows = self._ids if ids is None else ids.astype(np.int32)
-        self._native._send([rows, rows, actions])
-        state, column = self._native._recv(), self._column
+        try:
+            self._native._send([rows, rows, actions])
+            state = self._native._recv()
+        except Exception as error:
+            raise failed(self._task, None, "at a step", error) from error
+        column = self._column
         return Outcome(
             state[column["obs"]],
             state[column["reward"]],
@@ -187,8 +242,12 @@ class EnvPool:
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Pool.restart`."""
-        self._native._reset(ids.astype(np.int32))
-        state, column = self._native._recv(), self._column
+        try:
+            self._native._reset(ids.astype(np.int32))
+            state = self._native._recv()
+        except Exception as error:
+            raise failed(self._task, None, "at a reset", error) from error
+        column = self._column
         return state[column["obs"]], state[column["info:lives"]] if "info:lives" in column else None
 
     def render(self) -> tuple[np.ndarray, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs import registration
 
-from envs.config import FRICTION_ANT, IMAGE_MDP
+from envs.ids import FRICTION_ANT, IMAGE_MDP
 
 if TYPE_CHECKING:
     from envs.vector import World

@@ -1,13 +1,16 @@
-"""What a world looks like to an agent, answered without building it: for early errors and for sizing networks."""
+"""What a world looks like to an agent: for early errors and for sizing networks. Atari, MuJoCo and ours are answered
+without building them; one environment of any other world is built, by the call that builds those that are played."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from envs.config import ANTS, ATARI_PREFIX, IMAGE_MDP, MUJOCO_WORLDS, Family, WorldConfig
+from envs.config import WorldConfig
 from envs.config import ant_observation_size as ant_size
+from envs.ids import ANTS, ATARI_PREFIX, IMAGE_MDP, MUJOCO_WORLDS, Family, newer_robot, split_id, well_formed
 
 ATARI_OBSERVATION_SHAPE = (4, 84, 84)
 FULL_ACTION_COUNT = 18
@@ -37,7 +40,8 @@ def describe(config: WorldConfig) -> WorldInfo:
     """Describe the world of `config`. Atari reads the cartridge for its action count; MuJoCo comes from a table.
 
     Raises:
-        ValueError: `config.env` is unknown (the closest ids are named), or its spaces are not arrays.
+        ValueError: `config.env` is unknown (the closest ids are named), cannot be built, or has spaces that no agent
+            takes.
     """
     backend = config.resolved_backend
     if config.family == "atari":
@@ -66,32 +70,21 @@ def atari_rom(env: str) -> str:
     """
     roms = _atari_ids()
     if env not in roms:
-        raise ValueError(_unknown(env))
+        raise ValueError(unknown(env))
     return roms[env]
 
 
 def check_known(env: str) -> None:
-    """Raise ValueError, naming the closest ids, unless `env` is a world that can be built."""
+    """Raise ValueError, naming the closest ids, unless `env` is the id of a world. The module of MODULE:ID is imported;
+    nothing is built. What is no id at all is `WorldConfig`'s to refuse."""
+    if not well_formed(env):
+        return
     if env.startswith(ATARI_PREFIX):
         atari_rom(env)
-    elif env not in MUJOCO_WORLDS:
-        import gymnasium
+    elif env not in MUJOCO_WORLDS and env != IMAGE_MDP:
+        from envs.foreign import find
 
-        if env not in gymnasium.registry or _is_old_atari(env):
-            raise ValueError(_unknown(env))
-
-
-def check_spaces(env: str, observation_space: object, action_space: object) -> None:
-    """Raise ValueError unless observations are one array (Box) and actions Discrete or a one-dimensional Box."""
-    from gymnasium.spaces import Box, Discrete
-
-    if not isinstance(observation_space, Box):
-        raise ValueError(f"env = {env!r}: observations must be one array (a Box space), not {observation_space}")
-    one_dimensional = isinstance(action_space, Box) and len(action_space.shape) == 1
-    counted_from_zero = isinstance(action_space, Discrete) and action_space.start == 0
-    if not (one_dimensional or counted_from_zero):
-        allowed = "Discrete counted from 0 or a one-dimensional Box"
-        raise ValueError(f"env = {env!r}: actions must be {allowed}, not {action_space}")
+        find(env)
 
 
 def _atari_ids() -> dict[str, str]:
@@ -123,50 +116,65 @@ def _emulator(rom: str) -> Any:
     return ale
 
 
-def _is_old_atari(env: str) -> bool:
-    """Breakout-v4, BreakoutNoFrameskip-v4 and the like: their frame skip and sticky actions are baked into the name."""
+def is_old_atari(name: str) -> bool:
+    """Whether gymnasium's id `name` is Breakout-v4, BreakoutNoFrameskip-v4 or the like."""
     import gymnasium
 
-    return str(gymnasium.registry[env].entry_point).startswith("ale_py") if env in gymnasium.registry else False
+    return str(gymnasium.registry[name].entry_point).startswith("ale_py") if name in gymnasium.registry else False
 
 
-def _unknown(env: str) -> str:
+_OLD_ATARI = re.compile(r"(?:ALE/)?(\w+?)(-ram)?(NoFrameskip|Deterministic)?-v\d+")
+
+
+def unknown(env: str) -> str:
+    """The sentence that `env` is no world that can be played here, with the closest ids."""
     import gymnasium
 
+    module, name = split_id(env)
     atari = _atari_ids()
-    others = [name for name in gymnasium.registry if "/" not in name and not _is_old_atari(name)]
-    known = [*atari, *MUJOCO_WORLDS, IMAGE_MDP, *others]
+    others = [known for known in gymnasium.registry if ("/" not in known or module) and not is_old_atari(known)]
+    known = list(dict.fromkeys([*atari, *MUJOCO_WORLDS, IMAGE_MDP, *others]))
     # "BreakoutNoFrameskip-v4" means ALE/Breakout-v5; the plain name alone is too far away for difflib.
-    game = env.removeprefix(ATARI_PREFIX).split("-v")[0].removesuffix("NoFrameskip").removesuffix("Deterministic")
-    folded = {name.lower(): name for name in known}
-    ours = (f"{ATARI_PREFIX}{game.replace('_', '')}-v5".lower(), f"{game}-v5".lower())
-    alike = difflib.get_close_matches(env.lower(), folded, n=3, cutoff=0.6)
-    close = [folded[name] for name in dict.fromkeys([*ours, *alike]) if name in folded][:3]
-    hint = " or ".join(repr(name) for name in close)
-    return f"env = {env!r}: unknown world" + (f"; did you mean {hint}?" if close else "")
+    folded = {one.lower(): one for one in known}
+    old = _OLD_ATARI.fullmatch(name)
+    game = (old[1] if old else name.partition("-v")[0].rpartition("/")[2]).replace("_", "")
+    game = folded.get(f"{ATARI_PREFIX}{game}-v5".lower(), "")
+    base = name.partition("-v")[0].lower()
+    versions = sorted((one for one in known if one.partition("-v")[0].lower() == base), key=_version, reverse=True)
+    alike = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)
+    close = [game, newer_robot(name), *versions[:1], *(folded[one] for one in alike)]
+    close = list(dict.fromkeys(one for one in close if one))[:3]
+    hint = f"; did you mean {' or '.join(repr(one) for one in close)}?" if close else ""
+    if game and old and not name.startswith(ATARI_PREFIX):
+        hint = f"; did you mean {game!r} (4 frames a step; --sticky-actions says the rest that is in old names)?"
+    if module:
+        return f"env = {env!r}: the module {module!r} registers no world {name!r}{hint}"
+    return f"env = {env!r}: unknown world{hint or ' (one that a module of yours registers is MODULE:ID)'}"
+
+
+def _version(name: str) -> int:
+    number = name.rpartition("-v")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def _describe_by_building(config: WorldConfig) -> WorldInfo:
-    import gymnasium
+    from contextlib import suppress
 
-    check_known(config.env)
-    try:
-        env = gymnasium.make(config.env, disable_env_checker=True)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"env = {config.env!r}: cannot be built here ({error})") from error
-    try:
-        check_spaces(config.env, env.observation_space, env.action_space)
-        discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
-        dtype = env.observation_space.dtype.name
-        return WorldInfo(
-            family="gymnasium",
-            actions="discrete" if discrete else "continuous",
-            backend="gymnasium",
-            frame_stack=None,
-            observation_shape=env.observation_space.shape,
-            observation_dtype="float32" if dtype == "float64" else dtype,
-            num_actions=int(env.action_space.n) if discrete else None,
-            action_dim=None if discrete else env.action_space.shape[0],
-        )
-    finally:
-        env.close()
+    from envs import foreign
+    from envs.errors import WorldError
+
+    pool = foreign.make_pool(replace(config, num_envs=1), None)
+    with suppress(WorldError):  # what closing raises is told where it was played
+        pool.close()
+    observations, actions = pool.single_observation_space, pool.single_action_space
+    discrete = not actions.shape
+    return WorldInfo(
+        family="gymnasium",
+        actions="discrete" if discrete else "continuous",
+        backend="gymnasium",
+        frame_stack=None,
+        observation_shape=observations.shape,
+        observation_dtype=observations.dtype.name,
+        num_actions=int(actions.n) if discrete else None,
+        action_dim=None if discrete else actions.shape[0],
+    )

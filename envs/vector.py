@@ -28,8 +28,9 @@ class World(VectorEnv):
       mask repeat the observation.
     - ``episode`` {"r": float64 [E], "l": int64 [E]} with mask ``_episode``, likewise: the unclipped return and the
       length in steps of the whole game, across lives; 0 outside the mask.
-    - Atari: ``lives`` int [E], those of the returned observation, and ``life_lost`` bool [E], True where a life was
-      lost and the game went on.
+    - Atari, and other worlds from the first step on that tells of them: ``lives`` int [E], those of the returned
+      observation (-1 where nothing is known yet), and ``life_lost`` bool [E], True where a life was lost and the game
+      went on.
     - MuJoCo: the terms of the reward (``reward_forward`` and so on), float64 [E], of the transition.
     - Worlds with a schedule: ``task_index`` and ``task_stage`` int64 [E] and ``task`` {parameter: [E]}, the task of
       the returned observation; ``episode`` also has ``task_index``, that of the game that ended. ``reset(seed=n)``
@@ -46,6 +47,7 @@ class World(VectorEnv):
         frame_stack: number of stacked frames of an observation (oldest first), None for worlds without a stack.
         render_mode: what ``render`` gives.
         schedule: when the world changes; the pool is then a `TaskPool`.
+        notes: sentences that a user should read, such as how observations are taken.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class World(VectorEnv):
         frame_stack: int | None = None,
         render_mode: str | None = None,
         schedule: TaskSchedule | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.pool = pool
+        self.notes = notes
         self.schedule = schedule
         self.num_envs = pool.num_envs
         self.frame_stack = frame_stack
@@ -145,7 +149,8 @@ class World(VectorEnv):
         done = terminated | truncated
         observations = self._encode(raw)
         if lives is not None:
-            infos["life_lost"] = (lives < self._lives) & ~done
+            # A world may tell of lives later than at its first reset.
+            infos["life_lost"] = np.zeros_like(done) if self._lives is None else (lives < self._lives) & ~done
         if np.count_nonzero(done):  # ndarray.any() takes ten times as long on few elements
             observations, lives = self._begin_next_games(done, observations, lives, infos, tasks)
         if lives is not None:

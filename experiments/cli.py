@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from agents.config import require, require_float32
 from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
-from envs.config import backends_of, changes_of, family_of, foreign_fields
+from envs.config import backends_of, changes_of, foreign_fields
+from envs.ids import canonical, family_of, usual_family
 from experiments.config import AGENTS, TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, value_of
@@ -50,9 +51,8 @@ def overview(program: str = "train.py") -> str:
     """What `train.py` without arguments says."""
     presets = "\n".join(wrapped(f"{agent}: {', '.join(names)}", 4) for agent, names in PRESETS.items())
     worlds = "ALE/<Game>-v5 (Atari; several with commas between them are played in turn), Ant-v5 and the other MuJoCo"
-    worlds += (
-        " ids, FrictionAnt-v0, ImageMDP-v0, any other gymnasium id. --task.period N changes the world every N steps."
-    )
+    worlds += " ids, FrictionAnt-v0, ImageMDP-v0, any other gymnasium id, MODULE:ID of one that a module"
+    worlds += " registers. --task.period N changes the world every N steps."
     parts = (
         f"usage: {program} {{{','.join(AGENTS)}}} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]\n"
         f"       {program} --config runs/NAME/config.json [FLAGS]",
@@ -125,7 +125,7 @@ class _Line:
             named = [word for word in self.words if word in AGENTS]
             where = f" first: train.py {named[0]} ..." if named else " first, or give --config FILE"
             raise ValueError(f"algorithm: name one of {', '.join(AGENTS)}{where}")
-        self.env = _word_after(self.words, "--env") or ("" if self.loaded is None else self.loaded.world.env)
+        self.env = canonical(_word_after(self.words, "--env") or ("" if self.loaded is None else self.loaded.world.env))
 
     @property
     def listed(self) -> dict[str, dict[str, Any]]:
@@ -158,10 +158,10 @@ class _Line:
         env, steps = said.get("--env"), said.get("--steps", 1_000_000)
         if env is None and not self.wants_help:
             raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
-        env, period = env or USUAL_WORLD, said.get("--task.period", 0)
+        env, period = canonical(env or USUAL_WORLD), said.get("--task.period", 0)
         if not period and ("--task.first" in said or "--task.change" in said):
             period = steps  # one task alone is learned as it would be among others
-        return preset_config(self.algorithm, preset or "auto", family_of(env), env, steps, period)
+        return preset_config(self.algorithm, preset or "auto", usual_family(env), env, steps, period)
 
     def config(self) -> tuple[TrainConfig, list[str]]:
         """(the settings, what should be said although it is allowed). ValueError: a sentence about what is wrong."""

@@ -38,6 +38,8 @@ NOT_IN_THE_NAME = (
 """Settings of the run that do not shape its result (or stand in the name anyway)."""
 MOST_THREADS = 1024
 """More than any machine's cores, and few enough to be started."""
+BEFORE_THERE_WERE = {"ppo": {"action_scaling": "off"}}
+"""What runs did before these settings existed, where the default is another: for files that do not hold them."""
 AGENTS: dict[str, type] = {"dqn": DQNConfig, "c51": C51Config, "ppo": PPOConfig}
 
 
@@ -181,6 +183,8 @@ def from_dict(settings: dict) -> TrainConfig:
     algorithm = settings.get("algorithm")
     require(isinstance(algorithm, str) and algorithm in AGENTS, "algorithm", algorithm, "one of " + ", ".join(AGENTS))
     parts = {"agent": {}} | {name: value for name, value in settings.items() if name != "algorithm"}
+    if isinstance(parts["agent"], dict):
+        parts["agent"] = BEFORE_THERE_WERE.get(algorithm, {}) | parts["agent"]
     return _build(TrainConfig, parts, "", {"agent": AGENTS[algorithm], "interventions": _interventions})
 
 

@@ -15,11 +15,14 @@ from scipy.stats import trim_mean
 from agents.checks import uses_convolutions
 from agents.config import require
 from envs.config import WorldConfig
+from envs.errors import WorldError
 from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.loop import finished_episodes
 from experiments.progress import GamesShown
 from experiments.run_directory import find_checkpoint, fitting, load_checkpoint
+
+TRACEBACK = "traceback_evaluate.txt"
 
 
 def quotas(episodes: int, num_envs: int) -> np.ndarray:
@@ -77,8 +80,12 @@ class VideoFrames:
 def steps_per_second(world: VectorEnv, family: str) -> int:
     """The speed at which the game is meant to be seen: Atari's 60 frames in fours, an image long enough to be looked
     at, else what the world itself says."""
-    given = {"atari": 15, "image": 4}
-    return given.get(family) or int(world.envs[0].metadata.get("render_fps", 30))
+    given = {"atari": 15, "image": 4}.get(family)
+    if given:
+        return given
+    metadata = getattr(world.envs[0], "metadata", None)
+    says = metadata.get("render_fps") if isinstance(metadata, dict) else None
+    return int(says) if isinstance(says, int | float) and 1 <= says <= 1000 else 30
 
 
 @contextmanager
@@ -111,12 +118,14 @@ def video_frames(path: Path | None, world: VectorEnv, family: str) -> Iterator[V
 def evaluate(settings: EvaluateConfig) -> dict:
     """Play and summarise: {"checkpoint", "step", "policy", "returns", "lengths", "mean", "iqm", "std", ...}.
 
-    iqm is the mean of the middle half of the returns. Raises ValueError where the checkpoint cannot be played.
+    iqm is the mean of the middle half of the returns. "unclosed" is there where the world failed after the last game.
+    Raises ValueError where the checkpoint cannot be played, `WorldError` where the world fails while it is.
     """
     from agents.guard import NonFiniteError
     from agents.randomness import Generators
     from envs import make_vec_from_config
     from experiments.machine import place
+    from experiments.remarks import close, note, told
     from experiments.setup import agent_of, spaces_of, world_config
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
@@ -137,6 +146,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
     with fitting(path):
         agent.network.load_state_dict(state["network"])
     greedy = settings.policy == "greedy"
+    note(world.notes)
     try:
         with (
             video_frames(settings.video, world, world_settings.family) as frames,
@@ -146,9 +156,12 @@ def evaluate(settings: EvaluateConfig) -> dict:
             returns, lengths = play(player, world, settings.episodes, frames, shown.tick)
     except NonFiniteError as error:
         raise ValueError(f"checkpoint = {str(path)!r}: {str(error).partition(';')[0]} of playing") from None
+    except WorldError as error:
+        raise WorldError(told(error, folder_of(path), TRACEBACK)) from error
     finally:
-        world.close()
+        unclosed = close(world, folder_of(path), TRACEBACK)
     return {
+        **({"unclosed": unclosed} if unclosed else {}),
         "checkpoint": str(path),
         "step": step,
         "env": config.world.env,
@@ -178,6 +191,11 @@ def in_words(result: dict, video: Path | None) -> list[str]:
     spread = f"mean {result['mean']:.2f}  iqm {result['iqm']:.2f}  std {result['std']:.2f}"
     lines.append(f"{spread}  over {result['episodes']} games")
     return [*lines, f"video: {video}"] if video else lines
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run's directory, or that of a checkpoint that lies elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def choose_task(world: VectorEnv, config: WorldConfig, asked: int | None, step: int) -> None:

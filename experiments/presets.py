@@ -76,6 +76,7 @@ def ppo_cleanrl_continuous(env: str, steps: int) -> TrainConfig:
         clip_vloss=True,
         vf_coef=0.25,
         ent_coef=0.0,
+        action_scaling="off",
     )
     return TrainConfig(agent=agent, world=WorldConfig(env=env))
 
@@ -97,6 +98,7 @@ def ppo_dohare24_ant(env: str, steps: int) -> TrainConfig:
         ent_coef=0.0,
         max_grad_norm=0.0,
         clip_actions=False,
+        action_scaling="off",
         time_limit="terminal",
     )
     ant = {"ant_observation": "padded-111", "contact_cost_weight": 0.0, "healthy_reward_on_termination": True}

@@ -8,6 +8,7 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import nn
 
+from agents.actions import scaled_dimensions
 from agents.checks import uses_nature_cnn
 from agents.config import C51Config, PPOConfig, require
 from agents.networks import ACTIVATIONS
@@ -77,6 +78,9 @@ def _refuse_ppo(config: TrainConfig, spaces: Spaces) -> None:
     require(agent.value_loss == "mse", "value_loss", agent.value_loss, "mse for Stable-Baselines3")
     discrete = spaces.actions == "discrete"
     require(agent.clip_actions or discrete, "clip_actions", False, "on: Stable-Baselines3 always clips")
+    if not discrete:
+        scaled = scaled_dimensions(spaces.action_low, spaces.action_high, agent.action_scaling).any()
+        require(not scaled, "action_scaling", agent.action_scaling, "off: Stable-Baselines3 draws in the world's units")
     transform = agent.reward.reward_transform
     require(transform != "center", "reward_transform", transform, "none, clip or scale for Stable-Baselines3")
     split = not (uses_nature_cnn(agent.network, spaces) and agent.shared_torso)

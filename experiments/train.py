@@ -12,6 +12,7 @@ from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError, Watch
 from agents.ppo import PPO
 from agents.value_agent import ValueAgent
+from envs.errors import WorldError
 from experiments.config import TrainConfig
 from experiments.logger import Logger
 from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
@@ -20,6 +21,7 @@ from experiments.naming import in_words as in_words_of_preset
 from experiments.page import Page
 from experiments.probing import Probing
 from experiments.progress import ProgressLine
+from experiments.remarks import close, remarks, told
 from experiments.run_directory import RunDirectory
 from experiments.settings_page import write_end, write_settings
 from experiments.setup import never_learns, spaces_of
@@ -33,9 +35,10 @@ def train(
 ) -> tuple[Path, int]:
     """Train the `agent` that `setup.build` made of `config` in its `world` and return (run directory, exit code).
 
-    Exit code 0: finished; 1: stopped because something was not finite; 130: interrupted. What was logged is kept in
-    every case, and so is a last checkpoint, unless something in it would not be finite: then the one before it stays
-    the last and is named. The world is closed at the end. Raises PlaceError or WandbError where the run cannot begin.
+    Exit code 0: finished; 1: stopped because something was not finite or the world failed; 130: interrupted. What was
+    logged is kept in every case, and so is a last checkpoint, unless something in it would not be finite: then the one
+    before it stays the last and is named. The world is closed at the end. Raises PlaceError or WandbError where the run
+    cannot begin.
     """
     console = console or Console()
     directory = RunDirectory(config)
@@ -46,6 +49,8 @@ def train(
     watch = Watch(agent.optimization, agent.state_dict)
     watchers = _Watchers(config, agent, directory, console, watch, also)
     _introduce(config, agent, directory, placement, watchers.say)
+    for sentence in remarks(world, agent):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     code, step, saved = 1, 0, 0
     try:
         with ProgressLine(config.run.steps, watchers.logger, console) as progress:
@@ -66,6 +71,8 @@ def train(
     except NonFiniteError as error:
         why = watch.explain(error)
         console.print(f"[bold red]stopped at step {step:,}:[/] {escape(why)}", highlight=False, soft_wrap=True)
+    except WorldError as error:
+        _say_failure(console, told(error, directory.path))
     except KeyboardInterrupt:
         code = 130
         unsound = watch.unsound()
@@ -73,9 +80,12 @@ def train(
         console.print(f"[bold]interrupted at step {step:,}[/]{why}", highlight=False, soft_wrap=True)
     finally:
         watchers.close(step, code)
-        world.close()
+        unclosed = close(world, directory.path)
     if code:
         _save_what_is_finite(directory, agent.state_dict(), step, console)
+    if unclosed:
+        code = code or 1
+        _say_failure(console, unclosed)
     watchers.sum_up(config, step)
     if also is not None:
         also.finish(code, {"exit_code": code, "steps": step})
@@ -194,3 +204,7 @@ class _Watchers:
     def _summarise(self, summary: TaskSummary | None) -> None:
         if summary is not None:
             self.logger.task_summary(summary)
+
+
+def _say_failure(console: Console, sentence: str) -> None:
+    console.print("[bold red]stopped:[/]", escape(sentence), highlight=False, soft_wrap=True)
