@@ -1,7 +1,7 @@
 """What an evaluation would fail at, told before torch is imported and anything is built.
 
-Where a checkpoint lies in a run's directory, that directory's config.json says what was trained; a checkpoint by itself
-is opened (by torch) to learn that.
+Where a checkpoint lies in a run's directory, that directory's config.json says what was trained; of a checkpoint, its
+table of contents is read without the weights (see `peek.py`).
 """
 
 import zipfile
@@ -19,8 +19,9 @@ from experiments.config import TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.json_file import require_file
 from experiments.machine import has_gpu_driver, may_be_a_gpu
+from experiments.peek import peek
 from experiments.places import NAME_BYTES, own_file, require_text, require_writable
-from experiments.run_directory import all_checkpoints, find_checkpoint
+from experiments.run_directory import all_checkpoints, checked_content, find_checkpoint
 from experiments.setup import spaces_from
 from experiments.sizes import check_sizes
 
@@ -42,6 +43,8 @@ def check_evaluation(settings: EvaluateConfig) -> None:
     config = settings_beside(paths[-1], settings.run)
     if config is not None:
         check_playing(config, settings)
+    for path in paths:
+        check_playing(checked_content(path, peek(path))[0], settings)
 
 
 def check_playing(config: TrainConfig, settings: EvaluateConfig) -> None:

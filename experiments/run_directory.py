@@ -163,6 +163,27 @@ def fitting(path: Path) -> Iterator[None]:
         raise ValueError(f"checkpoint = {shown(str(path))}: {allowed} ({why})") from error
 
 
+def not_ours(path: Path, why: str) -> ValueError:
+    """The sentence for a file that is no checkpoint of this suite."""
+    reason = why.strip().splitlines()[0][:300]
+    return ValueError(f"checkpoint = {shown(str(path))}: is no checkpoint of this suite ({reason})")
+
+
+def checked_content(path: Path, content: object) -> tuple[TrainConfig, int, dict]:
+    """(settings, step, the agent's state) of what the checkpoint `path` holds. ValueError: it holds other things."""
+    if not isinstance(content, dict) or not set(content) >= {"format", "config", "step", "agent"}:
+        raise not_ours(path, "it holds other things")
+    if content["format"] != FORMAT:
+        raise not_ours(path, f"format {content['format']!r}, not {FORMAT}")
+    step, agent = content["step"], content["agent"]
+    if not isinstance(agent, dict) or "network" not in agent or type(step) is not int or step < 0:
+        raise not_ours(path, "it holds no weights, or no step")
+    try:
+        return from_dict(content["config"]), step, agent
+    except (ValueError, RecursionError) as error:
+        raise not_ours(path, str(error)) from error
+
+
 def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
     """(settings, step, the agent's state on the CPU) of a checkpoint, by torch's safe loader alone.
 
@@ -175,17 +196,13 @@ def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or not set(content) >= {"format", "config", "step", "agent"}:
-            raise ValueError("it holds other things")
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, not {FORMAT}")
-        step, agent = content["step"], content["agent"]
-        if not isinstance(agent, dict) or "network" not in agent or type(step) is not int or step < 0:
-            raise ValueError("it holds no weights, or no step")
-        config, names = from_dict(content["config"]), not_finite(agent["network"])
     except Exception as error:  # torch raises many types for a damaged file; all of them mean the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint = {str(path)!r}: is no checkpoint of this suite ({reason})") from error
+        raise not_ours(path, str(error) or type(error).__name__) from error
+    config, step, agent = checked_content(path, content)
+    try:
+        names = not_finite(agent["network"])
+    except Exception as error:  # whatever was put there in place of tensors
+        raise not_ours(path, str(error) or type(error).__name__) from error
     if names:
         raise ValueError(f"checkpoint = {str(path)!r}: its network is not finite: {in_words(names)}")
     return config, step, agent

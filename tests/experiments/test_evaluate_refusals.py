@@ -18,6 +18,7 @@ from experiments.cli import parse_evaluate, parse_train
 from experiments.evaluate import evaluate
 from experiments.evaluate_check import check_evaluation
 from experiments.offline_probes import probe_checkpoints
+from experiments.peek import peek
 from experiments.setup import build, check
 from experiments.train import train
 
@@ -250,12 +251,33 @@ def test_torch_is_not_imported_for_a_refusal(cartpole: Path, tmp_path: Path) -> 
     )
     damaged = copied(cartpole, tmp_path)
     torn(damaged)
-    for arguments in (["nowhere"], [str(tmp_path)], [str(damaged)], [str(cartpole), "--task", "3"]):
+    wide = checkpoint_with(cartpole, tmp_path, wider)
+    for arguments in (["nowhere"], [str(tmp_path)], [str(damaged)], [str(wide)], [str(cartpole), "--task", "3"]):
         command = [sys.executable, "-c", script, *arguments]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 2
         assert result.stdout == "False False\n"
         assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_a_checkpoint_s_contents_are_read_without_torch_and_are_those_that_torch_reads(
+    cartpole: Path, tmp_path: Path
+) -> None:
+    """Shapes, settings and step agree with torch; a function that a file wants to call is named and not called."""
+    path = cartpole / "checkpoints" / "final.pt"
+    peeked, read = peek(path), torch.load(path, weights_only=True)
+    assert (peeked["format"], peeked["config"], peeked["step"]) == (read["format"], read["config"], read["step"])
+    shapes = {name: tuple(tensor.shape) for name, tensor in read["agent"]["network"].items()}
+    assert {name: stored.shape for name, stored in peeked["agent"]["network"].items()} == shapes
+
+    class Runs:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({**read, "agent": Runs()}, tmp_path / "runs.pt")
+    with pytest.raises(ValueError, match=r"is no checkpoint of this suite \(it holds posix.mkdir"):
+        peek(tmp_path / "runs.pt")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_video_s_directory_is_made(cartpole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
