@@ -36,7 +36,7 @@ from experiments.loop import Update, training
 from experiments.machine import device_argument
 from experiments.presets import preset_config
 from experiments.setup import build
-from plasticity_probes.schedule import Prober
+from plasticity_probes.prober import Prober
 
 LONG, SHORT = 1_000_000, 6_000
 """Steps of the runs whose shares are printed."""

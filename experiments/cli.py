@@ -17,6 +17,7 @@ from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, val
 from experiments.foreign_flags import EVALUATE, about_agent, about_flag
 from experiments.help import Entry, Section, entry_of, rendered, sections_of, wrapped
 from experiments.presets import PRESETS, preset_config
+from experiments.probe_names import about_the_probes
 
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
@@ -341,7 +342,8 @@ def _help(line: _Line, program: str) -> str:
     introduction = f"Train {line.algorithm} and write a run directory. Defaults are those for {world}."
     sections = [Section("What to begin with.", first)]
     for part in IN_THE_HELP[:-1]:
-        sections += sections_of([flag for flag in flags if flag.path[0] == part], narrowed)
+        own = [flag for flag in flags if flag.path[0] == part]
+        sections += sections_of(own, narrowed, {"--probes": f"{about_the_probes()}."})
     for name in line.listed:
         sections.append(_of_an_intervention(name, flags))
     return rendered(usage, introduction, sections)

@@ -78,8 +78,7 @@ class RunConfig:
     """Where the world changes: share of what the first task gained that counts as having learned a task, in (0, 1]
     (the log's tasks/steps_to_level)."""
     probes: tuple[str, ...] = ("default",)
-    """What is measured: default (units, ranks, weights, preactivations, values, adam, churn), all (and gradients, ntk),
-    none, or a list of these and of sharpness and trainability, which cost most."""
+    """What is measured, by name or by what it costs:"""
     wandb: bool = False
     """Also send the TensorBoard scalars to Weights & Biases (`pip install wandb` first)."""
     wandb_project: str = "plasticity"

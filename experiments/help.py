@@ -69,16 +69,19 @@ def entry_of(flag: Flag, text: str, choices: Sequence[str] = ()) -> Entry:
     return Entry(left, f"{text} (default: {as_written(flag.default)})".strip())
 
 
-def sections_of(flags: Iterable[Flag], choices: Mapping[str, Sequence[str]]) -> list[Section]:
+def sections_of(
+    flags: Iterable[Flag], choices: Mapping[str, Sequence[str]], endings: Mapping[str, str] | None = None
+) -> list[Section]:
     """The flags of each dataclass under the first sentence of its docstring; `choices` by flag, where they are not its
-    type's."""
+    type's, and `endings` of the texts, where they list what there is."""
     by_owner: dict[type, list[Flag]] = {}
     for flag in flags:
         by_owner.setdefault(flag.owner, []).append(flag)
     sections = []
     for owner, own in by_owner.items():
         texts = texts_of(owner)
-        entries = [entry_of(flag, texts.get(flag.path[-1], ""), choices.get(flag.name, ())) for flag in own]
+        said = {flag: f"{texts.get(flag.path[-1], '')} {(endings or {}).get(flag.name, '')}".strip() for flag in own}
+        entries = [entry_of(flag, said[flag], choices.get(flag.name, ())) for flag in own]
         sections.append(Section(first_sentence(owner.__doc__ or ""), entries))
     return sections
 

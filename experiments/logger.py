@@ -18,8 +18,8 @@ from experiments.records import EpisodeFile, RecentReturns
 from experiments.records import read_metrics as read_metrics
 from experiments.surgery_report import USUAL, Done, SurgeryReport, scalars, sentences
 from experiments.task_report import TaskSummary, in_words
-from plasticity_probes.catalogue import Findings
 from plasticity_probes.pictures import in_colours
+from plasticity_probes.probe import Findings
 
 MOST_WAITING = 100
 """Lines that may wait until what probes found, at the first of them, is read from the device at a flush."""

@@ -18,23 +18,14 @@ from experiments.config import TrainConfig
 from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.machine import place
-from experiments.probing import CURRENT, REFERENCE
+from experiments.probing import FILES
 from experiments.progress import Lines
 from experiments.run_directory import all_checkpoints, find_checkpoint, fitting, load_checkpoint
 from experiments.setup import agent_of, spaces_from
-from plasticity_probes.catalogue import (
-    HEAVIEST,
-    HEAVY,
-    OF_THE_NETWORK,
-    PROBES,
-    WITHOUT_BATCH,
-    ProbeInput,
-    RefitSettings,
-)
 from plasticity_probes.norms import snapshot
-from plasticity_probes.schedule import Findings, chosen, undisturbed
-from plasticity_probes.subject import Subject
-from plasticity_probes.units import hidden_layers
+from plasticity_probes.probe import Findings, Probe, RefitSettings
+from plasticity_probes.prober import REFERENCE, Prober
+from plasticity_probes.probes import chosen, probes
 
 
 def probe_checkpoints(settings: EvaluateConfig) -> dict:
@@ -42,10 +33,11 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
 
     Raises ValueError where there is no checkpoint, or the run saved no batches.
     """
-    names = [
-        name for name in chosen(tuple(PROBES) if settings.probe == ("all",) else settings.probe) if name != "churn"
-    ]
-    allowed = "some of " + ", ".join(PROBES) + " (churn needs an update)"
+    measurable = tuple(name for name, probe in probes().items() if probe.of_network)
+    names = measurable if settings.probe == ("all",) else chosen(settings.probe)
+    names = tuple(name for name in names if name in measurable)
+    after = " and ".join(name for name in probes() if name not in measurable)
+    allowed = f"some of {', '.join(measurable)} ({after} needs an update)"
     require(bool(names), "probe", " ".join(settings.probe), allowed)
     paths = all_checkpoints(settings.run) if settings.checkpoint == "each" else [find_checkpoint(settings.run)]
     batches = load_batches(paths[-1].parent.parent / "probes")
@@ -60,12 +52,15 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
             lines.say(lambda words=words: f"{words}: {len(names)} probes", now=True)
             spaces = spaces_from(describe(playing_world(config.world, settings)[0]))
             placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
+            shown = _Shown(bars, lines, words, len(names) * len(batches))
             with fitting(path):
-                measuring = _Measuring(config, state, spaces, placement.device, settings, bars, lines, words)
-            if not fresh:  # before anything else draws from the run's generators
-                fresh = measuring.fresh(batches, [name for name in names if name in OF_THE_NETWORK])
-            given = measuring.measure(batches, names, previous)
-            previous = snapshot(measuring.subject.network)
+                prober = _prober(config, state, spaces, placement.device, settings, names, shown)
+            there = {group: _on(batch, placement.device) for group, batch in batches.items()}
+            if not fresh and REFERENCE in there:  # before anything else draws from the run's generators
+                fresh = _numbers(prober.measure_fresh(there[REFERENCE], REFERENCE))
+            given = _numbers(prober.measure_on(there, previous or prober.initial))
+            shown.done()
+            previous = snapshot(prober.subject.network)
             steps.append(step)
             found.append(given)
             bars.advance(whole)
@@ -81,9 +76,9 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
 
 def load_batches(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The saved batches by the group of their tags. ValueError where the run saved none."""
-    present = {"probes_reference": folder / REFERENCE, "probes": folder / CURRENT}
+    present = {group: folder / name for group, name in FILES.items() if (folder / name).is_file()}
     try:
-        batches = {group: torch.load(path, weights_only=True) for group, path in present.items() if path.is_file()}
+        batches = {group: torch.load(path, weights_only=True) for group, path in present.items()}
     except Exception as error:  # torch raises many types for a damaged file
         raise ValueError(f"run = {str(folder.parent)!r}: its batches in {folder} cannot be read") from error
     allowed = "one that was trained with probes: this one saved no batch to measure on"
@@ -91,86 +86,61 @@ def load_batches(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     return batches
 
 
-class _Measuring:
-    """One checkpoint's agent, built without a world."""
+class _Shown:
+    """What is being measured of one checkpoint: a bar in a terminal, lines elsewhere."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        state: dict,
-        spaces: Spaces,
-        device: torch.device,
-        settings: EvaluateConfig,
-        bars: Progress,
-        lines: Lines,
-        words: str,
-    ) -> None:
-        generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
-        measured = replace(config, agent=small_memory(config.agent, 1))
-        self.agent = agent_of(measured, spaces, 1, generators, device)
-        self.initial = snapshot(self.agent.network)
-        self.agent.load_state_dict(state)
-        self.subject: Subject = subject_of(self.agent, generators)
-        self.settings, self.bars, self.device = settings, bars, device
-        self.lines, self.words, self.doing = lines, words, ""
-        self.samples = config.probe.heavy_samples
+    def __init__(self, bars: Progress, lines: Lines, words: str, total: int) -> None:
+        self.bars, self.lines, self.words, self.doing = bars, lines, words, ""
+        self.bar, self.refit = bars.add_task("", total=total), bars.add_task("  refit", total=None, visible=False)
 
-    def measure(self, batches: dict, names: list[str], previous: dict | None) -> dict[str, float]:
-        """Values by tag."""
-        findings = Findings()
-        bar = self.bars.add_task("", total=len(names) * len(batches))
-        for group, batch in batches.items():
-            given = self._input(self.subject.network, batch, previous or self.initial, group == "probes_reference")
-            for name in names:
-                self.bars.update(bar, description=f"{name} ({group})")
-                if name not in WITHOUT_BATCH or group == "probes" or "probes" not in batches:
-                    self._run(findings, group, name, given)
-                self.bars.advance(bar)
-        self.bars.remove_task(bar)
-        return {tag: float(value) for tag, value in findings.scalars.items()}
+    def starting(self, probe: Probe, group: str) -> None:
+        """A probe begins."""
+        self.doing = f"{probe.name} ({group})"
+        self.lines.say(lambda: f"{self.words}: {self.doing}", now=probe.cost != "light")
+        self.bars.update(self.bar, description=self.doing, advance=1)
 
-    def fresh(self, batches: dict, names: list[str]) -> dict[str, float]:
-        """A freshly initialised network's values on the reference batch, by the tags of that batch."""
-        if "probes_reference" not in batches:
-            return {}
-        findings = Findings()
-        given = self._input(self.subject.fresh().eval(), batches["probes_reference"], self.initial)
-        for name in names:
-            self._run(findings, "probes_reference", name, given, "fresh network")
-        return {tag: float(value) for tag, value in findings.scalars.items()}
+    def refitting(self, done: int, total: int) -> None:
+        """So many gradient steps of a refit are done."""
+        self.bars.update(self.refit, completed=done, total=total, visible=done < total)
+        self.lines.say(lambda: f"{self.words}: {self.doing}, {done:,} of {total:,}")
 
-    def _input(self, network: torch.nn.Module, batch: dict, previous: dict, reference: bool = True) -> ProbeInput:
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        layers = hidden_layers(network, batch["observations"][:2], self.subject.forward)
-        bar = self.bars.add_task("  refit", total=None, visible=False)
+    def done(self) -> None:
+        """Everything has been measured."""
+        self.bars.remove_task(self.bar)
+        self.bars.remove_task(self.refit)
 
-        def progress(done: int, total: int) -> None:
-            self.bars.update(bar, completed=done, total=total, visible=done < total)
-            self.lines.say(lambda: f"{self.words}: {self.doing}, {done:,} of {total:,}")
 
-        refits = RefitSettings(self.settings.refit_targets, self.settings.refit_steps, progress)
-        return ProbeInput(
-            self.subject,
-            network,
-            batch,
-            layers,
-            self.samples,
-            self.initial,
-            previous,
-            pictures=False,
-            refits=refits,
-            reference=reference,
-            tell=lambda sentence: print(sentence, file=sys.stderr),
-        )
+def _prober(
+    config: TrainConfig,
+    state: dict,
+    spaces: Spaces,
+    device: torch.device,
+    settings: EvaluateConfig,
+    names: tuple[str, ...],
+    shown: _Shown,
+) -> Prober:
+    """Of one checkpoint's agent, which is built without a world."""
+    generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
+    agent = agent_of(replace(config, agent=small_memory(config.agent, 1)), spaces, 1, generators, device)
+    initial = snapshot(agent.network)
+    agent.load_state_dict(state)
+    return Prober(
+        subject_of(agent, generators),
+        names,
+        heavy_samples=config.probe.heavy_samples,
+        tell=lambda sentence: print(sentence, file=sys.stderr),
+        refits=RefitSettings(settings.refit_targets, settings.refit_steps, shown.refitting),
+        initial=initial,
+        starting=shown.starting,
+    )
 
-    def _run(self, findings: Findings, group: str, name: str, given: ProbeInput, of: str = "") -> None:
-        self.doing = f"{name} ({of or group})"
-        self.lines.say(lambda: f"{self.words}: {self.doing}", now=name in (*HEAVY, *HEAVIEST))
-        try:
-            with undisturbed(given.network):
-                findings.merge(group, PROBES[name](given))
-        except (ValueError, RuntimeError) as error:
-            print(f"probe {name} is left out: {error}", file=sys.stderr)
+
+def _on(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _numbers(findings: Findings) -> dict[str, float]:
+    return {tag: float(value) for tag, value in findings.scalars.items()}
 
 
 def table(result: dict) -> list[str]:

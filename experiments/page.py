@@ -18,9 +18,11 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.layers import CReLU
+from plasticity_probes.probe import Curve
+from plasticity_probes.prober import CURRENT, FRESH, REFERENCE
+from plasticity_probes.probes import probes
 from plasticity_probes.units import NORMS
 
-RUN, FRESH = "probes_reference", "probes_fresh"
 BOTH = "reference batch (level line: a fresh network, other line: this run; each alone: last section)"
 APART = "reference batch, each alone (this run beside a fresh network, all layers and layer by layer)"
 
@@ -30,19 +32,6 @@ RETURNS = {
     "return by task: mean": "tasks/mean_return",
     "return by task: last tenth": "tasks/last_tenth_return",
     "steps to learn a task": "tasks/steps_to_level",
-}
-DORMANT = "dormant, tau .025"
-UNITS = {DORMANT: "dormant_fraction/tau=0.025", "dead": "dead_fraction", "linearised": "linearized_fraction"}
-RANKS = {"effective rank, centred": "effective_rank/centred", "srank, centred": "srank/centred"}
-RAW_RANKS = {"effective rank, raw": "effective_rank/raw", "srank, raw": "srank/raw"}
-LEARNING = {
-    "all layers: weight norm": "probes/weight_norm/total",
-    "all layers: change since last probe": "probes/weight_change/since_last_probe/total",
-    "Adam: update ratio": "probes/adam/update_ratio",
-    "churn of an update: values": "probes/churn/value",
-    "churn of an update: critic's values": "probes/churn/value/critic",
-    "churn of an update: greedy actions": "probes/churn/greedy_action",
-    "churn of an update: KL of the policy": "probes/churn/policy_kl",
 }
 TARGETS = {
     "targets: mean": "targets/mean",
@@ -89,14 +78,17 @@ def page(tags: Iterable[str], norm: str = "") -> list[Section]:
     `norm`: of the network's hidden layers, for the titles of what it makes another quantity.
     """
     tags = dict.fromkeys(tags)
+    curves = [curve for probe in probes().values() for curve in probe.curves]
+    updates = {curve.title: f"{CURRENT}/{curve.tag}" for curve in curves if curve.among == "updates"}
+    layered = [curve for curve in curves if curve.among != "updates"]
     return [
         section
         for section in (
             _plain("returns", RETURNS, tags),
-            Section(BOTH, _both(tags, norm)),
-            _plain("weights and updates", LEARNING, tags),
+            Section(BOTH, _both(layered, tags, norm)),
+            _plain("weights and updates", updates, tags),
             _plain("targets and errors", TARGETS, tags),
-            Section(APART, _apart(tags, norm), closed=True),
+            Section(APART, _apart(layered, tags, norm), closed=True),
         )
         if section.charts
     ]
@@ -106,42 +98,38 @@ def _plain(title: str, charts: Mapping[str, str], tags: Mapping[str, None]) -> S
     return Section(title, {name: (tag,) for name, tag in charts.items() if tag in tags})
 
 
-def _both(tags: Mapping[str, None], norm: str) -> dict[str, tuple[str, ...]]:
-    """Units of all layers, and the ranks of the last ones: the run's line and the fresh network's."""
-    found = [(name, probe, ["all"]) for name, probe in UNITS.items()]
-    found += [(name, probe, _layers(tags, probe)) for name, probe in RANKS.items()]
+def _both(curves: Iterable[Curve], tags: Mapping[str, None], norm: str) -> dict[str, tuple[str, ...]]:
+    """Units of all layers, and what is of the last ones: the run's line and the fresh network's."""
     charts = {}
-    for name, probe, layers in found:
+    for curve in curves:
+        layers = {"units": ["all"], "last layers": _layers(tags, curve)}.get(curve.among, [])
         for layer in layers:
-            pair = (f"{RUN}/{probe}/{layer}", f"{FRESH}/{probe}/{layer}")
+            pair = (f"{REFERENCE}/{curve.tag}/{layer}", f"{FRESH}/{curve.tag}/{layer}")
             if pair[0] in tags:
-                charts[_title(layer, name, norm)] = tuple(tag for tag in pair if tag in tags)
+                charts[_title(layer, curve, norm)] = tuple(tag for tag in pair if tag in tags)
     return charts
 
 
-def _apart(tags: Mapping[str, None], norm: str) -> dict[str, tuple[str, ...]]:
-    """Units and ranks of all layers and of each, the run's and the fresh network's in charts of their own, side by
-    side."""
-    probes = UNITS | RANKS | RAW_RANKS
+def _apart(curves: Iterable[Curve], tags: Mapping[str, None], norm: str) -> dict[str, tuple[str, ...]]:
+    """What is of all layers and of each, the run's and the fresh network's in charts of their own, side by side."""
     charts = {}
-    for layer in dict.fromkeys(["all", *(layer for probe in probes.values() for layer in _layers(tags, probe))]):
-        for name, probe in probes.items():
-            for batch, whose in ((RUN, "run"), (FRESH, "fresh")):
-                tag = f"{batch}/{probe}/{layer}"
+    for layer in dict.fromkeys(["all", *(layer for curve in curves for layer in _layers(tags, curve))]):
+        for curve in curves:
+            for batch, whose in ((REFERENCE, "run"), (FRESH, "fresh")):
+                tag = f"{batch}/{curve.tag}/{layer}"
                 if tag in tags:
-                    charts[f"{_title(layer, name, norm, '')}, {whose}"] = (tag,)
+                    charts[f"{_title(layer, curve, norm, '')}, {whose}"] = (tag,)
     return charts
 
 
-def _layers(tags: Mapping[str, None], probe: str) -> list[str]:
-    """The layers that `probe` was taken of."""
-    start = f"{RUN}/{probe}/"
+def _layers(tags: Mapping[str, None], curve: Curve) -> list[str]:
+    """The layers that have a value on the curve."""
+    start = f"{REFERENCE}/{curve.tag}/"
     return [tag.removeprefix(start) for tag in tags if tag.startswith(start) and tag != f"{start}all"]
 
 
-def _title(layer: str, name: str, norm: str, where: str = ": see TEXT") -> str:
-    if norm and name == DORMANT:
-        name = f"dormant ({norm}{where})"
+def _title(layer: str, curve: Curve, norm: str, where: str = ": see TEXT") -> str:
+    name = f"{curve.under_a_norm} ({norm}{where})" if norm and curve.under_a_norm else curve.title
     return f"{'all layers' if layer == 'all' else layer}: {name}"
 
 
@@ -151,8 +139,8 @@ def read_me(network: nn.Module) -> str:
     sentences = [
         "**Custom Scalars** is the page to begin with, laid out by this run; a title there names the layer first. "
         "Of the two lines in a chart of the reference batch the level one is a freshly initialised network's "
-        f"(`{FRESH}/...` in the legend) and the other this run's (`{RUN}/...`); the last section, folded up, has each "
-        "in a chart of its own.",
+        f"(`{FRESH}/...` in the legend) and the other this run's (`{REFERENCE}/...`); the last section, folded up, has "
+        "each in a chart of its own.",
         "Smoothing (0.6 at first) bends what is a step: set it to 0 to see what was measured. "
         '"Ignore outliers in chart scaling" cuts off what stands out.',
         "Tags: `probes/` on a batch drawn at that step, `probes_reference/` on one that was frozen at the first probe, "

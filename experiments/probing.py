@@ -11,10 +11,11 @@ from agents.randomness import Generators
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig
 from experiments.run_directory import RunDirectory
-from plasticity_probes.catalogue import Findings
-from plasticity_probes.schedule import Prober
+from plasticity_probes.probe import Findings
+from plasticity_probes.prober import CURRENT, REFERENCE, Prober
 
-REFERENCE, CURRENT = "reference.pt", "current.pt"
+FILES = {REFERENCE: "reference.pt", CURRENT: "current.pt"}
+"""Where in a run's folder of probes the batch of a group of tags is kept."""
 
 
 class Probing:
@@ -81,6 +82,6 @@ class Probing:
         self.measured, self.learned = step, self.optimization.gradient_steps
         return findings
 
-    def _keep(self, name: str, batch: dict[str, Tensor]) -> None:
+    def _keep(self, group: str, batch: dict[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
-        torch.save({key: tensor.cpu() for key, tensor in batch.items()}, self.folder / name)
+        torch.save({key: tensor.cpu() for key, tensor in batch.items()}, self.folder / FILES[group])

@@ -17,6 +17,7 @@ from experiments.config import TrainConfig
 from experiments.foreign_flags import about_probe
 from experiments.machine import has_gpu_driver, may_be_a_gpu, place
 from experiments.places import check_runs_dir
+from experiments.probe_names import probe_costs
 from experiments.sizes import check_sizes, check_whole_numbers
 from experiments.wandb_log import wandb_is_installed
 
@@ -27,25 +28,6 @@ if TYPE_CHECKING:
     from agents.ppo import PPO
     from agents.randomness import Generators
     from agents.value_agent import ValueAgent
-
-
-# The catalogue's own names, which a test holds them against: importing it would take seconds of torch.
-PROBE_NAMES = (
-    "default",
-    "all",
-    "none",
-    "units",
-    "ranks",
-    "weights",
-    "preactivations",
-    "values",
-    "adam",
-    "gradients",
-    "ntk",
-    "sharpness",
-    "trainability",
-    "churn",
-)
 
 
 def check(config: TrainConfig) -> None:
@@ -129,10 +111,10 @@ def check_probes(names: tuple[str, ...], flag: str = "probes") -> None:
     """Raise ValueError for a probe that there is not; torch is not imported for that."""
     alone = "none" not in names or len(names) == 1
     require(alone, flag, " ".join(names), "none alone, or others without it")
+    known = ["default", "all", "none", *probe_costs()]
     for name in names:
-        if name not in PROBE_NAMES:
-            hint = about_probe(name, list(PROBE_NAMES))
-            raise ValueError(f"{flag} = {name!r}: must be some of {', '.join(PROBE_NAMES)}{hint}")
+        if name not in known:
+            raise ValueError(f"{flag} = {name!r}: must be some of {', '.join(known)}{about_probe(name, known)}")
 
 
 def check_lives(config: TrainConfig) -> None:

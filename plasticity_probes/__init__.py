@@ -34,6 +34,7 @@ from plasticity_probes.norms import (
     weight_norms,
 )
 from plasticity_probes.ntk import ntk, ntk_statistics
+from plasticity_probes.prober import Prober
 from plasticity_probes.rank import (
     effective_rank,
     feature_rank,
@@ -43,7 +44,6 @@ from plasticity_probes.rank import (
     srank,
     stable_rank,
 )
-from plasticity_probes.schedule import Prober
 from plasticity_probes.subject import Readout, Subject
 from plasticity_probes.targets import q_statistics, target_statistics, td_error_statistics
 from plasticity_probes.trainability import held_out_accuracy, random_function_labels, trainability

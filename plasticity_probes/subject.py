@@ -28,6 +28,10 @@ class Readout:
     """Losses and targets belong to the policy that drew the batch (PPO's): on a frozen batch they mean nothing, and are
     left out there."""
 
+    def tag(self, tag: str) -> str:
+        """`tag` as this one's."""
+        return f"{tag}/{self.name}" if self.name else tag
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -10,12 +10,13 @@ import torch
 from stable_baselines3.common.logger import Image, Logger
 from torch import nn
 
-from plasticity_probes.catalogue import Findings
 from plasticity_probes.pictures import in_colours
+from plasticity_probes.probe import Findings
+from plasticity_probes.prober import Prober, whole
+from plasticity_probes.probes import chosen
 from plasticity_probes.sb3.batches import Replay, Rollouts, own_random_state
 from plasticity_probes.sb3.hooks import HookingCallback
 from plasticity_probes.sb3.subjects import Part, parts_of
-from plasticity_probes.schedule import Prober, chosen, whole
 
 SUMMARY = {
     "probes/dormant_fraction/tau=0.025/all": "dormant units, tau .025",
@@ -43,9 +44,9 @@ class PlasticityCallback(HookingCallback):
 
     Args:
         every: steps between two probes, over all environments.
-        probes: names of `catalogue.PROBES` and "churn", or "default", "all", "none".
+        probes: names of the files in plasticity_probes/probes, or "default", "all", "none".
         samples: examples in a batch; the ranks of a wider layer cannot show with fewer examples than units.
-        heavy_factor: heavy probes (gradients, ntk) run at every so many-th probe, and at the end.
+        heavy_factor: heavy probes run at every so many-th probe, and at the end.
         heavy_samples: examples for them.
         seed: of the probes' own random numbers.
         verbose: 1 prints how long each probe took.
@@ -66,7 +67,7 @@ class PlasticityCallback(HookingCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.names = chosen(probes)
+        self.probes, self.names = probes, chosen(probes)
         self.numbers = {
             "every": whole("every", every),
             "heavy_factor": whole("heavy_factor", heavy_factor),
@@ -95,9 +96,7 @@ class PlasticityCallback(HookingCallback):
             self._policy, self._measured_at, self._pending = None, -1, None
             self._source, self._parts = parts_of(self.model, self.seed, self.numbers["samples"])
             for part in self._parts:
-                adam = isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW))
-                names = [name for name in self.names if adam or name != "adam"]
-                part.prober = Prober(part.subject, tuple(names), tell=self._tell, **self.numbers)
+                part.prober = Prober(part.subject, self.probes, tell=self._tell, **self.numbers)
             self._policy = self.model.policy
         self.hold.callback(self._write_what_waits)
         for part in self._parts:
@@ -146,7 +145,7 @@ class PlasticityCallback(HookingCallback):
             for part in self._parts:
                 measured = part.prober.measure(step, boundary) or Findings()
                 measured.scalars |= part.prober.fresh_line()  # again and again, for a line in the chart
-                part.awaits_update = part.churns and "churn" in part.prober.names
+                part.awaits_update = part.prober.awaits_update
                 _add(found, part.tagged(measured))
         self._pending, self._measured_at = found, step
         if self.verbose >= 1:

@@ -15,10 +15,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plasticity_probes.catalogue import Findings
+from plasticity_probes.probe import Findings
+from plasticity_probes.prober import Prober
 from plasticity_probes.sb3.batches import Replay, Rollouts, Seeds, own_random_state
 from plasticity_probes.sb3.networks import view_of
-from plasticity_probes.schedule import Prober
 from plasticity_probes.subject import Readout, Subject
 
 
@@ -39,10 +39,6 @@ class Part:
     @property
     def suffix(self) -> str:
         return f"/{self.name}" if self.name else ""
-
-    @property
-    def churns(self) -> bool:
-        return self.subject.behaviour is not None
 
     def tagged(self, found: Findings) -> Findings:
         """`found` under this network's tags."""
@@ -90,7 +86,7 @@ def _fresh(model: BaseAlgorithm, seed: int, of: Callable[[nn.Module], nn.Module]
 
 
 def _for_probe(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
-    """What the catalogue says of optimizers, it says of Adam."""
+    """What the probes say of optimizers, they say of Adam."""
     return optimizer if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) else None
 
 

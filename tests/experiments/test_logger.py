@@ -14,7 +14,7 @@ from experiments.logger import Logger, read_metrics
 from experiments.loop import Episode, TaskChange, Tick, Update
 from experiments.records import EpisodeFile, RecentReturns, lines_of
 from experiments.task_report import TaskReport
-from plasticity_probes.catalogue import Findings
+from plasticity_probes.probe import Findings
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
 PROBES = ["--probe.every", "120", "--probe.samples", "32", "--probe.heavy-samples", "6", "--probes", "all"]

@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.cli import parse_train
 from experiments.logger import read_metrics
 from experiments.loop import TaskChange, Tick, Update, training
-from experiments.setup import PROBE_NAMES, build, check
-from plasticity_probes.catalogue import PROBES
+from experiments.probe_names import probe_costs
+from experiments.setup import build, check
 from plasticity_probes.pictures import in_colours
-from plasticity_probes.schedule import GROUPS
+from plasticity_probes.probes import probes
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
 FLAGS = {
@@ -43,7 +43,7 @@ def trace(kind: str, probes: str) -> dict:
     if probes != "none":
         from agents.probing import subject_of
         from agents.randomness import Generators
-        from plasticity_probes.schedule import Prober
+        from plasticity_probes.prober import Prober
 
         settings = config.probe
         prober = Prober(
@@ -143,12 +143,12 @@ def test_without_probes_nothing_is_measured(tmp_path: Path) -> None:
 
 def test_an_unknown_probe_is_refused_by_name() -> None:
     config = parse_train(["dqn", "--env", "CartPole-v1", "--probes", "ranks", "rnaks"])
-    with pytest.raises(ValueError, match="probes = 'rnaks': must be some of default, all, none, units"):
+    with pytest.raises(ValueError, match="probes = 'rnaks': must be some of default, all, none, adam"):
         check(config)
 
 
 def test_the_names_known_without_torch_are_those_there_are() -> None:
-    assert set(PROBE_NAMES) == {*GROUPS, *PROBES, "churn"}
+    assert probe_costs() == {name: probe.cost for name, probe in probes().items()}
 
 
 def test_boundary_probes_come_before_the_agent_hears_of_the_task() -> None:

@@ -31,8 +31,8 @@ from agents.interventions.sb3.refusals import refuse
 from agents.interventions.sb3.report import Report
 from agents.interventions.surgery import Moments
 from agents.randomness import Generators
+from plasticity_probes.prober import whole
 from plasticity_probes.sb3.hooks import HookingCallback
-from plasticity_probes.schedule import whole
 
 
 class InterventionCallback(HookingCallback):
