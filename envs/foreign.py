@@ -12,7 +12,7 @@ import gymnasium
 
 from envs.config import WorldConfig
 from envs.errors import in_words
-from envs.foreign_pool import ForeignPool
+from envs.foreign_pool import ForeignPool, staying_here
 from envs.ids import newer_robot, split_id
 from envs.registry import is_old_atari, unknown
 
@@ -28,7 +28,8 @@ def find(env: str) -> EnvSpec:
     """
     module, name = split_id(env)
     if module:
-        _import(env, module)
+        with staying_here():
+            _import(env, module)
     newer = newer_robot(env)
     if newer and not env.endswith("-v4"):
         raise ValueError(f"env = {env!r}: must be {newer!r}, since v2 and v3 needed mujoco-py and are no longer there")
@@ -73,8 +74,9 @@ def make_one(config: WorldConfig, render_mode: str | None = None) -> gymnasium.E
     if config.max_episode_steps:
         options["max_episode_steps"] = -1  # `World` counts instead
     try:
-        env = gymnasium.make(spec, disable_env_checker=True, **options)
-        _ = env.observation_space, env.action_space  # properties may raise too
+        with staying_here():
+            env = gymnasium.make(spec, disable_env_checker=True, **options)
+            _ = env.observation_space, env.action_space  # properties may raise too
     except KeyboardInterrupt:
         raise
     except BaseException as error:

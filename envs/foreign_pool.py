@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
-from envs.errors import WorldError, found, in_short
+from envs.errors import WorldError, failed, found, in_short
 from envs.forms import ActionForm, Misfit, ObservationForm, action_form, observation_form
 from envs.pools import Outcome, PythonPool
+
+
+@contextmanager
+def staying_here() -> Iterator[None]:
+    """Whatever working directory the code within goes to, the process comes back: the run's paths may be relative."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted: there is nowhere to come back to
+        here = None
+    try:
+        yield
+    finally:
+        if here is not None and _elsewhere(here):
+            os.chdir(here)
+
+
+def _elsewhere(here: str) -> bool:
+    try:
+        return os.getcwd() != here
+    except OSError:
+        return True
+
 
 UNKNOWN_LIVES = -1
 """Of an environment that has not said yet how many lives it has."""
@@ -81,7 +104,8 @@ class ForeignPool(PythonPool):
         observations = self._rows(len(ids))
         for row, i in enumerate(ids):
             own = None if seed is None else seed + int(i)
-            result = self._call(i, self.at_reset, self.envs[i].reset, seed=own)
+            with staying_here():
+                result = self._call(i, self.at_reset, self.envs[i].reset, seed=own)
             if not isinstance(result, tuple | list) or len(result) != 2:
                 expected = "(observation, info) was expected (the old Gym API gave an observation alone)"
                 raise self._broken(i, self.at_reset(i), f"{found(result)}, where {expected}")
@@ -95,26 +119,38 @@ class ForeignPool(PythonPool):
         ids = self._all if ids is None else ids
         observations, rewards = self._rows(len(ids)), np.empty(len(ids))
         ends = np.empty((2, len(ids)), dtype=bool)
-        for row, (i, action) in enumerate(zip(ids, np.asarray(actions), strict=True)):
-            written = self.action_form.write(action)
-            result = self._call(i, lambda _, row=row: self.at_step(row), self.envs[i].step, written)
-            if not isinstance(result, tuple | list) or len(result) != 5:
-                expected = "(observation, reward, terminated, truncated, info) was expected"
-                old = " (the old Gym API gave four values)" if isinstance(result, tuple) and len(result) == 4 else ""
-                raise self._broken(i, self.at_step(row), f"{found(result)}, where {expected}{old}")
-            observation, reward, terminated, truncated, info = result
-            self._read_observation(observations, row, i, observation, self.at_step)
-            rewards[row] = self._number(i, row, reward)
-            ends[0, row] = self._truth(i, row, "terminated", terminated)
-            ends[1, row] = self._truth(i, row, "truncated", truncated)
-            self._read_lives(i, info)
+        with staying_here():
+            for row, (i, action) in enumerate(zip(ids.tolist(), np.asarray(actions), strict=True)):
+                result = self._step(row, i, self.action_form.write(action))
+                observation, reward, terminated, truncated, info = result
+                self._read_observation(observations, row, i, observation, self.at_step)
+                rewards[row] = reward if type(reward) is float else self._number(i, row, reward)
+                ends[0, row] = self._truth(i, row, "terminated", terminated)
+                ends[1, row] = self._truth(i, row, "truncated", truncated)
+                if type(info) is not dict or info:
+                    self._read_lives(i, info)
         observations = self._checked_bounds(observations, self.at_step)
         self.steps += len(ids)
         return Outcome(observations, rewards, ends[0], ends[1], self._told_lives(ids), {})
 
+    def _step(self, row: int, i: int, action: Any) -> tuple | list:
+        """What the environment's step gave: five values."""
+        try:
+            result = self.envs[i].step(action)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a world may also call sys.exit, or panic in another language
+            raise failed(self.env, i, self.at_step(row), error) from error
+        if isinstance(result, tuple | list) and len(result) == 5:
+            return result
+        expected = "(observation, reward, terminated, truncated, info) was expected"
+        old = " (the old Gym API gave four values)" if isinstance(result, tuple) and len(result) == 4 else ""
+        raise self._broken(i, self.at_step(row), f"{found(result)}, where {expected}{old}")
+
     def render(self) -> tuple[np.ndarray, ...]:
         """See `Pool.render`."""
-        images = super().render()
+        with staying_here():
+            images = super().render()
         for i, image in enumerate(images):
             if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
                 words = f"{found(image)}, where an image [height, width, 3] was expected"
@@ -130,14 +166,16 @@ class ForeignPool(PythonPool):
 
     def _read_observation(self, rows: np.ndarray, row: int, i: int, value: Any, moment: Callable[[int], str]) -> None:
         try:
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which nobody learns from
-                rows[row] = self.observation_form.read(value)
+            array = self.observation_form.read(value)
+            if array.dtype == rows.dtype:
+                rows[row] = array
+            else:
+                with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: nobody learns from it
+                    rows[row] = array
         except Misfit as misfit:
             raise self._broken(i, moment(row), f"an observation that does not fit its space: {misfit}") from misfit
 
     def _number(self, i: int, row: int, reward: Any) -> float:
-        if type(reward) is float:
-            return reward
         try:
             if np.ndim(reward) == 0 and not isinstance(reward, str | bytes | complex | np.complexfloating):
                 return float(reward)
@@ -157,7 +195,12 @@ class ForeignPool(PythonPool):
 
     def _read_lives(self, i: int, info: Any) -> None:
         lives = info.get("lives") if isinstance(info, dict) else None
-        if isinstance(lives, int | np.integer) and not isinstance(lives, bool) and 0 <= lives < 2**62:
+        if (
+            lives is not None
+            and isinstance(lives, int | np.integer)
+            and not isinstance(lives, bool)
+            and 0 <= lives < 2**62
+        ):
             self._lives[i] = lives
             self._lives_told = True
 
@@ -170,7 +213,7 @@ class ForeignPool(PythonPool):
             return observations
         low, high = self._bounds
         outside = (observations < low) | (observations > high)
-        if outside.any():
+        if np.count_nonzero(outside):
             self._bounds = None
             row, *place = (int(index) for index in np.argwhere(outside)[0])
             value, least, most = observations[(row, *place)], low[tuple(place)], high[tuple(place)]

@@ -1,6 +1,8 @@
 """Worlds that other people might have made, most of them against gymnasium's API. Importing this module registers them
 as NAME-v0; each docstring says what a user expects."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
@@ -73,6 +75,7 @@ variant("SometimesTold", info=lambda self: {"reward_ctrl": 1.0} if self.t % 2 el
 variant(
     "ToldWords", info=lambda self: {"reward_ctrl": "much", "x_velocity": np.ones(3), "reward_forward": float("nan")}
 )
+variant("ArrayInfo", info=lambda self: np.ones(3))
 variant("NoInfo", info=lambda self: None, first_info=lambda self: None)
 variant("ListInfo", info=lambda self: ["lives"], first_info=lambda self: 3)
 variant(
@@ -277,6 +280,16 @@ variant("RaisesAtClose", close=_raises(OSError("port is gone")))
 variant("RaisesAtBirth", __init__=_raises(ZeroDivisionError("division by zero")))
 variant("Needs", __init__=lambda self, size: None)
 variant("RaisesForSpace", observation_space=property(_raises(AttributeError("not yet known"))))
+
+
+def _wanders(self, *_):
+    os.chdir("/")
+    return 1.0
+
+
+variant("WandersAtReset", first_info=lambda self: {"at": _wanders(self)})
+variant("WandersAtStep", reward=_wanders)
+variant("WandersAtBirth", __init__=lambda self: os.chdir("/"))
 
 
 class Drawn(Plain):

@@ -34,7 +34,7 @@ def play(world, steps=12):
 
 
 INFOS = [name for name in odd_worlds.KINDS if name.startswith("Lives")]
-INFOS += ["Plain", "SometimesTold", "ToldWords", "NoInfo", "ListInfo", "OurNames"]
+INFOS += ["Plain", "SometimesTold", "ToldWords", "NoInfo", "ArrayInfo", "ListInfo", "OurNames"]
 
 
 @pytest.mark.parametrize("name", INFOS)
@@ -264,6 +264,14 @@ def test_what_lies_outside_its_bounds_is_said_once(capsys):
 def test_arrays_that_a_world_writes_to_again_are_copied():
     told = play(world_of("Reuses"), 8)
     np.testing.assert_allclose([observations[0, 0] for observations, _ in told], np.arange(9) / 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["WandersAtReset", "WandersAtStep", "WandersAtBirth"])
+def test_the_working_directory_stays(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    describe(WorldConfig(env=f"tests.odd_worlds:{name}-v0"))
+    play(world_of(name), 3)
+    assert Path.cwd() == tmp_path
 
 
 def test_actions_are_copied_too():
