@@ -5,12 +5,14 @@ Images come in as uint8 [batch, channels, height, width] and are scaled to [0, 1
 layer has its number: spectral1, conv1, norm1, activation1, dropout1 (see layers.py). Weights are float32, whatever
 torch's default dtype.
 
-Torsos and networks take a second argument `captured`, a dict: it is filled with each hidden layer's values before and
-after the nonlinearity, by producer (the Linear or convolution), in the order of their use.
+Networks return their outputs; asked to `capture`, (outputs, what the hidden layers held), see `Captured`. Nothing is
+handed in to be filled and no hook is needed, so they run under torch.func.functional_call and vmap too, batch norm's
+running statistics and dropout's draws excepted.
 """
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ from agents.layers import ACTIVATIONS as ACTIVATIONS
 from agents.layers import MODED, NONLINEARITIES, add_hidden, padded
 from agents.sizes import NATURE_CNN, SMALL_CNN, columns_of, units_of
 from agents.transitions import Spaces
+
+if TYPE_CHECKING:
+    from agents.heads import ValueHead
 
 
 def linear(
@@ -42,28 +47,28 @@ def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator)
     return layers
 
 
-Captured = dict[nn.Module, tuple[Tensor | None, Tensor]]
+Capture = Literal["hidden", "preactivations"]
+"""What a forward pass is to return: values after the nonlinearities, or these and those before them. The latter would
+otherwise live until the end of the update, in memory that the next layer could have used while it is in the cache."""
+Captured = dict[str, tuple[Tensor, ...]]
+"""By hidden layer's name in the network, in the order of their use: (before, after the nonlinearity), or (after,) where
+"hidden" was asked for; [batch, units, ...] each."""
 
 
-class OnlyAfter(Captured):
-    """Asks for what comes out of the nonlinearities alone. Values before them would live until the end of the update,
-    in memory that the next layer could have used while it is in the cache."""
-
-
-def through(layers: nn.Sequential, x: Tensor, captured: Captured | None) -> Tensor:
-    """`layers(x)`; what goes into and comes out of each nonlinearity is put into `captured`, where it is given."""
-    if captured is None:
-        return layers(x)
-    producer, only_after = None, isinstance(captured, OnlyAfter)
-    for layer in layers:
+def through(layers: nn.Sequential, x: Tensor, prefix: str, capture: Capture | None) -> tuple[Tensor, Captured]:
+    """(`layers(x)`, what goes into and comes out of each nonlinearity, by the producer's name after `prefix`)."""
+    if capture is None:
+        return layers(x), {}
+    captured, producer = {}, ""
+    for name, layer in layers.named_children():
         if type(layer) in NONLINEARITIES:
             before, x = x, layer(x)
-            captured[producer] = (None if only_after else before, x)
+            captured[prefix + producer] = (before, x) if capture == "preactivations" else (x,)
             del before
         else:
             x = layer(x)
-            producer = layer if isinstance(layer, (nn.Linear, nn.Conv2d)) else producer
-    return x
+            producer = name if isinstance(layer, (nn.Linear, nn.Conv2d)) else producer
+    return x, captured
 
 
 def require_hidden(config: NetworkConfig, hidden: int) -> None:
@@ -78,7 +83,10 @@ def features_of(config: NetworkConfig, inputs: int) -> int:
 
 
 class MLP(nn.Module):
-    """Dense hidden layers on a flat observation; uint8 input is scaled to [0, 1]. Output [batch, features]."""
+    """Dense hidden layers on a flat observation; uint8 input is scaled to [0, 1].
+
+    Like every torso, its forward takes the prefix of its name in the network and gives ([batch, features], captured).
+    """
 
     def __init__(self, observation_shape: tuple[int, ...], config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -87,9 +95,11 @@ class MLP(nn.Module):
         self.layers = dense_layers(inputs, config, generator)
         self.features = features_of(config, inputs)
 
-    def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
+    def forward(
+        self, observations: Tensor, prefix: str = "", capture: Capture | None = None
+    ) -> tuple[Tensor, Captured]:
         scale = 255.0 if observations.dtype == torch.uint8 else 1.0
-        return through(self.layers, observations.flatten(1).float() / scale, captured)
+        return through(self.layers, observations.flatten(1).float() / scale, f"{prefix}layers.", capture)
 
 
 class ConvolutionalTorso(nn.Module):
@@ -121,10 +131,14 @@ class ConvolutionalTorso(nn.Module):
         self.dense = dense_layers(flat, config, generator)
         self.features = features_of(config, flat)
 
-    def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
+    def forward(
+        self, observations: Tensor, prefix: str = "", capture: Capture | None = None
+    ) -> tuple[Tensor, Captured]:
         # channels_last takes a third off the convolutions' time on a CPU and costs nothing elsewhere
         images = observations.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
-        return through(self.dense, through(self.convolutions, images, captured).flatten(1), captured)
+        maps, early = through(self.convolutions, images, f"{prefix}convolutions.", capture)
+        features, late = through(self.dense, maps.flatten(1), f"{prefix}dense.", capture)
+        return features, early | late
 
 
 class NatureCNN(ConvolutionalTorso):
@@ -185,24 +199,25 @@ def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generato
 
 
 class QNetwork(nn.Module):
-    """Torso and one linear head. Output [batch, actions], or logits [batch, actions, atoms] where `atoms` > 1."""
+    """Torso and one layer that the value `head` makes. Output [batch, actions], or logits [batch, actions, atoms]."""
 
-    value_head_name = "head"
-    policy_head_name = None
-
-    def __init__(self, torso: nn.Module, num_actions: int, atoms: int, initializer: str, generator: torch.Generator):
+    def __init__(
+        self, torso: nn.Module, num_actions: int, head: "ValueHead", initializer: str, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.torso = torso
-        self.head = linear(torso.features, num_actions * atoms, initializer, generator, gain=1.0)
-        self.output_shape = (num_actions, atoms) if atoms > 1 else (num_actions,)
+        self.head = head.layer(torso.features, num_actions, initializer, generator)
+        self.output_shape = (num_actions, head.atoms) if head.atoms > 1 else (num_actions,)
 
     @staticmethod
     def part_of(name: str) -> str:
         """encoder or critic, for the name of a parameter or module."""
         return "encoder" if name.startswith("torso") else "critic"
 
-    def forward(self, observations: Tensor, captured: Captured | None = None) -> Tensor:
-        return self.head(self.torso(observations, captured)).unflatten(1, self.output_shape).float()
+    def forward(self, observations: Tensor, capture: Capture | None = None) -> Tensor | tuple[Tensor, Captured]:
+        features, captured = self.torso(observations, "torso.", capture)
+        outputs = self.head(features).unflatten(1, self.output_shape).float()
+        return outputs if capture is None else (outputs, captured)
 
 
 class ObservationNormalizer(nn.Module):
@@ -238,11 +253,8 @@ class ActorCritic(nn.Module):
 
     forward(observations) -> (policy [batch, actions or action dimensions], value outputs [batch] or [batch, atoms]).
     Discrete: the policy output is logits. Continuous: it is the mean; `log_std` [dimensions] is free of the state.
-    `critic_config`: where the critic's torso is to be another.
+    The value `head` makes the last layer of the critic. `critic_config`: where the critic's torso is to be another.
     """
-
-    value_head_name = "value_head"
-    policy_head_name = "policy_head"
 
     def __init__(
         self,
@@ -250,7 +262,7 @@ class ActorCritic(nn.Module):
         config: NetworkConfig,
         *,
         shared_torso: bool,
-        value_atoms: int,
+        head: "ValueHead",
         normalize_observations: bool,
         generator: torch.Generator,
         critic_config: NetworkConfig | None = None,
@@ -263,10 +275,10 @@ class ActorCritic(nn.Module):
         features = self.actor_torso.features
         self.policy_head = linear(features, spaces.action_size, config.initializer, generator, gain=0.01)
         features = features if self.critic_torso is None else self.critic_torso.features
-        self.value_head = linear(features, value_atoms, config.initializer, generator, gain=1.0)
+        self.value_head = head.layer(features, 1, config.initializer, generator)
         continuous = spaces.actions == "continuous"
         self.log_std = nn.Parameter(torch.zeros(spaces.action_size, dtype=torch.float32)) if continuous else None
-        self.scalar_value = value_atoms == 1
+        self.scalar_value = head.atoms == 1
 
     def part_of(self, name: str) -> str:
         """encoder, actor or critic, for the name of a parameter or module."""
@@ -274,10 +286,15 @@ class ActorCritic(nn.Module):
             return "encoder"
         return "critic" if name.startswith(("critic", "value")) else "actor"
 
-    def forward(self, observations: Tensor, captured: Captured | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, observations: Tensor, capture: Capture | None = None):
+        """(policy, value outputs); asked to `capture`, ((policy, value outputs), captured)."""
         if self.normalizer is not None:
             observations = self.normalizer(observations)
-        actor_features = self.actor_torso(observations, captured)
-        critic_features = actor_features if self.critic_torso is None else self.critic_torso(observations, captured)
+        actor_features, captured = self.actor_torso(observations, "actor_torso.", capture)
+        critic_features = actor_features
+        if self.critic_torso is not None:
+            critic_features, more = self.critic_torso(observations, "critic_torso.", capture)
+            captured = captured | more
         values = self.value_head(critic_features).float()
-        return self.policy_head(actor_features).float(), values.squeeze(1) if self.scalar_value else values
+        outputs = self.policy_head(actor_features).float(), values.squeeze(1) if self.scalar_value else values
+        return outputs if capture is None else (outputs, captured)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,11 +12,12 @@ from agents.actions import ActionMap
 from agents.checks import check_ppo
 from agents.config import PPOConfig
 from agents.guard import require_finite, require_finite_transitions
+from agents.heads import head_for
 from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import Lifecycle, check_interventions
-from agents.networks import ActorCritic, learning
-from agents.optimization import Optimization, autocast, linear_schedule
-from agents.precision import set_precision
+from agents.interventions.lifecycle import check_interventions, value_head
+from agents.learner import Configure, Learner
+from agents.networks import ActorCritic
+from agents.optimization import autocast, linear_schedule
 from agents.randomness import Generators
 from agents.rewards import RewardTransform
 from agents.rollout import Rollout
@@ -44,26 +44,27 @@ class PPO:
         self.batch_size = config.rollout_steps * num_envs
         self.config, self.spaces, self.num_envs = config, spaces, num_envs
         self.device, self.precision = device, precision
-        set_precision(precision, device)
         self.continuous = spaces.actions == "continuous"
         self.action_map: ActionMap | None = None  # of a world that was built: one that is described has no bounds
         if spaces.action_low is not None:
             bounds = spaces.action_low, spaces.action_high
             self.action_map = ActionMap(*bounds, config.action_scaling, config.clip_actions)
-        support = config.support
-        categorical = config.value_loss == "hl_gauss"
-        self.support = losses.atoms_of(support, device) if categorical else None
-        self.interventions = Lifecycle(interventions, partial(autocast, device, precision))
-        self.network = self.build_network(generators.torch("init"))
-        example, init = spaces.example(device), generators.torch("interventions")
-        groups = self.interventions.attach({"online": self.network}, example, init)
-        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm, self.network)
-        self.optimization.guard.hold(self.interventions.unsettled())
-        self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
+        self.head = value_head(head_for(config.value_loss, config.support, device), interventions)
         self.rollout = Rollout(spaces, config.rollout_steps, num_envs, device)
         self._drawing = generators.torch("surgery's samples", device)
-        surgical = generators.torch("surgery", device)
-        self.interventions.operate(self.optimization.adam, surgical, self._sample, moments, self._drawing)
+        self.learner = Learner(
+            config,
+            self.build_network,
+            spaces.example(device),
+            generators,
+            self._sample,
+            self._drawing,
+            precision=precision,
+            interventions=interventions,
+            moments=moments,
+        )
+        self.learner.hold(self.head.unsettled())
+        self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.torch("exploration", device)
         self.shuffle = generators.torch("minibatches", device)
         self.steps = 0
@@ -72,24 +73,28 @@ class PPO:
         self._next_observations: np.ndarray | None = None
         self.keep_recent: Callable[[dict[str, Tensor]], None] | None = None  # told what each update learns from
 
-    def build_network(self, generator: torch.Generator) -> ActorCritic:
-        """A freshly initialised network of this agent's shape, on its device."""
-        config, configure = self.config, self.interventions.configure
-        network = ActorCritic(
+    def build_network(self, configure: Configure, generator: torch.Generator) -> ActorCritic:
+        """A freshly initialised network of this agent's shape."""
+        config = self.config
+        return ActorCritic(
             self.spaces,
             configure(config.network, "encoder" if config.shared_torso else "actor"),
             shared_torso=config.shared_torso,
-            value_atoms=1 if self.support is None else config.support.num_atoms,
+            head=self.head,
             normalize_observations=config.normalize_observations,
             generator=generator,
             critic_config=None if config.shared_torso else configure(config.network, "critic"),
         )
-        return self.interventions.build(network, generator).to(self.device).eval()
+
+    @property
+    def network(self) -> ActorCritic:
+        """Policy and value."""
+        return self.learner.network
 
     def _sample(self, n: int) -> Tensor:
         """n observations of the rollout, with replacement: of the rows filled by now, or, where there is none, of the
         rollout before. RuntimeError where there is no such."""
-        filled = self.rollout.row or (self.rollout.observations.shape[0] if self.optimization.gradient_steps else 0)
+        filled = self.rollout.row or (self.rollout.observations.shape[0] if self.learner.gradient_steps else 0)
         if not filled:
             raise RuntimeError("sample: the first rollout has no observation yet")
         observations = self.rollout.observations[:filled].flatten(0, 1)
@@ -100,7 +105,7 @@ class PPO:
         """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head)."""
         with autocast(self.device, self.precision):
             policy, outputs = self.network(observations)
-        return policy, outputs if self.support is None else losses.expected_value(outputs, self.support)
+        return policy, self.head.values(outputs)
 
     def log_prob_entropy(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log probability of `actions` under the policy's outputs [batch, ...], and its entropy; [batch] each."""
@@ -172,8 +177,8 @@ class PPO:
     def update(self) -> dict[str, Tensor]:
         """All epochs over the full rollout; metrics as 0-d tensors on the device."""
         config, rollout = self.config, self.rollout
-        self.optimization.set_learning_rate(self.learning_rate)
-        self.optimization.begin()
+        self.learner.optimization.set_learning_rate(self.learning_rate)
+        self.learner.begin()
         with torch.no_grad():
             last_values = self._forward(torch.from_numpy(self._next_observations).to(self.device))[1]
             discounts = config.gamma * (~rollout.terminated).float()
@@ -188,58 +193,50 @@ class PPO:
         data = {name: tensor.flatten(0, 1) for name, tensor in data.items()}
         if self.keep_recent is not None:
             self.keep_recent(data)
-        self.interventions.on_target_sync()
-        self.interventions.on_targets(data["returns"])
+        self.learner.interventions.on_target_sync()
+        self.head.meet(data["returns"], self.learner.surgery)
         steps = []
         for _ in range(config.update_epochs):
             order = torch.randperm(self.batch_size, generator=self.shuffle, device=self.device)
             for rows in order.chunk(config.num_minibatches):
-                steps.append(self._gradient_step({name: tensor[rows] for name, tensor in data.items()}))
+                steps.append(self.learn({name: tensor[rows] for name, tensor in data.items()}))
         if self.network.normalizer is not None:
-            self.network.normalizer.update(data["observations"], self.optimization.guard.allowed)
+            self.network.normalizer.update(data["observations"], self.learner.allowed)
         rollout.clear()
         return self._metrics(steps, data)
 
-    def _gradient_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss and step on one minibatch."""
+    def learn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One gradient step on a minibatch; metrics as 0-d tensors on the device."""
         config = self.config
-        self.optimization.begin()
-        captured = self.interventions.capturing()
-        with autocast(self.device, self.precision), learning(self.network):
-            policy, outputs = self.network(batch["observations"], captured)
-        log_probs, entropies = self.log_prob_entropy(policy, batch["actions"])
-        log_ratio = log_probs - batch["log_probs"]
-        advantages = losses.standardize(batch["advantages"]) if config.norm_adv == "minibatch" else batch["advantages"]
-        policy_loss = losses.ppo_policy_loss(log_ratio, advantages, config.clip_coef).mean()
-        value_loss = self.value_loss(outputs, batch).mean()
-        entropy = entropies.mean()
-        loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
-        forward = self.interventions.forward(batch["observations"], captured)
-        penalties = self.interventions.penalties(forward)
-        gradient_norm = self.optimization.step(sum(penalties.values(), start=loss))
-        self.interventions.after_step(forward, self.optimization.gradient_steps, self.steps)
-        with torch.no_grad():
-            ratio = log_ratio.exp()
-            metrics = {
-                "losses/policy_loss": policy_loss.detach(),
-                "losses/value_loss": value_loss.detach(),
-                "losses/entropy": entropy.detach(),
-                "losses/approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's low-variance estimator
-                "losses/clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean(),
-                "losses/gradient_norm": gradient_norm,
-            }
-        return metrics | {f"losses/penalty/{name}": penalty.detach() for name, penalty in penalties.items()}
+
+        def loss_of(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            policy, values = outputs
+            log_probs, entropies = self.log_prob_entropy(policy, batch["actions"])
+            log_ratio, advantages = log_probs - batch["log_probs"], batch["advantages"]
+            if config.norm_adv == "minibatch":
+                advantages = losses.standardize(advantages)
+            policy_loss = losses.ppo_policy_loss(log_ratio, advantages, config.clip_coef).mean()
+            value_loss = self.value_loss(values, batch).mean()
+            entropy = entropies.mean()
+            loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
+            aside = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "log_ratio": log_ratio}
+            return loss, {name: tensor.detach() for name, tensor in aside.items()}
+
+        step = self.learner.step(batch["observations"], loss_of, self.steps)
+        log_ratio = step.aside.pop("log_ratio")
+        ratio = log_ratio.exp()
+        metrics = {f"losses/{name}": value for name, value in step.aside.items()} | {
+            "losses/approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's low-variance estimator
+            "losses/clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean(),
+            "losses/gradient_norm": step.norm,
+        }
+        return metrics | step.penalty_metrics()
 
     def value_loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Loss per example [batch]."""
-        config, returns = self.config, batch["returns"]
-        if self.support is not None:
-            given = config.support
-            spread = losses.hl_gauss(returns, self.support, given.hl_gauss_sigma, given.support_ends)
-            return losses.cross_entropy(outputs, spread)
-        if config.clip_vloss:
-            return losses.clipped_value_loss(outputs, batch["values"], returns, config.clip_coef)
-        return losses.squared_error(*self.interventions.regression(outputs, returns))
+        if self.config.clip_vloss:
+            return losses.clipped_value_loss(outputs, batch["values"], batch["returns"], self.config.clip_coef)
+        return self.head.loss(outputs, self.head.regressand(batch["returns"]))
 
     def _metrics(self, steps: list[dict[str, Tensor]], data: dict[str, Tensor]) -> dict[str, Tensor]:
         metrics = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
@@ -248,12 +245,8 @@ class PPO:
         metrics["losses/explained_variance"] = 1 - (returns - values).var(correction=0) / variance
         metrics["losses/v_values"] = values.mean()
         metrics["targets/mean"], metrics["targets/std"] = target_statistics(returns)
-        if self.support is not None:
-            mass = torch.ones_like(returns)[:, None]
-            metrics["targets/clipped_share"] = losses.clipped_share(
-                returns[:, None], mass, self.support, self.config.support.support_ends
-            )
-        return metrics
+        clipped = self.head.clipped_share(returns)
+        return metrics if clipped is None else metrics | {"targets/clipped_share": clipped}
 
     @property
     def learning_rate(self) -> float:
@@ -265,29 +258,21 @@ class PPO:
 
     def scalars(self) -> dict[str, float]:
         """Settings that change with the steps, for the log."""
-        return {"charts/learning_rate": self.optimization.learning_rate}
+        return {"charts/learning_rate": self.learner.learning_rate}
 
     def on_task_change(self) -> None:
         """Told when every environment has entered the new task."""
         self.task_began = self.steps
-        self.interventions.on_task_change()
+        self.learner.on_task_change()
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the rollout)."""
-        return {
-            "network": self.network.state_dict(),
-            "optimization": self.optimization.state_dict(),
-            "interventions": self.interventions.state_dict(),
-            "transform": self.transform.state_dict(),
-            "steps": self.steps,
-            "task_began": self.task_began,
-        }
+        own = {"transform": self.transform.state_dict(), "steps": self.steps, "task_began": self.task_began}
+        return self.learner.state_dict() | own
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
-        self.network.load_state_dict(state["network"])
-        self.optimization.load_state_dict(state["optimization"])
-        self.interventions.load_state_dict(state.get("interventions", {}))
+        self.learner.load_state_dict(state)
         self.transform.load_state_dict(state["transform"])
         self.steps = state["steps"]
         self.task_began = state.get("task_began", 0)

@@ -24,7 +24,7 @@ def layer_name(name: str) -> str:
 
 
 def _value_agent(agent: ValueAgent, generators: Generators) -> Subject:
-    objective, drawing, init = agent.objective, generators.numpy("probes"), generators.torch("probes' fresh network")
+    head, drawing, init = agent.head, generators.numpy("probes"), generators.torch("probes' fresh network")
 
     def draw(samples: int) -> dict[str, Tensor] | None:
         if len(agent.replay) < samples or not agent.replay.ready(samples):
@@ -36,22 +36,22 @@ def _value_agent(agent: ValueAgent, generators: Generators) -> Subject:
         return batch["observations"], batch["actions"], target.regressand, target.values
 
     def per_example(network: nn.Module, observations: Tensor, actions: Tensor, regressand: Tensor, _: Tensor) -> Tensor:
-        return agent.loss(take(network(observations), actions), regressand)
+        return head.loss(take(network(observations), actions), regressand)
 
     def regression(
         network: nn.Module, observations: Tensor, actions: Tensor, _: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return objective.values(take(network(observations), actions)), values
+        return head.values(take(network(observations), actions)), values
 
-    readout = Readout("", lambda outputs: objective.values(outputs).amax(1), "max_q", per_example, regression)
+    readout = Readout("", lambda outputs: head.values(outputs).amax(1), "max_q", per_example, regression)
     return Subject(
         agent.network,
         draw,
         (readout,),
         prepare,
-        optimizer=agent.optimization.adam,
-        behaviour=objective.values,
-        fresh=lambda: agent.build_network(init),
+        optimizer=agent.learner.optimization.adam,
+        behaviour=head.values,
+        fresh=lambda: agent.learner.fresh(init),
         layer_name=layer_name,
     )
 
@@ -98,18 +98,18 @@ def _ppo(agent: PPO, generators: Generators) -> Subject:
         batch = dict(zip(PPO_COLUMNS, columns, strict=True))
         return agent.value_loss(network(batch["observations"])[1], batch)
 
-    def expected(outputs: Tensor) -> Tensor:
-        return outputs if agent.support is None else losses.expected_value(outputs, agent.support)
-
     def regression(network: nn.Module, *columns: Tensor) -> tuple[Tensor, Tensor]:
         batch = dict(zip(PPO_COLUMNS, columns, strict=True))
-        return expected(network(batch["observations"])[1]), batch["returns"]
+        return agent.head.values(network(batch["observations"])[1]), batch["returns"]
+
+    def value_of(given: tuple[Tensor, Tensor]) -> Tensor:
+        return agent.head.values(given[1])
 
     def behaviour(given: tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         return (given[0], agent.network.log_std) if agent.continuous else given[0]
 
     def fresh() -> nn.Module:
-        network = agent.build_network(init)
+        network = agent.learner.fresh(init)
         if network.normalizer is not None:  # its statistics are of the world, not learned
             network.normalizer.load_state_dict(agent.network.normalizer.state_dict())
         return network
@@ -123,13 +123,13 @@ def _ppo(agent: PPO, generators: Generators) -> Subject:
         recent.draw,
         (
             Readout("actor", lambda given: given[0].sum(1), "policy_sum", policy_loss, on_policy=True),
-            Readout("critic", lambda given: expected(given[1]), "value", value_loss, regression, on_policy=True),
+            Readout("critic", value_of, "value", value_loss, regression, on_policy=True),
         ),
         prepare,
-        optimizer=agent.optimization.adam,
+        optimizer=agent.learner.optimization.adam,
         behaviour=behaviour,
         behaviour_kind="continuous" if agent.continuous else "discrete",
-        critic=lambda given: expected(given[1]),
+        critic=value_of,
         fresh=fresh,
         layer_name=name_of,
     )

@@ -1,9 +1,6 @@
-"""What DQN and C51 share: everything but head, target and loss, which an `Objective` brings."""
+"""What DQN and C51 share: everything but the head and its loss."""
 
-import copy
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,42 +9,17 @@ from torch import Tensor
 from agents.checks import check_value_agent
 from agents.config import ValueAgentConfig
 from agents.guard import require_finite, require_finite_transitions
+from agents.heads import Target, ValueHead
 from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import Lifecycle, check_interventions
-from agents.networks import QNetwork, build_torso, learning
-from agents.optimization import Optimization, autocast, linear_schedule
-from agents.precision import set_precision
+from agents.interventions.lifecycle import check_interventions, value_head
+from agents.learner import Configure, Learner, Step
+from agents.networks import QNetwork, build_torso
+from agents.optimization import autocast, linear_schedule
 from agents.randomness import Generators
-from agents.replay import Replay
+from agents.replay import Batch, Replay
 from agents.rewards import RewardTransform
 from agents.transitions import Spaces, Transitions
 from plasticity_probes import target_statistics
-
-
-class Target(NamedTuple):
-    """What a gradient step regresses on."""
-
-    regressand: Tensor
-    """[batch] scalars or [batch, atoms] probabilities."""
-    values: Tensor
-    """[batch] the target as a value, in units of the return."""
-    clipped_share: Tensor | None
-    """Share of the target that the support clips; None for a regression head."""
-
-
-class Objective(Protocol):
-    """Head, target and loss of a value agent. Outputs are [..., actions] or [..., actions, atoms]."""
-
-    atoms: int
-
-    def values(self, outputs: Tensor) -> Tensor:
-        """The expected return that `outputs` stand for: the last axis of a categorical head is summed out."""
-
-    def target(self, rewards: Tensor, discounts: Tensor, next_outputs: Tensor) -> Target:
-        """Target from rewards [batch], discounts [batch] and the bootstrap action's outputs [batch(, atoms)]."""
-
-    def loss(self, outputs: Tensor, regressand: Tensor) -> Tensor:
-        """Loss per example [batch] of the taken action's outputs [batch(, atoms)]."""
 
 
 def take(outputs: Tensor, actions: Tensor) -> Tensor:
@@ -56,12 +28,12 @@ def take(outputs: Tensor, actions: Tensor) -> Tensor:
 
 
 class ValueAgent:
-    """Epsilon-greedy Q-learning from replay with a target network (Mnih et al. 2015)."""
+    """Epsilon-greedy Q-learning from replay with a target network (Mnih et al. 2015). `head`: DQN's or C51's."""
 
     def __init__(
         self,
         config: ValueAgentConfig,
-        objective: Objective,
+        head: ValueHead,
         spaces: Spaces,
         num_envs: int,
         generators: Generators,
@@ -72,47 +44,42 @@ class ValueAgent:
     ) -> None:
         check_value_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
-        self.config, self.objective, self.spaces, self.num_envs = config, objective, spaces, num_envs
+        self.config, self.spaces, self.num_envs = config, spaces, num_envs
+        self.head = value_head(head, interventions)
         self.device, self.precision = device, precision
-        set_precision(precision, device)
-        self.interventions = Lifecycle(interventions, partial(autocast, device, precision))
-        self.network = self.build_network(generators.torch("init"))
-        self.target_network = copy.deepcopy(self.network).requires_grad_(False)
-        networks = {"online": self.network, "target": self.target_network}
-        groups = self.interventions.attach(networks, spaces.example(device), generators.torch("interventions"))
-        self.optimization = Optimization(groups, config.learning_rate, config.adam, config.max_grad_norm, self.network)
-        self.optimization.guard.hold(self.interventions.unsettled())
-        storage = device if config.replay_device == "device" else torch.device("cpu")
-        self.replay = Replay(
-            spaces,
-            num_envs,
-            config.buffer_size,
-            config.n_step,
-            config.gamma,
-            generators.numpy("replay"),
-            device,
-            storage,
-        )
+        storage, remembering = config.replay_device == "device", (config.buffer_size, config.n_step, config.gamma)
+        stored_on = device if storage else torch.device("cpu")
+        self.replay = Replay(spaces, num_envs, *remembering, generators.numpy("replay"), device, stored_on)
         drawing = generators.numpy("surgery's samples")
-        self.interventions.operate(
-            self.optimization.adam,
-            generators.torch("surgery", device),
+        self.learner = Learner(
+            config,
+            self.build_network,
+            spaces.example(device),
+            generators,
             lambda n: self.replay.sample(n, drawing).observations,
-            moments,
             drawing,
+            precision=precision,
+            interventions=interventions,
+            moments=moments,
+            target=True,
         )
+        self.learner.hold(self.head.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
         self.steps = 0
         self.task: int | None = None  # the task that every environment has entered
         self.task_began = 0
 
-    def build_network(self, generator: torch.Generator) -> QNetwork:
-        """A freshly initialised network of this agent's shape, on its device."""
-        config = self.interventions.configure(self.config.network, "encoder")
+    def build_network(self, configure: Configure, generator: torch.Generator) -> QNetwork:
+        """A freshly initialised network of this agent's shape."""
+        config = configure(self.config.network, "encoder")
         torso = build_torso(self.spaces, config, generator)
-        network = QNetwork(torso, self.spaces.action_size, self.objective.atoms, config.initializer, generator)
-        return self.interventions.build(network, generator).to(self.device).eval()
+        return QNetwork(torso, self.spaces.action_size, self.head, config.initializer, generator)
+
+    @property
+    def network(self) -> QNetwork:
+        """The online network."""
+        return self.learner.network
 
     @property
     def epsilon(self) -> float:
@@ -138,7 +105,7 @@ class ValueAgent:
         if not explore.all():
             with torch.inference_mode(), autocast(self.device, self.precision):
                 outputs = self.network(torch.from_numpy(observations).to(self.device))
-                greedy = self.objective.values(outputs).argmax(1).cpu().numpy()
+                greedy = self.head.values(outputs).argmax(1).cpu().numpy()
             actions = np.where(explore, actions, greedy)
         return actions
 
@@ -156,74 +123,57 @@ class ValueAgent:
     def update_due(self) -> bool:
         """Whether the replay ratio asks for another gradient step now."""
         owed = int((self.steps - self.config.learning_starts) * self.config.replay_ratio)
-        return self.optimization.gradient_steps < owed and self.replay.ready(self.config.batch_size)
+        return self.learner.gradient_steps < owed and self.replay.ready(self.config.batch_size)
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step; metrics as 0-d tensors on the device."""
-        config, objective = self.config, self.objective
-        self.optimization.begin()
-        batch = self.replay.sample(config.batch_size)
+        metrics = self.learn(self.replay.sample(self.config.batch_size))
+        if self.learner.gradient_steps % self.config.target_period == 0:
+            self.learner.sync_target(self.config.tau)
+        return metrics
+
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step on `batch`, of whatever size."""
         target = self.target(batch.rewards, batch.discounts, batch.next_observations)
-        self.interventions.on_targets(target.values)
-        captured = self.interventions.capturing()
-        with autocast(self.device, self.precision), learning(self.network):
-            outputs = take(self.network(batch.observations, captured), batch.actions)
-        loss = self.loss(outputs, target.regressand).mean()
-        forward = self.interventions.forward(batch.observations, captured)
-        penalties = self.interventions.penalties(forward)
+        self.learner.begin()
+        self.head.meet(target.values, self.learner.surgery)
         statistics = target_statistics(target.values)
+
+        def loss_of(outputs: Tensor) -> tuple[Tensor, Tensor]:
+            taken = take(outputs, batch.actions)
+            return self.head.loss(taken, target.regressand).mean(), taken.detach()
+
         # a support clips an infinite target, and the loss does not show it
         watched = {} if target.clipped_share is None else {"target": statistics[0]}
-        gradient_norm = self.optimization.step(sum(penalties.values(), start=loss), **watched)
-        gradient_step = self.optimization.gradient_steps
-        self.interventions.after_step(forward, gradient_step, self.steps)
-        if gradient_step % config.target_period == 0:
-            self.sync_target()
-            self.interventions.on_target_sync()
-        metrics = self._metrics(loss, gradient_norm, objective.values(outputs.detach()), target, statistics)
-        return metrics | {f"losses/penalty/{name}": penalty.detach() for name, penalty in penalties.items()}
-
-    def loss(self, outputs: Tensor, regressand: Tensor) -> Tensor:
-        """Loss per example [batch] of the taken action's outputs [batch(, atoms)]."""
-        return self.objective.loss(*self.interventions.regression(outputs, regressand))
+        step = self.learner.step(batch.observations, loss_of, self.steps, **watched)
+        return self._metrics(step, self.head.values(step.aside), target, statistics)
 
     @torch.no_grad()
     def target(self, rewards: Tensor, discounts: Tensor, next_observations: Tensor) -> Target:
         """What to regress on: the target network's value of the greedy action, the online one's choice if double."""
         with autocast(self.device, self.precision):
-            next_outputs = self.target_network(next_observations)
+            next_outputs = self.learner.target(next_observations)
             selector = self.network(next_observations) if self.config.double else next_outputs
-            next_actions = self.objective.values(selector).argmax(1)
-            return self.objective.target(rewards, discounts, take(next_outputs, next_actions))
+            next_actions = self.head.values(selector).argmax(1)
+            return self.head.bootstrap(rewards, discounts, take(next_outputs, next_actions))
 
-    @torch.no_grad()
-    def sync_target(self) -> None:
-        """Move the target network's parameters by `tau` towards the online network's and copy its buffers, unless the
-        guard has latched."""
-        allowed = self.optimization.guard.allowed
-        weight = self.config.tau if allowed is None else self.config.tau * allowed.float()
-        for target, online in zip(self.target_network.parameters(), self.network.parameters(), strict=True):
-            target.lerp_(online, weight)
-        for target, online in zip(self.target_network.buffers(), self.network.buffers(), strict=True):
-            target.copy_(online if allowed is None else torch.where(allowed, online, target))
-
-    def _metrics(
-        self, loss: Tensor, gradient_norm: Tensor, q: Tensor, target: Target, statistics: tuple[Tensor, Tensor]
-    ) -> dict[str, Tensor]:
+    def _metrics(self, step: Step, q: Tensor, target: Target, statistics: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         mean, std = statistics
         metrics = {
-            "losses/td_loss": loss.detach(),
+            "losses/td_loss": step.loss,
             "losses/q_values": q.mean(),
             "losses/td_error": (q - target.values).abs().mean(),
-            "losses/gradient_norm": gradient_norm,
+            "losses/gradient_norm": step.norm,
             "targets/mean": mean,
             "targets/std": std,
         }
-        return metrics if target.clipped_share is None else {**metrics, "targets/clipped_share": target.clipped_share}
+        if target.clipped_share is not None:
+            metrics["targets/clipped_share"] = target.clipped_share
+        return metrics | step.penalty_metrics()
 
     def scalars(self) -> dict[str, float]:
         """Settings that change with the steps, for the log."""
-        scalars = {"charts/epsilon": self.epsilon, "charts/learning_rate": self.optimization.learning_rate}
+        scalars = {"charts/epsilon": self.epsilon, "charts/learning_rate": self.learner.learning_rate}
         if self.task is not None:
             scalars["replay/current_task_share"] = self.replay.task_share(self.task)
         return scalars
@@ -233,26 +183,16 @@ class ValueAgent:
         self.task_began = self.steps
         if self.config.replay.on_task_change == "clear":
             self.replay.keep_task(self.task)
-        self.interventions.on_task_change()
+        self.learner.on_task_change()
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the replay)."""
-        return {
-            "network": self.network.state_dict(),
-            "target_network": self.target_network.state_dict(),
-            "optimization": self.optimization.state_dict(),
-            "interventions": self.interventions.state_dict(),
-            "transform": self.transform.state_dict(),
-            "steps": self.steps,
-            "task_began": self.task_began,
-        }
+        own = {"transform": self.transform.state_dict(), "steps": self.steps, "task_began": self.task_began}
+        return self.learner.state_dict() | own
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
-        self.network.load_state_dict(state["network"])
-        self.target_network.load_state_dict(state["target_network"])
-        self.optimization.load_state_dict(state["optimization"])
-        self.interventions.load_state_dict(state.get("interventions", {}))
+        self.learner.load_state_dict(state)
         self.transform.load_state_dict(state["transform"])
         self.steps = state["steps"]
         self.task_began = state.get("task_began", 0)

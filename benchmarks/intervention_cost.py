@@ -101,7 +101,7 @@ class Subject:
         """As if that many gradient steps had been made: CBP's units are all mature, at ages of their own, and what is
         left of a layer's share is some fraction of a unit, the same for layers of one size."""
         fractions = np.random.default_rng(turn).random(10_000)
-        for member in self.agent.interventions.members:
+        for member in self.agent.learner.interventions.members:
             if member.name == "cbp":
                 state = member.state_dict()
                 for layer in state["layers"].values():
@@ -111,13 +111,13 @@ class Subject:
 
     def seconds(self, updates: int) -> float:
         """Time of a gradient step."""
-        clock, before = time.perf_counter if self.cuda else time.process_time, self.agent.optimization.gradient_steps
+        clock, before = time.perf_counter if self.cuda else time.process_time, self.agent.learner.gradient_steps
         begun = clock()
         for _ in range(updates):
             self.update()
         if self.cuda:
             torch.cuda.synchronize()
-        return (clock() - begun) / (self.agent.optimization.gradient_steps - before)
+        return (clock() - begun) / (self.agent.learner.gradient_steps - before)
 
 
 def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:

@@ -25,7 +25,7 @@ class Probing:
         self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, tell: Callable[[str], None]
     ) -> None:
         self.folder = directory.path / "probes"
-        self.steps, self.optimization = config.run.steps, agent.optimization
+        self.steps, self.optimization = config.run.steps, agent.learner.optimization
         self.measured: int | None = None  # step of the latest probe,
         self.learned = 0  # and gradient steps until then
         self.prober: Prober | None = None

@@ -46,7 +46,7 @@ def train(
     placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
     directory.write_manifest(agent.device, placement)
     also = _wandb(config, directory, world)
-    watch = Watch(agent.optimization, agent.state_dict)
+    watch = Watch(agent.learner.optimization, agent.state_dict)
     watchers = _Watchers(config, agent, directory, console, watch, also)
     _introduce(config, agent, directory, placement, watchers.say)
     for sentence in remarks(world, agent):
@@ -145,7 +145,7 @@ class _Watchers:
     ) -> None:
         self.console = console
         self.learned = False
-        surgeries = agent.interventions.surgeries
+        surgeries = agent.learner.interventions.surgeries
         self.logger = Logger(
             directory.path, config.log_every, watch, agent.scalars, self.say, surgeries, also and also.line
         )

@@ -174,7 +174,7 @@ class AlikeContribution:
 
     def keep(self, captured: Captured) -> None:
         """What a step's batch gave, [batch, units] for each layer, and the weights as they are now."""
-        posts = [captured[name][1] for name in self._names]
+        posts = [captured[name][-1] for name in self._names]
         if (batch := posts[0].shape[0]) != self._batch:
             self.update()
             self._expect(batch)

@@ -3,11 +3,11 @@
 The order of the calls (lifecycle.py makes them):
 
     check                nothing is built yet: refuse settings of the agent that make no sense beside it
-    configure            before a torso is built
+    configure, value_head   before a torso, a value head is built
     build                a network of the agent's shape has been built (the one to train, a probe's fresh one)
     attach               the networks exist, the optimizer does not
     parameter_groups     the optimizer is about to be built; then the surgeon is (see surgery.py)
-    every gradient step  on_targets, forward pass, regression, loss + penalty(...), backward, optimizer step, after_step
+    every gradient step  forward pass, loss + penalty(...), backward, optimizer step, after_step
     on_target_sync       right after DQN's or C51's target copy; PPO: at the start of an update phase
     on_task_change       once, when every environment has entered the new task
     on_replaced, on_reset  within any of the three above (and after_step), after somebody's edit is complete
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -31,11 +31,12 @@ from agents.interventions.slices import Units
 from plasticity_probes.units import HiddenLayer
 
 if TYPE_CHECKING:
+    from agents.heads import ValueHead
     from agents.interventions.surgery import Surgery
 
 Part = Literal["all", "encoder", "actor", "critic"]
 Role = Literal["weight", "bias", "norm", "log_std"]
-Captured = Mapping[str, tuple[Tensor | None, Tensor]]
+Captured = Mapping[str, tuple[Tensor, ...]]
 
 
 class Forward(NamedTuple):
@@ -46,9 +47,9 @@ class Forward(NamedTuple):
     observations: Tensor
     """[batch, ...] as the network takes them."""
     captured: Captured
-    """By layer name: the values before and after the nonlinearity, [batch, units, ...], part of the autograd graph.
-    Empty unless an intervention's `captures` asks for them; before it None where only "hidden" is asked for. CReLU and
-    Fourier features: twice the units after it."""
+    """By layer name: the values before and after the nonlinearity, [batch, units, ...], part of the autograd graph;
+    those after it alone where only "hidden" is asked for. Empty unless an intervention's `captures` asks for them.
+    CReLU and Fourier features: twice the units after it."""
     again: Callable[[nn.Module], Captured] | None = None
     """What `captured` would be in another network of the same structure, a frozen copy say, for these observations."""
 
@@ -155,6 +156,10 @@ class Intervention:
         """The architecture to build instead of `network`; called for each torso in its part."""
         return network
 
+    def value_head(self, head: ValueHead) -> ValueHead:
+        """What the value's outputs are to mean instead of `head`."""
+        return head
+
     def build(self, network: nn.Module, generator: torch.Generator) -> None:
         """Wrap or add modules in a freshly initialised `network` of the agent's shape: the one to train (its target is
         a copy of it), a probe's fresh one. Nothing is remembered here."""
@@ -168,19 +173,6 @@ class Intervention:
         network in it (the groups of auxiliary heads have none), its "role" (weight, bias, norm, log_std), and what
         torch's Adam takes. Set options, append groups. What stays equal is merged afterwards."""
         return groups
-
-    def on_targets(self, surgery: Surgery, targets: Tensor) -> None:
-        """The regression targets [n] that will be learned from, in units of the return, before the forward pass."""
-
-    def unsettled(self) -> Iterable[Tensor]:
-        """Tensors that `on_targets`, `regression` or `penalty` moves, before it is known whether the gradient is
-        finite: they are put back where the step is refused. Asked once, after `attach`."""
-        return ()
-
-    def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the loss of the value compares. With a regression loss [batch] each, in units of the return; with a
-        categorical one logits and probabilities [batch, atoms]. PPO asks for its unclipped squared error alone."""
-        return outputs, targets
 
     def penalty(self, forward: Forward) -> Tensor | None:
         """A scalar that is added to the loss; None adds nothing."""

@@ -148,7 +148,7 @@ class CBP(Intervention):
             with torch.no_grad():
                 for follow in self._apart:
                     if follow.trains:
-                        follow.update(captured[follow.layer.name][1])
+                        follow.update(captured[follow.layer.name][-1])
         if not self._on_host or self._behind == STEPS_TOGETHER:
             self._catch_up()
         if self._oldest > self.maturity and self.replacement_rate > 0:

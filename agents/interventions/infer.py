@@ -101,7 +101,7 @@ class InFeR(Intervention):
             before = forward.again(self.frozen)
         total = 0.0
         for layer, head, initial in zip(self._features, self.trained, self.initial, strict=True):
-            now, then = (found[layer.name][1].flatten(1).to(head.weight.dtype) for found in (forward.captured, before))
+            now, then = (found[layer.name][-1].flatten(1).to(head.weight.dtype) for found in (forward.captured, before))
             total = total + (head(now) - self.beta * initial(then)).square().mean()
         return self.alpha * total
 

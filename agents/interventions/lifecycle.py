@@ -6,7 +6,7 @@ With no interventions every method is a plain pass-through: nothing is traced, d
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from agents.interventions import expanded, intervention_class
 from agents.interventions.base import Captured, Forward, Intervention, Part, Role
 from agents.interventions.surgery import Surgery
 from agents.layers import MODED
-from agents.networks import OnlyAfter
+from agents.networks import Capture
 from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
 
-ByModule = dict[nn.Module, tuple[Tensor | None, Tensor]]
+if TYPE_CHECKING:
+    from agents.heads import ValueHead
 
 
 def as_interventions(given: object) -> tuple[Intervention, ...]:
@@ -62,6 +63,13 @@ def check_together(members: Sequence[Intervention]) -> None:
                 raise ValueError(f"interventions: {other.name} and {member.name} cannot work together{why}")
     for member in members:
         member.check_beside([other for other in members if other is not member])
+
+
+def value_head(head: "ValueHead", chosen: Sequence[Intervention | str]) -> "ValueHead":
+    """The value head that these interventions make of `head`."""
+    for member in as_interventions(chosen):
+        head = member.value_head(head)
+    return head
 
 
 def check_interventions(chosen: Sequence[Intervention | str], agent: AgentConfig) -> None:
@@ -132,12 +140,13 @@ class Lifecycle:
         self.networks: dict[str, nn.Module] = {}
         self.network: nn.Module | None = None
         self.layers: list[HiddenLayer] = []
-        self._producers: list[tuple[str, nn.Module]] = []
         self.surgery: Surgery | None = None
         self.drawing: torch.Generator | np.random.Generator | None = None
-        self._captures = frozenset().union(*(member.captures for member in self.members))
+        asked = frozenset().union(*(member.captures for member in self.members))
+        self.wanted: Capture | None = next((kind for kind in ("preactivations", "hidden") if kind in asked), None)
+        """What the update's forward pass is to return beside the outputs."""
         # what is called at every gradient step is called on nobody for nothing
-        self._penalizing, self._regressing, self._stepping = map(self._who, ("penalty", "regression", "after_step"))
+        self._penalizing, self._stepping = map(self._who, ("penalty", "after_step"))
 
     def _who(self, hook: str) -> list[Intervention]:
         """The members that do something there."""
@@ -166,7 +175,6 @@ class Lifecycle:
         if not self.members:
             return [{"params": list(self.network.parameters())}]
         self.layers = hidden_layers(self.network, example)
-        self._producers = [(layer.name, layer.producer) for layer in self.layers]
         for member in self.members:
             member.part_of = self.network.part_of
             member.layers = tuple(layer for layer in self.layers if member.within(layer.name))
@@ -195,48 +203,21 @@ class Lifecycle:
             )
 
     def capture(self, network: nn.Module, observations: Tensor) -> Captured:
-        """What the hidden layers of `network`, of the trained one's structure, hold for `observations`."""
-        captured: ByModule = {}
+        """What the hidden layers of `network`, of the trained one's structure, hold for `observations`: before and
+        after the nonlinearity."""
         with self.context():
-            network(observations, captured)
-        return self._by_name(network, captured)
-
-    def _by_name(self, network: nn.Module, captured: ByModule) -> Captured:
-        if network is self.network:  # at every gradient step
-            return {name: captured[producer] for name, producer in self._producers if producer in captured}
-        modules = dict(network.named_modules())
-        return {layer.name: captured[modules[layer.name]] for layer in self.layers if modules[layer.name] in captured}
-
-    def on_targets(self, targets: Tensor) -> None:
-        """These regression targets will be learned from."""
-        for member in self._acting():
-            member.on_targets(self.surgery, targets)
+            return network(observations, "preactivations")[1]
 
     def unsettled(self) -> list[Tensor]:
-        """What an update moves before its gradient is known: running statistics in the forward pass, and what the
-        interventions tell."""
+        """What an update moves before its gradient is known: running statistics in the forward pass."""
         norms = (module for module in self.network.modules() if type(module) in MODED)
-        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        return [*statistics, *(tensor for member in self.members for tensor in member.unsettled())]
+        return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
-    def capturing(self) -> ByModule | None:
-        """What to hand to the update's forward pass, to be filled; None where nobody asks for it."""
-        if "preactivations" in self._captures:
-            return {}
-        return OnlyAfter() if self._captures else None
-
-    def forward(self, observations: Tensor, captured: ByModule | None) -> Forward | None:
+    def forward(self, observations: Tensor, captured: Captured) -> Forward | None:
         """The update's forward pass, as the interventions see it."""
         if not self.members:
             return None
-        named = {} if captured is None else self._by_name(self.network, captured)
-        return Forward(self.network, observations, named, lambda network: self.capture(network, observations))
-
-    def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the regression loss compares."""
-        for member in self._regressing:
-            outputs, targets = member.regression(outputs, targets)
-        return outputs, targets
+        return Forward(self.network, observations, captured, lambda network: self.capture(network, observations))
 
     def penalties(self, forward: Forward | None) -> dict[str, Tensor]:
         """The scalars to add to the loss, by the intervention's name."""

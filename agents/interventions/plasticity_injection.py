@@ -15,7 +15,7 @@ from agents.initializers import Initializer, initializer_for
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
 from agents.layers import FROM_SCRATCH, MODED, SpectralScale
-from agents.networks import Captured, ConvolutionalTorso, QNetwork, through
+from agents.networks import Capture, Captured, ConvolutionalTorso, QNetwork, through
 from plasticity_probes.units import CONVOLUTIONS
 
 
@@ -53,11 +53,15 @@ class Injection(nn.Module):
 class InjectedTorso(Injection):
     """A torso in two: the encoder, and the dense layers after it three times over. Gives the features of all three."""
 
-    def forward(self, observations: Tensor, captured: Captured | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.encoder(observations, captured)
-        live = through(self.live, x, captured)
+    def forward(
+        self, observations: Tensor, prefix: str = "", capture: Capture | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Captured]:
+        x, captured = self.encoder(observations, f"{prefix}encoder.", capture)
+        live, by_live = through(self.live, x, f"{prefix}live.", capture)
         with self.difference():
-            return live, through(self.a, x, captured), through(self.b, x, captured)
+            a, by_a = through(self.a, x, f"{prefix}a.", capture)
+            b, by_b = through(self.b, x, f"{prefix}b.", capture)
+        return (live, a, b), captured | by_live | by_a | by_b
 
 
 class InjectedHead(Injection):

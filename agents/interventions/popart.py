@@ -1,36 +1,11 @@
 """PopArt: targets are standardised, and the value head is rescaled so that its outputs are preserved."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor, nn
 
 from agents.config import AgentConfig, C51Config, DQNConfig, require
+from agents.heads import PopArtHead, ValueHead
 from agents.interventions.base import Intervention
-
-if TYPE_CHECKING:
-    from agents.interventions.surgery import Surgery
-
-LOWEST, HIGHEST = 1e-4, 1e6
-
-
-class PopArtHead(nn.Module):
-    """scale * linear(x) + mean, in units of the return; scale and mean belong to the targets seen so far."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-        for name, start in (("mean", 0.0), ("variance", 1.0), ("scale", 1.0), ("seen", 0.0)):
-            self.register_buffer(name, torch.full((), start, dtype=linear.weight.dtype, device=linear.weight.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Values in units of the return."""
-        # in full precision under autocast: mean and scale are of any size
-        return self.linear(x).to(self.scale.dtype) * self.scale + self.mean
 
 
 @dataclass(eq=False)
@@ -75,47 +50,6 @@ class PopArt(Intervention):
             require(agent.value_loss == "mse", "value_loss", agent.value_loss, f"mse {beside}")
             require(not agent.clip_vloss, "clip_vloss", agent.clip_vloss, f"off {beside}: it clips in units of return")
 
-    def build(self, network: nn.Module, generator: torch.Generator) -> None:
-        """Wrap the value head. ValueError: it is no Linear layer with a bias."""
-        name = getattr(network, "value_head_name", None)
-        head = getattr(network, name) if name else None
-        if not isinstance(head, nn.Linear) or head.bias is None:
-            raise ValueError(f"popart: the value head is {type(head).__name__}, must be a Linear layer with a bias")
-        setattr(network, name, PopArtHead(head))
-
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
-        """Find the wrapped head. ValueError: another intervention has wrapped it again."""
-        online = networks["online"]
-        self.head = getattr(online, online.value_head_name)
-        if not isinstance(self.head, PopArtHead):
-            raise ValueError(f"popart: another intervention has made the value head a {type(self.head).__name__}")
-
-    @torch.no_grad()
-    def on_targets(self, surgery: Surgery, targets: Tensor) -> None:
-        """Update the statistics, then rescale the head so that its outputs stay."""
-        head, targets = self.head, targets.to(self.head.mean.dtype)
-        seen = head.seen + self.step_size * (1 - head.seen)
-        share = self.step_size / seen
-        variance, mean = torch.var_mean(targets, correction=0)
-        variance = (1 - share) * (head.variance + share * (mean - head.mean).square()) + share * variance
-        mean = torch.lerp(head.mean, mean, share)
-        scale = variance.sqrt().clamp(LOWEST, HIGHEST)
-
-        allowed = torch.isfinite(variance) & torch.isfinite(mean)
-        found = getattr(surgery.optimizer, "found_inf", None)
-        allowed = allowed if found is None else allowed & (found == 0)
-        new = {"mean": mean, "variance": variance, "scale": scale, "seen": seen}
-        new = {name: torch.where(allowed, value, getattr(head, name)) for name, value in new.items()}
-        ratio, shift = head.scale / new["scale"], (head.mean - new["mean"]) / new["scale"]
-        surgery.project([head.linear.weight], lambda weight: weight * ratio)
-        surgery.project([head.linear.bias], lambda bias: bias * ratio + shift)
-        for name, value in new.items():
-            getattr(head, name).copy_(value)
-
-    def unsettled(self) -> list[Tensor]:
-        """Statistics and head: they follow the targets before the loss is known."""
-        return [*self.head.buffers(), *self.head.parameters()]
-
-    def regression(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Both standardised."""
-        return (outputs - self.head.mean) / self.head.scale, (targets - self.head.mean) / self.head.scale
+    def value_head(self, head: ValueHead) -> ValueHead:
+        """The same regression on standardised values and targets."""
+        return PopArtHead(head.loss, self.step_size)

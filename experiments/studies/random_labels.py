@@ -27,7 +27,7 @@ from experiments.studies.report import (
     table,
     worst_quarter,
 )
-from experiments.studies.supervised import Learner
+from experiments.studies.supervised import SupervisedLearner
 
 IMAGES, TASK_STEPS, RATES = 1_000, 600, (3e-4, 1e-3, 3e-3)
 TUNING_SEED, TUNING_TASKS = 1_001, 10
@@ -37,7 +37,9 @@ def run(arm: str, strength: float, learning_rate: float, seed: int, tasks: int) 
     """One row a task: accuracy on all images at its end, and what the features look like."""
     images = torch.from_numpy(load_dataset(EMBEDDED).images[:IMAGES])
     labels = np.random.default_rng([seed, 7])
-    learner = Learner(images, 10, F.cross_entropy, interventions(arm, strength, TASK_STEPS), learning_rate, seed)
+    learner = SupervisedLearner(
+        images, 10, F.cross_entropy, interventions(arm, strength, TASK_STEPS), learning_rate, seed
+    )
     rows = []
     for task in range(1, tasks + 1):
         drawn = torch.from_numpy(labels.integers(10, size=IMAGES))

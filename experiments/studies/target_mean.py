@@ -24,7 +24,7 @@ from agents import losses
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.studies.arms import STRENGTHS, interventions
 from experiments.studies.report import Pairs, completed, draw, in_parallel, mean_and_interval, parser, table
-from experiments.studies.supervised import Learner
+from experiments.studies.supervised import SupervisedLearner
 
 IMAGES, TASK_STEPS, BATCH, ATOMS = 500, 2_000, 64, 101
 MEANS, RATES, TUNING_SEEDS = (0.0, 100.0), (3e-4, 1e-3, 3e-3), (1_001, 1_002)
@@ -52,7 +52,7 @@ def run(arm: str, c: float, strength: float, learning_rate: float, seed: int, ta
     support = losses.atoms(-5.0, c + 5.0, ATOMS) if arm.startswith("HL-Gauss") else None
     chosen = interventions(ARMS[arm], strength, TASK_STEPS)
     loss = squared if support is None else partial(categorical, support=support)
-    learner = Learner(images, 1 if support is None else ATOMS, loss, chosen, learning_rate, seed)
+    learner = SupervisedLearner(images, 1 if support is None else ATOMS, loss, chosen, learning_rate, seed)
     if arm == "output bias = c":
         torch.nn.init.constant_(learner.network.head.bias, c)
     noise = np.random.default_rng([seed, 11])

@@ -58,7 +58,7 @@ def observations(spaces, rows=64):
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_seed_decides_everything(name):
     first, second, other = trained(name), trained(name), trained(name, seed=1)
-    assert first.optimization.gradient_steps > 5
+    assert first.learner.optimization.gradient_steps > 5
     assert same_tree(snapshot(first), snapshot(second))
     assert not same_tree(snapshot(first.network), snapshot(other.network))
 
@@ -103,7 +103,7 @@ def test_state_restores_the_greedy_policy_and_the_next_step(name):
     for a in (agent, other):  # the same gradient moves both the same way: Adam's moments and step are there
         outputs = a.network(torch.from_numpy(inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        a.optimization.step(sum(output.square().mean() for output in outputs))
+        a.learner.optimization.step(sum(output.square().mean() for output in outputs))
     assert same_tree(snapshot(other), snapshot(agent))
 
 
@@ -184,35 +184,35 @@ def test_updates_follow_the_replay_ratio(ratio, num_envs):
     while agent.steps < 72:
         drive(agent, world, 1)
         # one gradient step for each 1 / ratio steps after the 24th, whatever the number of environments
-        assert agent.optimization.gradient_steps == int(max(agent.steps - 24, 0) * ratio)
+        assert agent.learner.optimization.gradient_steps == int(max(agent.steps - 24, 0) * ratio)
 
 
 def test_no_update_before_the_replay_holds_more_than_a_batch():
     agent = build(DQNConfig(network=SMALL, buffer_size=100, learning_starts=0, batch_size=32, replay_ratio=1.0))
     world = NoiseWorld(VECTOR, 2, terminates=0.0, truncates=0.0)
     drive(agent, world, 16)  # 32 slots
-    assert agent.optimization.gradient_steps == 0
+    assert agent.learner.optimization.gradient_steps == 0
     drive(agent, world, 1)
-    assert agent.optimization.gradient_steps == 34
+    assert agent.learner.optimization.gradient_steps == 34
 
 
 def test_learning_can_start_as_soon_as_something_is_stored():
     # three steps are summed but a batch is one transition: the first update must wait for the third step, not fail
     config = DQNConfig(network=SMALL, buffer_size=100, learning_starts=0, batch_size=1, n_step=3, replay_ratio=1.0)
     agent = drive(build(config, VECTOR, 1), NoiseWorld(VECTOR, 1, terminates=0.0, truncates=0.0), 10)
-    assert agent.optimization.gradient_steps == 10
+    assert agent.learner.optimization.gradient_steps == 10
 
 
 def test_the_target_network_stands_still_between_copies():
     agent = build(DQNConfig(**{**VALUE, "target_period": 5, "replay_ratio": 1.0}))
     drive(agent, NoiseWorld(VECTOR, 2), 20, learn=False)
-    held = snapshot(agent.target_network)
+    held = snapshot(agent.learner.target)
     for update in range(1, 16):
         agent.update()
         if update % 5 == 0:
             held = snapshot(agent.network)
-        assert same_tree(snapshot(agent.target_network), held)
-    assert all(not p.requires_grad for p in agent.target_network.parameters())
+        assert same_tree(snapshot(agent.learner.target), held)
+    assert all(not p.requires_grad for p in agent.learner.target.parameters())
 
 
 def test_metrics_of_a_value_agent_by_hand():
@@ -221,7 +221,7 @@ def test_metrics_of_a_value_agent_by_hand():
     agent.replay.sample = lambda size: batch
     with torch.no_grad():
         chosen = agent.network(batch.next_observations).argmax(1)
-        following = agent.target_network(batch.next_observations).gather(1, chosen[:, None])[:, 0]
+        following = agent.learner.target(batch.next_observations).gather(1, chosen[:, None])[:, 0]
         targets = (batch.rewards + batch.discounts * following).double().numpy()
         q = agent.network(batch.observations).gather(1, batch.actions[:, None])[:, 0].double().numpy()
     metrics = {name: value.item() for name, value in agent.update().items()}
@@ -300,7 +300,7 @@ def test_the_greedy_player_takes_the_mode():
 
 def test_ppo_updates_once_a_rollout_with_epochs_times_minibatches_steps():
     agent = drive(build(PPOConfig(**ON_POLICY, update_epochs=3, num_minibatches=4), VECTOR), NoiseWorld(VECTOR, 2), 35)
-    assert agent.optimization.gradient_steps == 2 * 3 * 4  # rollouts end at ticks 16 and 32
+    assert agent.learner.optimization.gradient_steps == 2 * 3 * 4  # rollouts end at ticks 16 and 32
     assert agent.steps == 70 and agent.rollout.row == 3
 
 
@@ -311,7 +311,7 @@ def test_the_learning_rate_is_annealed_by_hand():
     for _ in range(6):
         fill_rollout(agent, world)
         agent.update()
-        rates.append(agent.optimization.adam.param_groups[0]["lr"])
+        rates.append(agent.learner.optimization.adam.param_groups[0]["lr"])
     assert rates == pytest.approx([0.004, 0.003, 0.002, 0.001, 0.0, 0.0])
 
 

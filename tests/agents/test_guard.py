@@ -62,7 +62,7 @@ def step(optimization, *losses):
 
 def update(agent):
     agent.update()
-    agent.optimization.flush()
+    agent.learner.optimization.flush()
 
 
 def good_loss(network):
@@ -269,41 +269,41 @@ def test_a_final_observation_that_means_nothing_is_not_checked():
 def test_a_target_network_that_overflows_stops_the_run_by_name(name):
     agent, _ = trained(name)
     with torch.no_grad():
-        agent.target_network.head.bias.fill_(NAN)
-    weights, moments = snapshot(agent.network), snapshot(agent.optimization.adam)
+        agent.learner.target.head.bias.fill_(NAN)
+    weights, moments = snapshot(agent.network), snapshot(agent.learner.optimization.adam)
     with pytest.raises(NonFiniteError, match="(loss|target).* is not finite"):
         agent.update()
-    assert same_tree(snapshot(agent.network), weights) and same_tree(snapshot(agent.optimization.adam), moments)
+    assert same_tree(snapshot(agent.network), weights) and same_tree(snapshot(agent.learner.optimization.adam), moments)
 
 
 def test_a_ppo_update_on_an_infinite_value_stops_by_name():
     agent, world = trained("ppo", ticks=8)
     drive(agent, world, 8, learn=False)
     agent.rollout.values[3] = INF
-    weights, moments = snapshot(agent.network), snapshot(agent.optimization.adam)
+    weights, moments = snapshot(agent.network), snapshot(agent.learner.optimization.adam)
     with pytest.raises(NonFiniteError, match="loss is not finite"):
         agent.update()
-    assert same_tree(snapshot(agent.network), weights) and same_tree(snapshot(agent.optimization.adam), moments)
+    assert same_tree(snapshot(agent.network), weights) and same_tree(snapshot(agent.learner.optimization.adam), moments)
 
 
 @pytest.mark.parametrize("latching", [False, True])
 def test_the_target_is_not_synchronised_by_a_refused_step(latching):
     agent, _ = trained("huber", target_period=1_000_000)
     if latching:
-        latch(agent.optimization)
-    agent.config = DQNConfig(**{**vars(agent.config), "target_period": agent.optimization.gradient_steps + 1})
+        latch(agent.learner.optimization)
+    agent.config = DQNConfig(**{**vars(agent.config), "target_period": agent.learner.optimization.gradient_steps + 1})
     sample = agent.replay.sample
     agent.replay.sample = lambda size: sample(size)._replace(rewards=torch.full((size,), NAN))
-    before = snapshot(agent.target_network)
+    before = snapshot(agent.learner.target)
     assert not same_tree(before, snapshot(agent.network))
     if latching:
         agent.update()
         with pytest.raises(NonFiniteError):
-            agent.optimization.guard.flush()
+            agent.learner.optimization.guard.flush()
     else:
         with pytest.raises(NonFiniteError):
             agent.update()
-    assert same_tree(snapshot(agent.target_network), before)
+    assert same_tree(snapshot(agent.learner.target), before)
 
 
 # -- nothing moves ---------------------------------------------------------------------------------------------------
@@ -338,12 +338,12 @@ def test_what_moves_before_the_loss_is_known_is_put_back(case, where):
     device = torch.device("cuda") if where == "cuda" else CPU
     agent = learned(name, intervention, device, **({"target_period": 1} if name != "ppo" else {}))
     if where == "latched":
-        latch(agent.optimization)
+        latch(agent.learner.optimization)
     before = moving_state(agent)
     if name == "ppo":
         agent.value_loss = lambda outputs, batch: outputs * NAN
     else:
-        agent.loss = lambda outputs, regressand: outputs * NAN
+        agent.head.loss = lambda outputs, regressand: outputs * NAN
     with pytest.raises(NonFiniteError, match="loss is not finite"):
         update(agent)
     assert same_tree(moving_state(agent), before)
@@ -360,7 +360,7 @@ def test_the_cases_above_do_move_otherwise():
 def test_a_normaliser_stays_after_a_refusal_on_a_device():
     config, spaces = AGENTS["ppo"]
     agent = build(PPOConfig(**{**vars(config), "normalize_observations": True}), spaces)
-    latch(agent.optimization)
+    latch(agent.learner.optimization)
     drive(agent, NoiseWorld(spaces, 2), 8)
     assert agent.network.normalizer.count > 0
     agent.value_loss = lambda outputs, batch: outputs * NAN
@@ -383,12 +383,12 @@ def test_a_normaliser_that_may_move_merges_as_ever(allowed):
 
 def test_the_targets_buffers_stay_after_a_refusal_on_a_device():
     agent = learned("huber", BatchNorm(), target_period=1)
-    latch(agent.optimization)
-    agent.loss = lambda outputs, regressand: outputs * NAN
+    latch(agent.learner.optimization)
+    agent.head.loss = lambda outputs, regressand: outputs * NAN
     agent.network.torso.layers.norm1.running_mean.fill_(3.0)  # as a good step might have left it
-    before = snapshot(agent.target_network)
+    before = snapshot(agent.learner.target)
     agent.update()
-    assert same_tree(snapshot(agent.target_network), before)
+    assert same_tree(snapshot(agent.learner.target), before)
 
 
 # -- numbers that float32 does not hold ------------------------------------------------------------------------------
@@ -399,13 +399,13 @@ def test_the_targets_buffers_stay_after_a_refusal_on_a_device():
 def test_an_infinite_target_is_refused_though_the_support_would_clip_it(name, latching):
     agent, _ = trained(name)
     if latching:
-        latch(agent.optimization)
+        latch(agent.learner.optimization)
     sample = agent.replay.sample
     agent.replay.sample = lambda size: sample(size)._replace(rewards=torch.full((size,), INF))
-    weights, moments = snapshot(agent.network), snapshot(agent.optimization.adam)
+    weights, moments = snapshot(agent.network), snapshot(agent.learner.optimization.adam)
     with pytest.raises(NonFiniteError, match="target is not finite"):
         update(agent)
-    assert same_tree(snapshot(agent.network), weights) and same_tree(snapshot(agent.optimization.adam), moments)
+    assert same_tree(snapshot(agent.network), weights) and same_tree(snapshot(agent.learner.optimization.adam), moments)
 
 
 @pytest.mark.parametrize("name", ["huber", "ppo"])
@@ -512,17 +512,17 @@ def test_every_part_of_an_agents_state_is_looked_after(name, part):
     config, spaces = AGENTS[name]
     config = type(config)(**{**vars(config), "reward": RewardConfig("scale")})
     agent = drive(build(config, spaces, interventions=(L2Init(),)), NoiseWorld(spaces, 2), 24)
-    watch = Watch(agent.optimization, agent.state_dict)
+    watch = Watch(agent.learner.optimization, agent.state_dict)
     watch.flush()
     with torch.no_grad():
         if part == "network":
             next(agent.network.parameters()).view(-1)[-1] = NAN
         elif part == "target_network":
-            next(agent.target_network.parameters()).view(-1)[-1] = INF
+            next(agent.learner.target.parameters()).view(-1)[-1] = INF
         elif part == "optimization":
-            next(iter(agent.optimization.adam.state.values()))["exp_avg"].view(-1)[-1] = NAN
+            next(iter(agent.learner.optimization.adam.state.values()))["exp_avg"].view(-1)[-1] = NAN
         elif part == "interventions":
-            next(iter(agent.interventions.members[0].start.values())).view(-1)[-1] = NAN
+            next(iter(agent.learner.interventions.members[0].start.values())).view(-1)[-1] = NAN
         else:
             agent.transform.variance = INF
     expected = "Adam's exp_avg of " if part == "optimization" else rf"{part}\."

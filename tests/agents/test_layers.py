@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from agents.config import NetworkConfig
+from agents.heads import ValueHead
 from agents.layers import Dropout, RMSNorm, SpectralScale
 from agents.networks import ActorCritic, QNetwork, SmallCNN, build_torso, learning
 from plasticity_probes.units import activations, hidden_layers
@@ -36,7 +37,7 @@ def observations(spaces, rows=8, seed=0):
 
 def q_network(spaces=VECTOR, **settings):
     config = NetworkConfig(**{"width": 16, "depth": 2} | settings)
-    network = QNetwork(build_torso(spaces, config, generator()), spaces.action_size, 1, "torch", generator(1))
+    network = QNetwork(build_torso(spaces, config, generator()), spaces.action_size, ValueHead(), "torch", generator(1))
     return give_generator(network.eval())
 
 
@@ -49,9 +50,8 @@ def give_generator(network, seed=0):
 
 def captured(network, spaces, rows=8):
     """By layer name: the values before and after the nonlinearity, as NumPy."""
-    held, names = {}, {module: name for name, module in network.named_modules()}
-    network(observations(spaces, rows), held)
-    return {names[key].split(".")[-1]: [x.detach().double().numpy() for x in pair] for key, pair in held.items()}
+    _, held = network(observations(spaces, rows), "preactivations")
+    return {name.split(".")[-1]: [x.detach().double().numpy() for x in pair] for name, pair in held.items()}
 
 
 # -- norms -----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,9 @@ def test_dropout_follows_its_generator_and_copies_do_not_share_it():
 
 
 def test_dropout_without_a_generator_says_so():
-    network = QNetwork(build_torso(VECTOR, NetworkConfig(dropout=0.1), generator()), 3, 1, "torch", generator())
+    network = QNetwork(
+        build_torso(VECTOR, NetworkConfig(dropout=0.1), generator()), 3, ValueHead(), "torch", generator()
+    )
     with pytest.raises(RuntimeError, match="generator"), learning(network.eval()):
         network(observations(VECTOR))
     assert not any(module.training for module in network.modules())
@@ -385,7 +387,7 @@ def build(kind, settings):
             CONTINUOUS,
             NetworkConfig(**{"width": 8, "depth": 2} | settings),
             shared_torso=kind.endswith("shared"),
-            value_atoms=1,
+            head=ValueHead(),
             normalize_observations=False,
             generator=generator(),
         )
@@ -409,11 +411,10 @@ def test_every_hidden_layer_is_separable_and_can_be_operated_on(kind, settings):
         assert layer.norm is None or layer.norm.weight is None or layer.norm.weight.shape == (layer.units,)
         for _, owner in layer.consumers:
             assert torch.bincount(owner[owner >= 0]).eq((owner >= 0).sum() / layer.units).all()
-    held = {}
-    network(observations(spaces), held)
+    _, held = network(observations(spaces), "preactivations")
     traced = activations(network, observations(spaces), layers=layers)
     for layer in layers:
-        for ours, theirs in zip(held[layer.producer], (traced[layer.name].pre, traced[layer.name].post), strict=True):
+        for ours, theirs in zip(held[layer.name], (traced[layer.name].pre, traced[layer.name].post), strict=True):
             torch.testing.assert_close(ours, theirs)
 
 

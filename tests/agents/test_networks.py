@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agents.config import NetworkConfig
+from agents.config import NetworkConfig, SupportConfig
+from agents.heads import CategoricalHead, ValueHead
 from agents.layers import same_padding
 from agents.networks import MLP, ActorCritic, NatureCNN, ObservationNormalizer, QNetwork, SmallCNN, build_torso
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL, SMALL_IMAGE, STACK, VECTOR, global_random_states
@@ -23,8 +24,12 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
+def head_of(atoms):
+    return ValueHead() if atoms == 1 else CategoricalHead(SupportConfig(num_atoms=atoms), torch.device("cpu"))
+
+
 def q_network(spaces, config, atoms=1):
-    return QNetwork(build_torso(spaces, config, generator()), spaces.action_size, atoms, "torch", generator())
+    return QNetwork(build_torso(spaces, config, generator()), spaces.action_size, head_of(atoms), "torch", generator())
 
 
 def actor_critic(spaces, config=SMALL, shared=True, atoms=1, normalize=False):
@@ -32,7 +37,7 @@ def actor_critic(spaces, config=SMALL, shared=True, atoms=1, normalize=False):
         spaces,
         config,
         shared_torso=shared,
-        value_atoms=atoms,
+        head=head_of(atoms),
         normalize_observations=normalize,
         generator=generator(),
     )
@@ -96,7 +101,7 @@ def test_auto_takes_the_cnn_for_large_images_and_the_mlp_otherwise():
 def test_pixels_are_scaled_so_that_255_is_one():
     torso = build_torso(STACK, SMALL, generator())
     white = torch.full((1, 4, 6, 6), 255, dtype=torch.uint8)
-    torch.testing.assert_close(torso(white), torso(torch.ones(1, 4, 6, 6)))
+    torch.testing.assert_close(torso(white)[0], torso(torch.ones(1, 4, 6, 6))[0])
 
 
 def test_mlp_is_its_matrices():
@@ -104,7 +109,7 @@ def test_mlp_is_its_matrices():
     x = torch.randn(6, 5, generator=generator(1))
     w1, b1, w2, b2 = (p.detach().double().numpy() for p in torso.parameters())
     hidden = np.maximum(x.double().numpy() @ w1.T + b1, 0)
-    np.testing.assert_allclose(torso(x).detach().numpy(), np.maximum(hidden @ w2.T + b2, 0), atol=1e-5)
+    np.testing.assert_allclose(torso(x)[0].detach().numpy(), np.maximum(hidden @ w2.T + b2, 0), atol=1e-5)
 
 
 def test_nature_cnn_is_its_convolutions():
@@ -115,7 +120,7 @@ def test_nature_cnn_is_its_convolutions():
         name = f"convolutions.conv{index}"
         x = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride).relu()
     x = F.linear(x.contiguous().flatten(1), weights["dense.dense1.weight"], weights["dense.dense1.bias"]).relu()
-    torch.testing.assert_close(torso(images).detach().double(), x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torso(images)[0].detach().double(), x, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ def test_padded_torsos_are_flaxs_same(kind, shape, maps, strides):
         x = slow_convolution(x, *(weights[f"convolutions.conv{index}.{part}"] for part in ("weight", "bias")), stride)
         assert x.shape[2:] == expected
     x = np.maximum(x.reshape(2, -1) @ weights["dense.dense1.weight"].T + weights["dense.dense1.bias"], 0)
-    np.testing.assert_allclose(torso(images).detach().numpy(), x, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(torso(images)[0].detach().numpy(), x, atol=1e-5, rtol=1e-5)
     hidden = torso.convolutions(images.float().contiguous(memory_format=torch.channels_last))
     assert hidden.is_contiguous(memory_format=torch.channels_last)  # a copy at each layer would cost
 
@@ -200,7 +205,7 @@ def test_small_cnn_is_its_convolutions():
     hidden = F.relu(F.conv2d(hidden, conv2.weight, conv2.bias, stride=2)).flatten(1)
     for layer in (torso.dense[0], torso.dense[2]):
         hidden = F.relu(F.linear(hidden, layer.weight, layer.bias))
-    assert torch.allclose(torso(images), hidden, atol=1e-6)
+    assert torch.allclose(torso(images)[0], hidden, atol=1e-6)
 
 
 def test_channel_c_owns_columns_c_s_to_c_plus_1_s_of_the_first_dense_layer():
@@ -213,7 +218,7 @@ def test_channel_c_owns_columns_c_s_to_c_plus_1_s_of_the_first_dense_layer():
         for unit, (channel, row, column) in enumerate(places):
             torso.dense.dense1.weight[unit, channel * 49 + row * 7 + column] = 1.0
     expected = torch.stack([maps[:, c, y, x] for c, y, x in places], dim=1)
-    torch.testing.assert_close(torso(images).detach(), expected)
+    torch.testing.assert_close(torso(images)[0].detach(), expected)
 
 
 @pytest.mark.parametrize("spaces", [VECTOR, CONTINUOUS, SMALL_IMAGE])
@@ -301,3 +306,47 @@ def test_normalized_network_sees_standardised_observations():
     x = torch.randn(6, 5, generator=generator(2))
     for ours, expected in zip(normalized(x), plain(x - 2.0), strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+def stacked(network, networks):
+    """The parameters and buffers of several networks of one structure, as one tensor each with a leading axis."""
+    return {name: torch.stack([dict(n.state_dict())[name] for n in networks]) for name in network.state_dict()}
+
+
+@pytest.mark.parametrize("capture", ["hidden", "preactivations"])
+@pytest.mark.parametrize(
+    ("spaces", "config"),
+    [
+        (VECTOR, SMALL),
+        (VECTOR, NetworkConfig(width=8, depth=2, norm="layer", doubled="crelu", spectral_layers=1)),
+        (SMALL_IMAGE, NetworkConfig(width=8, torso="nature_cnn", padding="same")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["q", "actor-critic"])
+def test_networks_run_under_functional_call_and_vmap(kind, spaces, config, capture):
+    """What is captured is returned, so nothing escapes: each of three stacked networks is the one that it is alone."""
+
+    def build(seed):
+        if kind == "q":
+            torso = build_torso(spaces, config, generator(seed))
+            return QNetwork(torso, spaces.action_size, ValueHead(), "torch", generator(seed))
+        parts = {"shared_torso": False, "head": ValueHead(), "normalize_observations": spaces is VECTOR}
+        return ActorCritic(spaces, config, **parts, generator=generator(seed))
+
+    networks = [build(seed) for seed in range(3)]
+    skeleton = build(9)
+    x = random_images(4, *spaces.observation_shape) if spaces.is_image else torch.randn(4, *spaces.observation_shape)
+
+    def call(state):
+        return torch.func.functional_call(skeleton, state, (x, capture))
+
+    outputs, captured = torch.func.vmap(call)(stacked(skeleton, networks))
+    for index, network in enumerate(networks):
+        alone, held = network(x, capture)
+        for ours, theirs in zip(*((o if isinstance(o, tuple) else (o,)) for o in (outputs, alone)), strict=True):
+            torch.testing.assert_close(ours[index], theirs, rtol=1e-4, atol=1e-5)
+        assert list(held) == list(captured) and len(held) >= 2
+        for name, values in held.items():
+            assert len(values) == (1 if capture == "hidden" else 2)
+            for ours, theirs in zip(captured[name], values, strict=True):
+                torch.testing.assert_close(ours[index], theirs, rtol=1e-4, atol=1e-5)

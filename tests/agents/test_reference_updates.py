@@ -190,7 +190,7 @@ def test_value_agents_learn_as_the_plain_loop(name):
             for theirs, online in zip(target.parameters(), q.parameters(), strict=True):
                 theirs.data.copy_(config.tau * online.data + (1.0 - config.tau) * theirs.data)
     assert_close(agent.network.parameters(), q.parameters(), start)
-    assert_close(agent.target_network.parameters(), target.parameters(), start)
+    assert_close(agent.learner.target.parameters(), target.parameters(), start)
 
 
 # -- PPO -------------------------------------------------------------------------------------------------------------

@@ -83,15 +83,15 @@ def spoiled(after: int, stop: type[BaseException] | None):
 
     def training(agent, *arguments):
         def blind(loss, **watched):
-            agent.optimization.gradient_steps += 1
+            agent.learner.optimization.gradient_steps += 1
             return torch.zeros(())
 
         for event in original(agent, *arguments):
             yield event
-            if agent.optimization.gradient_steps == after:
+            if agent.learner.optimization.gradient_steps == after:
                 with torch.no_grad():
                     list(agent.network.parameters())[-1][-1] = NAN
-                agent.optimization.step = blind
+                agent.learner.optimization.step = blind
                 if stop is not None:
                     raise stop
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from agents.config import NetworkConfig
+from agents.heads import ValueHead
 from agents.networks import QNetwork, SmallCNN
 from plasticity_probes import (
     cluster_order,
@@ -96,7 +97,7 @@ def test_per_example_gradients_against_autograd(case, chunk_size, vectorized, de
 
 def test_images_in_channels_last():
     source = generator()
-    network = QNetwork(SmallCNN((1, 14, 14), NetworkConfig(width=16), source), 3, 1, "orthogonal", source)
+    network = QNetwork(SmallCNN((1, 14, 14), NetworkConfig(width=16), source), 3, ValueHead(), "orthogonal", source)
     network.to(memory_format=torch.channels_last)
     images = torch.randint(0, 256, (3, 1, 14, 14), dtype=torch.uint8, generator=source)
     before = images.clone()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.config import NetworkConfig
+from agents.heads import ValueHead
 from agents.networks import ActorCritic, QNetwork, build_torso
 from plasticity_probes.units import activations, hidden_layers
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL_IMAGE, VECTOR, needs_cuda
@@ -55,11 +56,11 @@ def images(*shape):
 
 def q_network(spaces, config):
     generator = torch.Generator().manual_seed(0)
-    return QNetwork(build_torso(spaces, config, generator), spaces.action_size, 1, "torch", generator)
+    return QNetwork(build_torso(spaces, config, generator), spaces.action_size, ValueHead(), "torch", generator)
 
 
 def actor_critic(spaces, config, shared):
-    options = {"shared_torso": shared, "value_atoms": 1, "normalize_observations": False}
+    options = {"shared_torso": shared, "head": ValueHead(), "normalize_observations": False}
     return ActorCritic(spaces, config, **options, generator=torch.Generator().manual_seed(0))
 
 

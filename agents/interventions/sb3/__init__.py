@@ -234,7 +234,7 @@ class InterventionCallback(HookingCallback):
     def _open(self) -> None:
         """The update's forward pass begins, if this is it: SB3 takes all others without gradients."""
         if self._updating and torch.is_grad_enabled():
-            self._watch = Watch(self._view, self.lifecycle.capturing())
+            self._watch = Watch(self._view, self.lifecycle.wanted)
 
     def _close(self, outputs: Tensor | None) -> Tensor | None:
         """It has ended (with an error: no outputs). Returns `outputs` with the penalties behind them."""

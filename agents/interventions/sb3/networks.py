@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.initializers import initializer_for
-from agents.networks import OnlyAfter
+from agents.networks import Capture, Captured
 from plasticity_probes.units import HiddenLayer, LayerActivations, activations, hidden_layers
 
-ByModule = dict[nn.Module, tuple[Tensor | None, Tensor]]
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "crelu": lambda x: torch.cat([x.relu(), (-x).relu()], 1),
@@ -28,7 +27,7 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 class View(nn.Module):
     """A network of SB3's, its modules shared and called as there, that runs as our agents' networks do: on preprocessed
-    observations, drawing nothing, and filling `captured` where it is given."""
+    observations, drawing nothing, and giving (outputs, captured) where it is asked to `capture`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,13 +38,13 @@ class View(nn.Module):
         self.copies = False
         """Whether values are overwritten after they have been handed over."""
 
-    def forward(self, observations: Tensor, captured: ByModule | None = None) -> Any:
-        if captured is None:
+    def forward(self, observations: Tensor, capture: Capture | None = None) -> Any:
+        if capture is None:
             return self.run(observations)
         self.require_seen()
-        watch = Watch(self, captured)
+        watch = Watch(self, capture)
         try:
-            return self.run(observations)
+            return self.run(observations), watch.captured
         finally:
             watch.stop()
 
@@ -66,12 +65,11 @@ class View(nn.Module):
         self.copies = any(getattr(module, "inplace", False) for module in self.modules())
         before = {layer.name: layer.producer if layer.norm is None else layer.norm for layer in layers}
         self.points = {name: (names[module], NONLINEARITIES["identity"]) for name, module in before.items()}
-        found: ByModule = {}
-        self(example, found)
+        found = self(example, "preactivations")[1]
         known = activations(self, example, layers=layers)
         for layer in layers:
             function = _nonlinearity(layer)
-            pre = found.get(layer.producer, (None,))[0]
+            pre = found.get(layer.name, (None,))[0]
             if pre is not None and layer.name in known and _same(pre, function, known[layer.name]):
                 self.points[layer.name] = (names[before[layer.name]], function)
             else:
@@ -123,24 +121,25 @@ class PolicyView(View):
 
 
 class Watch:
-    """Remembers what goes into a view's modules, and fills `captured` where it is given, until it is stopped."""
+    """Remembers what goes into a view's modules, and what it is asked to `capture`, until it is stopped."""
 
-    def __init__(self, view: View, captured: ByModule | None) -> None:
+    def __init__(self, view: View, capture: Capture | None) -> None:
         self.observations: Tensor | None = None
-        self.captured, self._copies = captured, view.copies
+        self.captured: Captured = {}
+        self._both, self._copies = capture == "preactivations", view.copies
         self._hooks = [view.features_extractor.register_forward_pre_hook(self._enter)]
-        modules = dict(view.named_modules()) if captured is not None else {}
+        modules = dict(view.named_modules()) if capture is not None else {}
         for name, (before, function) in view.points.items() if modules else ():
-            hook = self._capturing(modules[name], function)
+            hook = self._capturing(name, function)
             self._hooks.append(modules[before].register_forward_hook(hook))
 
     def _enter(self, module: nn.Module, args: tuple[Tensor]) -> None:
         self.observations = args[0]
 
-    def _capturing(self, producer: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    def _capturing(self, layer: str, function: Callable[[Tensor], Tensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             pre = output.clone() if self._copies else output
-            self.captured[producer] = (None if isinstance(self.captured, OnlyAfter) else pre, function(pre))
+            self.captured[layer] = (pre, function(pre)) if self._both else (function(pre),)
 
         return hook
 

@@ -30,10 +30,9 @@ def refuse(interventions: Sequence[Intervention]) -> None:
     """ValueError, naming it, for an intervention that is not supported."""
     for one in interventions:
         kind = type(one)
-        builds = kind.configure is not Intervention.configure or kind.build is not Intervention.build
+        hooks = ("configure", "build", "value_head")
+        builds = any(getattr(kind, hook) is not getattr(Intervention, hook) for hook in hooks)
         if builds and one.name != "nap":  # which is content with norms that are there already
             instead = _activation_for(one) if one.name == "activation" else INSTEAD.get(one.name)
             why = f"; instead: {instead}" if instead else ", and SB3 has nothing that does the same"
             raise ValueError(f"{one.name}: is a matter of building the network, which SB3 has done already{why}")
-        if kind.on_targets is not Intervention.on_targets or kind.regression is not Intervention.regression:
-            raise ValueError(f"{one.name}: needs the regression targets, which SB3 tells nobody")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.config import NetworkConfig
+from agents.heads import ValueHead
 from agents.initializers import initialize
 from agents.interventions import Slots, Surgery
 from agents.networks import ActorCritic
@@ -152,7 +153,7 @@ def actor_critic():
         CONTINUOUS,
         NetworkConfig(width=6, depth=2, initializer="orthogonal", activation="tanh"),
         shared_torso=False,
-        value_atoms=1,
+        head=ValueHead(),
         normalize_observations=True,
         generator=torch.Generator().manual_seed(3),
     )

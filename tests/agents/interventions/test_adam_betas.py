@@ -43,7 +43,7 @@ def test_a_jump_after_a_quiet_phase(betas, when, peak):
 @every_agent
 def test_every_group_has_them(name):
     agent = make(name, AdamBetas())
-    assert [group["betas"] for group in agent.optimization.adam.param_groups] == [(0.99, 0.99)]
+    assert [group["betas"] for group in agent.learner.optimization.adam.param_groups] == [(0.99, 0.99)]
     assert all(group["betas"] == (0.9, 0.999) for group in options_of(make(name)).values())
 
 

@@ -85,7 +85,7 @@ def trained(name, interventions, seed=0, ticks=40, **settings):
 
 
 def networks_of(agent):
-    return [agent.network, *([agent.target_network] if hasattr(agent, "target_network") else [])]
+    return [agent.network, *([] if agent.learner.target is None else [agent.learner.target])]
 
 
 def modules(network, kind):
@@ -107,7 +107,7 @@ def reload(agent, other, kept):
 def test_each_is_called_as_its_file_and_changes_what_is_learned(intervention):
     assert intervention_class(intervention.name) is type(intervention)
     plain, agent = trained("dqn", ()), trained("dqn", [intervention])
-    assert agent.optimization.gradient_steps == plain.optimization.gradient_steps > 5
+    assert agent.learner.optimization.gradient_steps == plain.learner.optimization.gradient_steps > 5
     assert not same_tree(snapshot(agent.network), snapshot(plain.network))
     assert len(modules(agent.network.head, (nn.LayerNorm, nn.BatchNorm1d))) == 0
     assert type(agent.network.head) is nn.Linear
@@ -119,8 +119,8 @@ def test_each_keeps_its_effect_beside_the_others(name, together):
     before = global_random_states()
     agent = trained(name, together)
     assert global_random_states() == before
-    assert agent.optimization.gradient_steps > 5
-    every = agent.interventions.layers
+    assert agent.learner.optimization.gradient_steps > 5
+    every = agent.learner.interventions.layers
     torsos = 2 if name == "continuous ppo" else 1
     for layer in every:
         assert layer.separable, layer.reason
@@ -146,13 +146,13 @@ def test_each_keeps_its_effect_beside_the_others(name, together):
 def test_a_reloaded_agent_goes_on_to_the_bit(name, together):
     agent, world = made(name, together), NoiseWorld(AGENTS[name][1], 2)
     drive(agent, world, 32)
-    steps = agent.optimization.gradient_steps
+    steps = agent.learner.optimization.gradient_steps
     on_policy = ("rollout", "shuffle", "exploration", "_acted", "_next_observations")
     kept = on_policy if "ppo" in name else ("replay", "exploration")
     other, twin = reload(agent, made(name, together, seed=9), kept), copy.deepcopy(world)
     drive(agent, world, 20)
     drive(other, twin, 20)
-    assert agent.optimization.gradient_steps >= steps + 5
+    assert agent.learner.optimization.gradient_steps >= steps + 5
     assert same_tree(snapshot(agent), snapshot(other))
 
 
@@ -172,12 +172,12 @@ def test_acting_and_probing_change_nothing_and_do_not_depend_on_the_batch(name, 
     first, alone = network(x), network(x[:1])
     for ours, single in zip(*((o if isinstance(o, tuple) else (o,)) for o in (first, alone)), strict=True):
         torch.testing.assert_close(ours[:1], single)
-    agent.interventions.capture(network, x)
+    agent.learner.interventions.capture(network, x)
     agent.player(True, Generators(0))(x.numpy())
     probe = copy.deepcopy(network)
     for ours, theirs in zip(*((o if isinstance(o, tuple) else (o,)) for o in (first, probe(x))), strict=True):
         assert torch.equal(ours, theirs)
-    agent.build_network(Generators(5).torch("probe"))
+    agent.learner.fresh(Generators(5).torch("probe"))
     assert same_tree(snapshot(agent), before)
 
 
@@ -203,7 +203,7 @@ def test_nothing_to_act_on_is_an_error(intervention):
     with pytest.raises(ValueError, match=intervention.name):
         made("dqn", [replace(intervention, only="critic")])
     found, plain = replace(intervention), made("dqn", [Decoy()])
-    found.layers = tuple(plain.interventions.layers)
+    found.layers = tuple(plain.learner.interventions.layers)
     with pytest.raises(ValueError, match=f"{intervention.name}: no hidden layer"):
         found.attach({"online": plain.network}, torch.Generator())
 
@@ -249,14 +249,14 @@ def running(network):
 
 def test_running_statistics_move_at_an_update_and_reach_the_target_at_its_sync():
     agent = trained("dqn", [BatchNorm()], ticks=20, target_period=10**6)
-    learned, target = running(agent.network), running(agent.target_network)
+    learned, target = running(agent.network), running(agent.learner.target)
     assert len(learned) == 4
     assert all(value.eq(0 if "mean" in name else 1).all() for name, value in target.items())
     agent.update()
     assert not any(torch.equal(value, learned[name]) for name, value in running(agent.network).items())
-    assert same_tree(running(agent.target_network), target)
-    agent.sync_target()
-    assert same_tree(running(agent.target_network), running(agent.network))
+    assert same_tree(running(agent.learner.target), target)
+    agent.learner.sync_target()
+    assert same_tree(running(agent.learner.target), running(agent.network))
 
 
 # -- dropout ---------------------------------------------------------------------------------------------------------
@@ -283,7 +283,9 @@ def test_a_new_mask_at_every_update_that_follows_the_seed():
     assert not any(torch.equal(*pair) for pair in pairwise(first))
     assert all(map(torch.equal, first, again))
     assert not any(map(torch.equal, first, other))
-    seeds = {made("dqn", [Dropout()], seed).interventions.members[0].generator.initial_seed() for seed in (0, 1, 1)}
+    seeds = {
+        made("dqn", [Dropout()], seed).learner.interventions.members[0].generator.initial_seed() for seed in (0, 1, 1)
+    }
     assert len(seeds) == 2
 
 
@@ -319,9 +321,9 @@ def test_sigma_follows_the_largest_singular_value_over_gradient_steps():
 def test_the_targets_vectors_are_the_online_ones_of_its_sync():
     agent = trained("dqn", [SpectralNorm()], target_period=10**6)
     (online,), (target,) = (modules(network, SpectralScale) for network in networks_of(agent))
-    assert target.layer is agent.target_network.torso.layers.dense2
+    assert target.layer is agent.learner.target.torso.layers.dense2
     assert not torch.equal(online.u, target.u)
-    agent.sync_target()
+    agent.learner.sync_target()
     assert torch.equal(online.u, target.u)
     assert online.sigma().item() == target.sigma().item()
 
@@ -330,7 +332,7 @@ def test_the_targets_vectors_are_the_online_ones_of_its_sync():
 def test_a_redrawn_weight_starts_sigma_anew(networks):
     agent = trained("dqn", [SpectralNorm()])
     layer = agent.network.torso.layers.dense2
-    agent.interventions.surgery.reset([layer], networks=networks)
+    agent.learner.interventions.surgery.reset([layer], networks=networks)
     for network in networks_of(agent):
         (scale,) = modules(network, SpectralScale)
         largest = np.linalg.norm(scale.layer.weight.detach().double().numpy(), 2)

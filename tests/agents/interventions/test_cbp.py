@@ -543,7 +543,7 @@ def test_it_works_in_agents_beside_others(name):
     chosen = [LayerNorm(), CBP(replacement_rate=0.02, maturity=5), ReDo(tau=0.2, period=11, samples=8)]
     agent, spaces = agent_of(name, chosen, moments="local" if name == "c51" else "own")
     drive(agent, NoiseWorld(spaces, 2), 64)
-    done = agent.interventions.surgeries()
+    done = agent.learner.interventions.surgeries()
     assert {who for who, what, _ in done if what == "replaced"} == {"cbp", "redo"}
     assert all(int(count) > 0 for (who, *_), count in done.items() if who == "cbp")
     assert all(torch.isfinite(tensor).all() for tensor in weights_of(agent).values())
@@ -563,7 +563,7 @@ def test_a_restored_agent_goes_on_bit_for_bit(moments):
         agent.update()
         twin.update()
     assert same_tree(agent.state_dict(), twin.state_dict())
-    assert sum(int(count) for count in agent.interventions.surgery.replaced.values()) > 10
+    assert sum(int(count) for count in agent.learner.interventions.surgery.replaced.values()) > 10
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -579,7 +579,7 @@ def test_at_rate_zero_the_run_is_the_run_without(name):
 def test_one_part_alone():
     agent, spaces = agent_of("ppo, two torsos", [CBP(replacement_rate=0.05, maturity=2, only="critic")])
     drive(agent, NoiseWorld(spaces, 2), 64)
-    replaced = [where for _, what, where in agent.interventions.surgeries() if what == "replaced"]
+    replaced = [where for _, what, where in agent.learner.interventions.surgeries() if what == "replaced"]
     assert replaced and all(where.startswith("critic") for where in replaced)
 
 
@@ -591,7 +591,7 @@ def test_several_each_keep_their_effect():
     ):
         agent, spaces = agent_of("dqn", chosen)
         drive(agent, NoiseWorld(spaces, 2), 60)
-        done = agent.interventions.surgeries()
+        done = agent.learner.interventions.surgeries()
         assert {who for (who, *_), count in done.items() if int(count) > 0} == {"cbp", "redo"}
 
 
@@ -602,10 +602,12 @@ def test_nature_cnn_has_one_utility_a_channel(padding, absorbs):
     chosen = [CBP(replacement_rate=0.1, maturity=0, bias_correction=absorbs)]
     agent = build_agent(config, ATARI, 1, Generators(0), CPU, interventions=chosen)
     drive(agent, NoiseWorld(ATARI, 1), 17)
-    (cbp,) = agent.interventions.members
+    (cbp,) = agent.learner.interventions.members
     assert len(cbp.ages) == 32 + 64 + 64 + 512
-    replaced = {where: int(n) for (_, what, where), n in agent.interventions.surgeries().items() if what == "replaced"}
-    steps = agent.optimization.gradient_steps
+    replaced = {
+        where: int(n) for (_, what, where), n in agent.learner.interventions.surgeries().items() if what == "replaced"
+    }
+    steps = agent.learner.optimization.gradient_steps
     for layer in cbp.layers:  # all are eligible from the first step on, but for those that were just replaced
         assert replaced[layer.name] == pytest.approx(0.1 * layer.units * steps, rel=0.15)
 
@@ -665,5 +667,5 @@ def test_a_copied_agent_goes_on_alike(config):
     for each, around in ((agent, world), (copied, world_of_copy)):
         drive(each, around, 40)
     assert same_tree(copied.network.state_dict(), agent.network.state_dict())
-    assert same_tree(copied.interventions.state_dict(), agent.interventions.state_dict())
-    assert agent.optimization.gradient_steps >= 4
+    assert same_tree(copied.learner.interventions.state_dict(), agent.learner.interventions.state_dict())
+    assert agent.learner.optimization.gradient_steps >= 4

@@ -117,7 +117,7 @@ def test_without_dense_layers_the_features_are_the_last_convolutions():
     config = DQNConfig(**{**VALUE, "network": NetworkConfig(depth=0)})
     agent = build_agent(config, SMALL_IMAGE, 2, Generators(0), CPU, interventions=[InFeR()])
     drive(agent, NoiseWorld(SMALL_IMAGE, 2), 12)
-    assert agent.optimization.gradient_steps > 3
+    assert agent.learner.optimization.gradient_steps > 3
     assert member(agent, InFeR).trained[0].in_features == agent.network.torso.features
 
 
@@ -127,7 +127,7 @@ def test_the_heads_train_and_what_is_initial_stays(name):
     infer = member(agent, InFeR)
     parameters = zip(infer.trained.parameters(), fresh.trained.parameters(), strict=True)
     assert all((now != then).any() for now, then in parameters)
-    assert all(agent.optimization.adam.state[p]["step"] > 0 for p in infer.trained.parameters())
+    assert all(agent.learner.optimization.adam.state[p]["step"] > 0 for p in infer.trained.parameters())
     assert same_tree(snapshot(infer.initial), snapshot(fresh.trained))
     assert len(infer.trained) == (2 if name == "continuous ppo" else 1)
     initial, frozen = make(name).network, infer.frozen
@@ -137,7 +137,8 @@ def test_the_heads_train_and_what_is_initial_stays(name):
 
 def same_training_of_networks(first, second):
     states = [
-        {n: agent.optimization.adam.state[p] for n, p in agent.network.named_parameters()} for agent in (first, second)
+        {n: agent.learner.optimization.adam.state[p] for n, p in agent.network.named_parameters()}
+        for agent in (first, second)
     ]
     return same_tree(snapshot(first.network), snapshot(second.network)) and same_tree(*states)
 
@@ -146,8 +147,8 @@ def test_the_frozen_network_sees_observations_as_the_online_one_does():
     agent = learn("continuous ppo", InFeR())
     initial, observations = make("continuous ppo").network, torch.randn(4, 5)
     with torch.no_grad():
-        expected = initial.actor_torso(agent.network.normalizer(observations))
-        captured = agent.interventions.capture(member(agent, InFeR).frozen, observations)
+        expected = initial.actor_torso(agent.network.normalizer(observations))[0]
+        captured = agent.learner.interventions.capture(member(agent, InFeR).frozen, observations)
     assert agent.network.normalizer.count > 0
     assert torch.equal(captured["actor_torso.layers.dense2"][1], expected)
 
@@ -160,7 +161,7 @@ def test_it_goes_on_after_a_restart(name):
 def test_heads_take_the_betas_that_all_others_have_in_either_order():
     for interventions in ([InFeR(), AdamBetas()], [AdamBetas(), InFeR()]):
         agent = make("continuous ppo", *interventions)
-        assert [group["betas"] for group in agent.optimization.adam.param_groups] == [(0.99, 0.99)]
+        assert [group["betas"] for group in agent.learner.optimization.adam.param_groups] == [(0.99, 0.99)]
 
 
 def test_nothing_to_act_on_is_an_error():
@@ -193,7 +194,7 @@ def test_together_each_keeps_its_effect(name, backwards):
     chosen = TOGETHER + ([] if name == "c51" else [PopArt()])
     agent = make(name, *(chosen[::-1] if backwards else chosen))
     world, metrics = NoiseWorld(AGENTS[name][1], 2), {}
-    while agent.optimization.gradient_steps < 14:
+    while agent.learner.optimization.gradient_steps < 14:
         agent.observe(world.step(agent.act(world.observations)))
         while agent.update_due():
             metrics = agent.update()
@@ -201,13 +202,15 @@ def test_together_each_keeps_its_effect(name, backwards):
     assert added == {"l2_init", "parseval", "infer", "pfo"}
     for parameter, group in options_of(agent).items():
         assert group["weight_decay"] == (1.0 if parameter.endswith("weight") else 0.0)
-    assert {group["betas"] for group in agent.optimization.adam.param_groups} == {(0.8, 0.9)}
-    done = agent.interventions.surgeries()
+    assert {group["betas"] for group in agent.learner.optimization.adam.param_groups} == {(0.8, 0.9)}
+    done = agent.learner.interventions.surgeries()
     assert done["optimizer_reset", "forgotten", "target_sync"] > 0
     heads = list(member(agent, InFeR).trained.parameters())
-    assert all(agent.optimization.adam.state[p]["step"] == agent.optimization.gradient_steps for p in heads)
+    assert all(
+        agent.learner.optimization.adam.state[p]["step"] == agent.learner.optimization.gradient_steps for p in heads
+    )
     if name != "c51":
-        assert member(agent, PopArt).head.mean != 0
+        assert agent.head.online.mean != 0
 
 
 @every_agent
@@ -218,13 +221,13 @@ def test_together_they_go_on_after_a_restart(name):
 @every_agent
 def test_together_they_read_nothing_back_from_the_device(name):
     agent = learn(name, *TOGETHER, *([] if name == "c51" else [PopArt()]))
-    lifecycle, captured = agent.interventions, {}
-    agent.optimization.adam.found_inf = torch.zeros(())
+    lifecycle = agent.learner.interventions
+    agent.learner.optimization.adam.found_inf = torch.zeros(())
     masks = {layer.name: torch.arange(layer.units) % 3 == 0 for layer in lifecycle.layers}
     observations = torch.randn(8, 5)
     with NoReadBack():
-        lifecycle.on_targets(torch.randn(8))
-        agent.network(observations, captured)
+        agent.head.meet(torch.randn(8), lifecycle.surgery)
+        captured = agent.network(observations, "preactivations")[1]
         sum(lifecycle.penalties(lifecycle.forward(observations, captured)).values()).backward()
         lifecycle.on_target_sync()
         lifecycle.on_task_change()

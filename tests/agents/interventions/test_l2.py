@@ -25,7 +25,7 @@ def test_it_covers_everything_as_in_dohare24():
     options = options_of(agent)
     assert {"log_std", "actor_torso.layers.dense1.bias"} < set(options)
     assert all(group["weight_decay"] == 1e-3 and not group["decoupled_weight_decay"] for group in options.values())
-    assert len(agent.optimization.adam.param_groups) == 1  # equal groups are merged
+    assert len(agent.learner.optimization.adam.param_groups) == 1  # equal groups are merged
 
 
 def test_it_keeps_to_its_part():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from agents import losses
 from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
+from agents.heads import ValueHead
 from agents.interventions import CBP, L2, ReDo, WeightDecay
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, parts_of, roles
@@ -57,14 +58,6 @@ class Diary(Intervention):
     def attach(self, networks, generator):
         self.page, self.networks, self.forwards = [], dict(networks), []
 
-    def on_targets(self, surgery, targets):
-        self.page.append("targets")
-        self.targets = targets
-
-    def regression(self, outputs, targets):
-        self.page.append("regression")
-        return outputs, targets
-
     def penalty(self, forward):
         self.page.append("penalty")
         self.forwards.append(forward)
@@ -93,8 +86,8 @@ def test_an_intervention_that_does_nothing_changes_nothing(kind):
     watched = drive(agent_of(kind, [Diary()]), world_of(kind), 80)
     for other in (idle, watched):
         assert same_tree(other.network.state_dict(), plain.network.state_dict())
-        assert same_tree(other.optimization.state_dict(), plain.optimization.state_dict())
-    assert plain.optimization.gradient_steps >= 20
+        assert same_tree(other.learner.optimization.state_dict(), plain.learner.optimization.state_dict())
+    assert plain.learner.optimization.gradient_steps >= 20
 
 
 def regression(config, network, target, batch):
@@ -133,8 +126,8 @@ def test_value_agents_without_interventions_are_the_plain_loop_bit_for_bit(kind,
             target.load_state_dict(network.state_dict())
     assert len(batches) >= 20
     assert same_tree(agent.network.state_dict(), network.state_dict())
-    assert same_tree(agent.target_network.state_dict(), target.state_dict())
-    assert same_tree(agent.optimization.adam.state_dict()["state"], adam.state_dict()["state"])
+    assert same_tree(agent.learner.target.state_dict(), target.state_dict())
+    assert same_tree(agent.learner.optimization.adam.state_dict()["state"], adam.state_dict()["state"])
 
 
 @pytest.mark.parametrize("kind", ["ppo", "ppo, apart, continuous"])
@@ -169,26 +162,26 @@ def test_ppo_without_interventions_is_the_plain_loop_bit_for_bit(kind):
                 adam.step()
     assert len(rollouts) == 4
     assert same_tree(agent.network.state_dict(), network.state_dict())
-    assert same_tree(agent.optimization.adam.state_dict()["state"], adam.state_dict()["state"])
+    assert same_tree(agent.learner.optimization.adam.state_dict()["state"], adam.state_dict()["state"])
 
 
 def test_nothing_is_traced_or_kept_without_interventions():
     agent = agent_of("dqn")
-    assert agent.interventions.surgery is None
-    assert agent.interventions.layers == []
-    assert agent.interventions.capturing() is None
-    assert agent.interventions.forward(torch.zeros(2, 5), None) is None
-    assert agent.interventions.surgeries() == agent.interventions.state_dict() == {}
-    assert len(agent.optimization.adam.param_groups) == 1
+    assert agent.learner.interventions.surgery is None
+    assert agent.learner.interventions.layers == []
+    assert agent.learner.interventions.wanted is None
+    assert agent.learner.interventions.forward(torch.zeros(2, 5), {}) is None
+    assert agent.learner.interventions.surgeries() == agent.learner.interventions.state_dict() == {}
+    assert len(agent.learner.optimization.adam.param_groups) == 1
 
 
 def test_hooks_of_a_value_agent_in_their_order():
     agent = drive(agent_of("dqn", [Diary()]), world_of("dqn"), 60)
-    (diary,) = agent.interventions.members
-    assert diary.networks == {"online": agent.network, "target": agent.target_network}
+    (diary,) = agent.learner.interventions.members
+    assert diary.networks == {"online": agent.network, "target": agent.learner.target}
     expected = []
-    for step in range(1, agent.optimization.gradient_steps + 1):
-        expected += ["targets", "regression", "penalty", f"step {step}"] + ["sync"] * (step % 7 == 0)
+    for step in range(1, agent.learner.optimization.gradient_steps + 1):
+        expected += ["penalty", f"step {step}"] + ["sync"] * (step % 7 == 0)
     assert diary.page == expected
     assert diary.seen == ("diary", agent.steps)
     agent.task = 1
@@ -198,21 +191,20 @@ def test_hooks_of_a_value_agent_in_their_order():
 
 def test_hooks_of_ppo_in_their_order():
     agent = drive(agent_of("ppo", [Diary()]), world_of("ppo"), 32)
-    (diary,) = agent.interventions.members
+    (diary,) = agent.learner.interventions.members
     assert list(diary.networks) == ["online"]
     expected = []
     for phase in range(2):
-        expected += ["sync", "targets"]
+        expected += ["sync"]
         for step in range(1, 7):
-            expected += ["regression", "penalty", f"step {6 * phase + step}"]
+            expected += ["penalty", f"step {6 * phase + step}"]
     assert diary.page == expected
-    assert diary.targets.shape == (32,)
 
 
 @every_agent
 def test_captured_is_what_the_layers_hold(kind):
     agent = drive(agent_of(kind, [Diary()]), world_of(kind), 60)
-    (diary,) = agent.interventions.members
+    (diary,) = agent.learner.interventions.members
     forward = diary.forwards[-1]
     again = forward.again(agent.network)
     slowly = activations(agent.network, forward.observations)
@@ -235,14 +227,14 @@ def test_what_comes_before_the_nonlinearity_is_held_only_where_it_is_asked_for(k
     for agent in (both, alone):
         drive(agent, world_of(kind), 60)
     for told, agreed in zip(
-        alone.interventions.members[0].forwards, both.interventions.members[0].forwards, strict=True
+        alone.learner.interventions.members[0].forwards, both.learner.interventions.members[0].forwards, strict=True
     ):
         assert list(told.captured) == list(agreed.captured) != []
-        for (nothing, after), (before, same) in zip(told.captured.values(), agreed.captured.values(), strict=True):
-            assert nothing is None and before is not None
+        for (after,), (before, same) in zip(told.captured.values(), agreed.captured.values(), strict=True):
+            assert before is not after
             assert torch.equal(after, same)
-    again = alone.interventions.members[0].forwards[-1].again(alone.network)
-    assert all(before is not None for before, _ in again.values())
+    again = alone.learner.interventions.members[0].forwards[-1].again(alone.network)
+    assert all(len(both) == 2 for both in again.values())
 
 
 def test_a_penalty_is_added_to_the_loss_and_to_the_log():
@@ -261,7 +253,7 @@ def test_a_penalty_is_added_to_the_loss_and_to_the_log():
     metrics = agent.update()
     batch, rows = seen[0], torch.arange(16)
     with torch.no_grad():
-        wanted = batch.rewards + batch.discounts * agent.target_network(batch.next_observations).amax(1)
+        wanted = batch.rewards + batch.discounts * agent.learner.target(batch.next_observations).amax(1)
     F.smooth_l1_loss(before(batch.observations)[rows, batch.actions], wanted).backward()
     norm = sum(parameter.detach().square().sum() for parameter in before.parameters())
     torch.testing.assert_close(metrics["losses/penalty/pull"], 0.5 * norm)
@@ -273,7 +265,7 @@ def test_a_penalty_is_added_to_the_loss_and_to_the_log():
 @pytest.mark.parametrize(("only", "touched"), [("all", "torso head"), ("encoder", "torso"), ("critic", "head")])
 def test_limits_of_a_q_network(only, touched):
     agent = agent_of("dqn", [Diary(only=only)])
-    (diary,) = agent.interventions.members
+    (diary,) = agent.learner.interventions.members
     names = {name.partition(".")[0] for name, _ in diary.named_parameters(agent.network)}
     assert names == set(touched.split())
     assert len(diary.layers) == (2 if "torso" in touched else 0)
@@ -282,7 +274,7 @@ def test_limits_of_a_q_network(only, touched):
 @pytest.mark.parametrize("only", ["actor", "critic"])
 def test_limits_of_an_actor_critic(only):
     agent = agent_of("ppo, apart, continuous", [Diary(only=only)])
-    (diary,) = agent.interventions.members
+    (diary,) = agent.learner.interventions.members
     names = {name.partition(".")[0] for name, _ in diary.named_parameters(agent.network)}
     mine = {"actor": {"actor_torso", "policy_head", "log_std"}, "critic": {"critic_torso", "value_head"}}
     assert names == mine[only]
@@ -388,7 +380,7 @@ def test_roles():
     }
     generator = torch.Generator().manual_seed(0)
     policy = ActorCritic(
-        CONTINUOUS, SMALL, shared_torso=True, value_atoms=1, normalize_observations=False, generator=generator
+        CONTINUOUS, SMALL, shared_torso=True, head=ValueHead(), normalize_observations=False, generator=generator
     )
     assert roles(policy)["log_std"] == "log_std"
 
@@ -409,9 +401,9 @@ def test_groups_with_equal_options_become_one():
 def test_members_are_copies_so_that_settings_can_be_used_again():
     diary = Diary()
     first, second = agent_of("dqn", [diary]), agent_of("ppo", [diary])
-    assert first.interventions.members[0] is not second.interventions.members[0]
+    assert first.learner.interventions.members[0] is not second.learner.interventions.members[0]
     assert not hasattr(diary, "page")
-    assert first.interventions.members[0] == second.interventions.members[0] == diary
+    assert first.learner.interventions.members[0] == second.learner.interventions.members[0] == diary
     assert diary != Diary(only="encoder")
 
 
@@ -419,7 +411,7 @@ def test_state_goes_through_the_agent_s():
     agent = drive(agent_of("dqn", [Diary()]), world_of("dqn"), 60)
     other = agent_of("dqn", [Diary()])
     other.load_state_dict(copy.deepcopy(agent.state_dict()))
-    assert other.interventions.members[0].pages == len(agent.interventions.members[0].page)
+    assert other.learner.interventions.members[0].pages == len(agent.learner.interventions.members[0].page)
     agent_of("dqn").load_state_dict(agent_of("dqn").state_dict())
 
 
@@ -434,20 +426,19 @@ def test_what_was_done_is_handed_out_once():
             surgery.replace({self.layers[0].name: units})
 
     agent = drive(agent_of("dqn", [Diary(), Cut()]), world_of("dqn"), 60)
-    done = agent.interventions.surgeries()
+    done = agent.learner.interventions.surgeries()
     assert {key: int(amount) for key, amount in done.items()} == {("cut", "replaced", "torso.layers.dense1"): 3}
-    assert agent.interventions.surgeries() == {}
+    assert agent.learner.interventions.surgeries() == {}
 
 
 def test_a_lifecycle_beside_a_network_of_ones_own():
     generator = torch.Generator().manual_seed(0)
     life = Lifecycle([Diary()])
     torso = MLP((5,), life.configure(NetworkConfig(width=8, depth=1), "encoder"), generator)
-    network = life.build(QNetwork(torso, 3, 1, "torch", generator), generator)
+    network = life.build(QNetwork(torso, 3, ValueHead(), "torch", generator), generator)
     groups = life.attach({"online": network}, torch.zeros(2, 5), generator)
     life.operate(torch.optim.Adam(groups, fused=True), generator, lambda n: torch.zeros(n, 5))
-    captured = life.capturing()
-    network(torch.zeros(4, 5), captured)
+    _, captured = network(torch.zeros(4, 5), life.wanted)
     assert list(life.forward(torch.zeros(4, 5), captured).captured) == ["torso.layers.dense1"]
     assert list(life.surgery.activations(6)) == ["torso.layers.dense1"]
 
@@ -455,7 +446,7 @@ def test_a_lifecycle_beside_a_network_of_ones_own():
 @every_agent
 def test_names_among_the_interventions_stand_for_defaults(kind):
     agent = build(*AGENTS[kind], interventions=["redo", L2(rate=1e-3), "cbp"])
-    assert agent.interventions.members == (ReDo(), L2(rate=1e-3), CBP())
+    assert agent.learner.interventions.members == (ReDo(), L2(rate=1e-3), CBP())
 
 
 @pytest.mark.parametrize(

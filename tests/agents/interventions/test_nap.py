@@ -116,8 +116,8 @@ def test_layer_norm_is_put_where_there_is_no_norm():
     assert NaP().configure(NetworkConfig()).norm == "layer"
     assert NaP().configure(NetworkConfig(norm="rms")).norm == "rms"
     agent = agent_with("ppo, two torsos", NaP(only="actor"))
-    assert [layer.norm is not None for layer in agent.interventions.layers] == [True, True, False, False]
-    kinds = {type(layer.norm) for layer in agent_with("dqn", LayerNorm(kind="rms"), NaP()).interventions.layers}
+    assert [layer.norm is not None for layer in agent.learner.interventions.layers] == [True, True, False, False]
+    kinds = {type(layer.norm) for layer in agent_with("dqn", LayerNorm(kind="rms"), NaP()).learner.interventions.layers}
     assert all(issubclass(kind, nn.RMSNorm) for kind in kinds)
 
 
@@ -145,12 +145,12 @@ def test_a_weight_of_zeros_stays_finite():
 def test_through_the_agents(kind):
     agent = driven(kind, Reset(every_gradient_steps=9, last=2), ShrinkAndPerturb(form="dohare", perturb=1e-3), NaP())
     fresh = agent_with(kind, Reset(every_gradient_steps=9, last=2), ShrinkAndPerturb(form="dohare"), NaP())
-    assert agent.optimization.gradient_steps > 20
-    for mine, start in zip(agent.interventions.layers, fresh.interventions.layers, strict=True):
+    assert agent.learner.optimization.gradient_steps > 20
+    for mine, start in zip(agent.learner.interventions.layers, fresh.learner.interventions.layers, strict=True):
         found, wanted = (layer.producer.weight.detach().double().norm() for layer in (mine, start))
         assert found / wanted == pytest.approx(1, abs=1e-6)
     heads = [name for name, _ in agent.network.named_parameters() if "head" in name]
-    assert not [key for key in agent.interventions.surgeries() if key[0] == "nap" and key[2] in heads]
+    assert not [key for key in agent.learner.interventions.surgeries() if key[0] == "nap" and key[2] in heads]
 
 
 def test_a_restored_run_goes_on_alike():

@@ -16,7 +16,7 @@ GONE = {"all": {"step", "exp_avg", "exp_avg_sq"}, "moments": {"exp_avg", "exp_av
 
 
 def state_of(agent):
-    adam = agent.optimization.adam
+    adam = agent.learner.optimization.adam
     return {name: {k: v.clone() for k, v in adam.state[p].items()} for name, p in agent.network.named_parameters()}
 
 
@@ -35,9 +35,9 @@ def forgotten(before, after):
 def test_what_is_forgotten_when(name, what, at):
     agent = make(name, OptimizerReset(at=at, what=what))
     drive(agent, NoiseWorld(AGENTS[name][1], 2), 18)
-    agent.optimization.step(sum(p.square().sum() for p in agent.network.parameters()))  # no state is zero
-    agent.interventions.surgeries()
-    lifecycle = agent.interventions
+    agent.learner.optimization.step(sum(p.square().sum() for p in agent.network.parameters()))  # no state is zero
+    agent.learner.interventions.surgeries()
+    lifecycle = agent.learner.interventions
     right, wrong = (lifecycle.on_target_sync, lifecycle.on_task_change)[:: 1 if at == "target_sync" else -1]
     weights, before = snapshot(agent.network), state_of(agent)
     wrong()
@@ -52,16 +52,16 @@ def test_what_is_forgotten_when(name, what, at):
 @pytest.mark.parametrize("name", ["dqn", "c51"])
 def test_value_agents_forget_at_each_target_copy(name):
     agent, world = make(name, OptimizerReset()), NoiseWorld(AGENTS[name][1], 2)
-    while agent.optimization.gradient_steps < 17:
+    while agent.learner.optimization.gradient_steps < 17:
         drive(agent, world, 1)
         steps = {int(state["step"]) for state in state_of(agent).values()}
-        assert steps == {agent.optimization.gradient_steps % agent.config.target_period}
-    assert agent.interventions.surgeries() == {("optimizer_reset", "forgotten", "target_sync"): 3}
+        assert steps == {agent.learner.optimization.gradient_steps % agent.config.target_period}
+    assert agent.learner.interventions.surgeries() == {("optimizer_reset", "forgotten", "target_sync"): 3}
 
 
 def test_ppo_forgets_at_the_start_of_each_update_phase():
     agent = drive(make("ppo", OptimizerReset()), NoiseWorld(AGENTS["ppo"][1], 2), 48)
-    assert agent.optimization.gradient_steps == 36
+    assert agent.learner.optimization.gradient_steps == 36
     assert {int(state["step"]) for state in state_of(agent).values()} == {12}
 
 
@@ -90,7 +90,7 @@ def test_a_step_alone_restarts_the_bias_correction_and_moments_alone_overshoot()
 def test_it_keeps_to_its_part():
     agent = drive(make("ppo", OptimizerReset(only="critic")), NoiseWorld(AGENTS["ppo"][1], 2), 18)
     before = state_of(agent)
-    agent.interventions.on_target_sync()
+    agent.learner.interventions.on_target_sync()
     gone = {name for name, what in forgotten(before, state_of(agent)).items() if what}
     assert gone == {"value_head.weight", "value_head.bias"}
 

@@ -45,8 +45,8 @@ def test_actor_and_critic_are_averaged_apart_and_added():
         agent.network.actor_torso.layers.dense2.bias += 2.0
         agent.network.critic_torso.layers.dense2.bias += 3.0
     observations = torch.randn(6, 5)
-    captured = agent.interventions.capture(agent.network, observations)
-    forward = agent.interventions.forward(observations, None)._replace(captured=captured)
+    captured = agent.learner.interventions.capture(agent.network, observations)
+    forward = agent.learner.interventions.forward(observations, None)._replace(captured=captured)
     assert both.penalty(forward).item() == pytest.approx(2.0**2 + 3.0**2, rel=1e-5)
     actor = make("continuous ppo", PFO(only="actor"))
     assert member(actor, PFO)._parts == {"actor": ["actor_torso.layers.dense2"]}
@@ -56,7 +56,7 @@ def test_actor_and_critic_are_averaged_apart_and_added():
 
 def test_before_the_first_synchronisation_it_is_the_network_as_made():
     agent = drive(make("dqn", PFO()), NoiseWorld(AGENTS["dqn"][1], 2), 8)
-    assert 0 < agent.optimization.gradient_steps < 5
+    assert 0 < agent.learner.optimization.gradient_steps < 5
     assert same_tree(snapshot(member(agent, PFO).old), snapshot(make("dqn").network))
     assert not same_tree(snapshot(agent.network), snapshot(make("dqn").network))
 
@@ -66,9 +66,9 @@ def test_it_is_refreshed_with_the_target_network(name):
     agent, world = make(name, PFO()), NoiseWorld(AGENTS[name][1], 2)
     for _ in range(30):
         drive(agent, world, 1)
-        if agent.optimization.gradient_steps:
-            assert same_tree(snapshot(member(agent, PFO).old), snapshot(agent.target_network))
-    assert agent.optimization.gradient_steps > 15
+        if agent.learner.optimization.gradient_steps:
+            assert same_tree(snapshot(member(agent, PFO).old), snapshot(agent.learner.target))
+    assert agent.learner.optimization.gradient_steps > 15
 
 
 def test_in_ppo_it_is_refreshed_at_the_start_of_an_update_phase():
@@ -112,7 +112,7 @@ def test_it_holds_preactivations_and_at_zero_nothing_happens(name):
         start = make(name).network
         if getattr(agent.network, "normalizer", None) is not None:
             start.normalizer = agent.network.normalizer
-        parts = [agent.interventions.capture(network, observations) for network in (agent.network, start)]
+        parts = [agent.learner.interventions.capture(network, observations) for network in (agent.network, start)]
         return sum((parts[0][n][0] - parts[1][n][0]).square().mean().item() for n in parts[0])
 
     assert drift(learn(name, PFO(coefficient=1000.0))) < 0.7 * drift(learn(name, PFO(coefficient=1e-12)))

@@ -100,7 +100,7 @@ def test_a_and_b_are_one_fresh_draw_by_each_layers_own_law(kind):
 @every_agent
 def test_the_birth(kind):
     agent = driven(kind, PlasticityInjection(at_task_change=True))
-    adam, world = agent.optimization.adam, NoiseWorld(AGENTS[kind][1], 2, seed=7)
+    adam, world = agent.learner.optimization.adam, NoiseWorld(AGENTS[kind][1], 2, seed=7)
     assert not any(p.requires_grad for p in parts(agent, "a") + parts(agent, "b"))
     assert all(p.requires_grad for p in parts(agent, "live"))
     in_optimizer = {id(p) for group in adam.param_groups for p in group["params"]}
@@ -115,7 +115,7 @@ def test_the_birth(kind):
     assert target is None or not any(p.requires_grad for p in target.parameters())
     assert same_tree(before, agent.network.state_dict()) and same_tree(states, adam.state_dict())
     assert all(p.grad is None and not p.requires_grad for p in parts(agent, "live") + parts(agent, "b"))
-    born = agent.interventions.surgeries()
+    born = agent.learner.interventions.surgeries()
     assert sum(count for (_, what, _), count in born.items() if what == "born") == len(injections(agent))
     encoder = {
         n: p
@@ -127,10 +127,10 @@ def test_the_birth(kind):
     drive(agent, world, 12)
     assert all(map(torch.equal, held, parts(agent, "live") + parts(agent, "b")))
     assert all(not torch.equal(p, moved[name]) for name, p in [*encoder.items(), *enumerate(parts(agent, "a"))])
-    steps = agent.optimization.gradient_steps - int(max(s["step"] for s in states["state"].values()))
+    steps = agent.learner.optimization.gradient_steps - int(max(s["step"] for s in states["state"].values()))
     assert steps > 2 and all(adam.state[p]["step"] == steps for p in parts(agent, "a"))
     agent.on_task_change()  # once a run
-    assert ("plasticity_injection", "born") not in {key[:2] for key in agent.interventions.surgeries()}
+    assert ("plasticity_injection", "born") not in {key[:2] for key in agent.learner.interventions.surgeries()}
 
 
 def test_gradients_reach_the_encoder_through_live_and_b_alike():
@@ -158,11 +158,11 @@ def test_the_birth_comes_at_its_time(time, expected):
         agent.observe(world.step(agent.act(world.observations)))
         while agent.update_due():
             agent.update()
-            if agent.interventions.members[0].born and found is None:
-                found = agent.optimization.gradient_steps
-    assert agent.optimization.gradient_steps > 20 and found == expected
+            if agent.learner.interventions.members[0].born and found is None:
+                found = agent.learner.optimization.gradient_steps
+    assert agent.learner.optimization.gradient_steps > 20 and found == expected
     agent.on_task_change()
-    assert agent.interventions.members[0].born == (expected is not None)
+    assert agent.learner.interventions.members[0].born == (expected is not None)
 
 
 @every_agent
@@ -170,11 +170,11 @@ def test_the_birth_comes_at_its_time(time, expected):
 def test_all_hidden_layers_are_known_captured_and_separable(kind, others):
     agent = agent_with(kind, *others, PlasticityInjection(at_gradient_step=NEVER))
     plain = agent_with(kind, *others, LayerNorm() if not others else NaP())
-    layers = {layer.name: layer for layer in agent.interventions.layers}
+    layers = {layer.name: layer for layer in agent.learner.interventions.layers}
     assert all(layer.separable for layer in layers.values())
     inside = [name for name in layers if any(f".{part}." in name for part in ("live", "a", "b"))]
-    assert len(layers) == len(plain.interventions.layers) + 2 * len(inside) // 3
-    captured = agent.interventions.capture(agent.network, observations(agent))
+    assert len(layers) == len(plain.learner.interventions.layers) + 2 * len(inside) // 3
+    captured = agent.learner.interventions.capture(agent.network, observations(agent))
     truth = activations(agent.network, observations(agent))
     assert captured.keys() == layers.keys()
     for name, (pre, post) in captured.items():
@@ -252,8 +252,8 @@ def test_what_cannot_be_is_refused():
 def test_together_with_others(kind):
     others = [LayerNorm(), Reset(every_gradient_steps=8, last=2), WeightClip(kappa=2.0), NaP()]
     agent = driven(kind, *others, PlasticityInjection(at_gradient_step=10), ticks=30)
-    assert agent.optimization.gradient_steps > 20 and agent.interventions.members[-1].born
-    whats = {(who, what) for who, what, _ in agent.interventions.surgeries()}
+    assert agent.learner.optimization.gradient_steps > 20 and agent.learner.interventions.members[-1].born
+    whats = {(who, what) for who, what, _ in agent.learner.interventions.surgeries()}
     assert whats >= {
         ("nap", "projected"),
         ("reset", "reset"),
@@ -261,7 +261,9 @@ def test_together_with_others(kind):
         ("plasticity_injection", "born"),
     }
     assert all(p.isfinite().all() for p in agent.network.parameters())
-    for layer, norm in zip(agent.interventions.layers, agent.interventions.members[3].norms, strict=True):
+    for layer, norm in zip(
+        agent.learner.interventions.layers, agent.learner.interventions.members[3].norms, strict=True
+    ):
         torch.testing.assert_close(layer.producer.weight.detach().norm(), norm, rtol=1e-5, atol=0)
 
 

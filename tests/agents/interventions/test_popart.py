@@ -5,17 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from agents import build_agent
+from agents.heads import PopArtLayer, ValueHead
 from agents.interventions import Surgery
 from agents.interventions.l2_init import L2Init
-from agents.interventions.popart import PopArt, PopArtHead
+from agents.interventions.popart import PopArt
 from agents.networks import QNetwork, build_torso
 from agents.probing import subject_of
 from agents.randomness import Generators
 from tests.agents.helpers import CPU, SMALL, VECTOR, NoiseWorld, drive, same_tree, snapshot
-from tests.agents.interventions.test_weight_decay import AGENTS, goes_on_after_a_restart, learn, make, member
+from tests.agents.interventions.test_weight_decay import AGENTS, goes_on_after_a_restart, learn, make
 
 regressions = pytest.mark.parametrize("name", ["dqn", "ppo", "continuous ppo"])
 
@@ -24,13 +24,12 @@ class Subject:
     """A network with PopArt whose targets are made up."""
 
     def __init__(self, dtype=torch.float32, **parameters):
-        self.popart, generator = PopArt(**parameters), torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         torso = build_torso(VECTOR, SMALL, generator)
-        self.network = QNetwork(torso, 3, 1, "orthogonal", generator)
-        self.plain = snapshot(self.network)
-        self.popart.build(self.network, generator)
-        self.network.to(dtype)
-        self.popart.attach({"online": self.network}, generator)
+        drawn = generator.get_state()
+        self.plain = snapshot(QNetwork(torso, 3, ValueHead(), "orthogonal", generator))
+        self.head = PopArt(**parameters).value_head(ValueHead())
+        self.network = QNetwork(torso, 3, self.head, "orthogonal", generator.set_state(drawn)).to(dtype)
         self.observations = torch.randn(16, 5, generator=generator)
         self.features = torch.rand(16, 16, generator=generator).to(dtype)
         self.adam = torch.optim.Adam(self.network.parameters(), fused=True)
@@ -42,9 +41,9 @@ class Subject:
             return self.network.head(self.features)
 
     def see(self, targets):
-        head = self.popart.head
-        self.popart.on_targets(self.surgery, torch.as_tensor(targets).to(head.mean.dtype))
-        return head
+        layer = self.head.online
+        self.head.meet(torch.as_tensor(targets).to(layer.mean.dtype), self.surgery)
+        return layer
 
 
 def batches(seed=0, updates=1000):
@@ -60,7 +59,7 @@ def batches(seed=0, updates=1000):
 def test_outputs_are_preserved(step_size):
     subject = Subject(step_size=step_size)
     for targets in batches():
-        before, head = subject.outputs(), subject.popart.head
+        before, head = subject.outputs(), subject.head.online
         magnitude = max(before.abs().max(), head.mean.abs(), head.scale)
         subject.see(targets)
         magnitude = max(magnitude, head.mean.abs(), head.scale)  # what float32 has to add up
@@ -113,7 +112,7 @@ def test_a_fresh_head_is_the_plain_one_bit_for_bit():
 def test_the_layer_before_stays_separable_and_the_linear_is_its_consumer():
     for name, head in (("dqn", "head"), ("ppo", "value_head")):
         agent = make(name, PopArt())
-        last = agent.interventions.layers[-1]
+        last = agent.learner.interventions.layers[-1]
         assert last.separable, last.reason
         assert getattr(agent.network, head).linear in [module for module, _ in last.consumers]
 
@@ -121,11 +120,11 @@ def test_the_layer_before_stays_separable_and_the_linear_is_its_consumer():
 @regressions
 def test_the_loss_is_that_of_standardised_values(name):
     agent = make(name, PopArt())
-    head = member(agent, PopArt).head
+    head = agent.head.online
     head.mean.fill_(3.0), head.scale.fill_(2.0)
     outputs, targets = torch.tensor([1.0, 5.0]), torch.tensor([3.0, 9.0])
     if name == "dqn":
-        loss = agent.loss(outputs, targets)  # Huber of -1 and -2
+        loss = agent.head.loss(outputs, targets)  # Huber of -1 and -2
         assert loss.tolist() == [0.5, 1.5]
     else:
         assert agent.value_loss(outputs, {"returns": targets}).tolist() == [1.0, 4.0]
@@ -135,13 +134,13 @@ def test_the_loss_is_that_of_standardised_values(name):
 def test_targets_that_are_not_finite_and_a_latched_guard_change_nothing(name):
     agent = learn(name, PopArt())
     before = snapshot(agent.network)
-    agent.interventions.on_targets(torch.tensor([1.0, float("nan")]))
-    agent.interventions.on_targets(torch.tensor([1.0, float("inf")]))
-    agent.optimization.adam.found_inf = torch.ones(())
-    agent.interventions.on_targets(torch.tensor([1.0, 2.0]))
+    agent.head.meet(torch.tensor([1.0, float("nan")]), agent.learner.surgery)
+    agent.head.meet(torch.tensor([1.0, float("inf")]), agent.learner.surgery)
+    agent.learner.optimization.adam.found_inf = torch.ones(())
+    agent.head.meet(torch.tensor([1.0, 2.0]), agent.learner.surgery)
     assert same_tree(snapshot(agent.network), before)
-    agent.optimization.adam.found_inf = torch.zeros(())
-    agent.interventions.on_targets(torch.tensor([1.0, 2.0]))
+    agent.learner.optimization.adam.found_inf = torch.zeros(())
+    agent.head.meet(torch.tensor([1.0, 2.0]), agent.learner.surgery)
     assert not same_tree(snapshot(agent.network), before)
 
 
@@ -158,14 +157,14 @@ def test_the_target_network_keeps_its_own_statistics_until_the_copy():
     agent, world, kept = make("dqn", PopArt()), NoiseWorld(VECTOR, 2), None
     for _ in range(30):
         drive(agent, world, 1)
-        steps, target = agent.optimization.gradient_steps, snapshot(agent.target_network)
+        steps, target = agent.learner.optimization.gradient_steps, snapshot(agent.learner.target)
         if steps % 5 == 0:
             assert same_tree(target, snapshot(agent.network))
         else:
             assert same_tree(target, kept)
             assert not torch.equal(target["head.mean"], agent.network.head.mean)
         kept = target
-    assert agent.optimization.gradient_steps > 15
+    assert agent.learner.optimization.gradient_steps > 15
 
 
 class LargeRewards(NoiseWorld):
@@ -199,9 +198,10 @@ def test_it_goes_on_after_a_restart(name):
 def test_probes_fresh_networks_are_wrapped_as_well(name):
     agent = learn(name, PopArt())
     fresh = subject_of(agent, Generators(0)).fresh()
-    head = getattr(fresh, fresh.value_head_name)
-    assert isinstance(head, PopArtHead) and head.mean == 0 and head.scale == 1
-    assert getattr(agent.network, fresh.value_head_name).mean != 0
+    head = "head" if name == "dqn" else "value_head"
+    made, learned = getattr(fresh, head), getattr(agent.network, head)
+    assert isinstance(made, PopArtLayer) and made.mean == 0 and made.scale == 1
+    assert learned is agent.head.online and learned.mean != 0
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,3 @@ def test_bad_parameters_and_other_networks_are_refused():
         PopArt(step_size=0)
     with pytest.raises(ValueError, match=r"popart\.only = 'actor': must be all or critic"):
         PopArt(only="actor")
-    with pytest.raises(ValueError, match="popart: the value head is NoneType"):
-        PopArt().build(nn.Linear(2, 2), torch.Generator())
-    subject = Subject()
-    with pytest.raises(ValueError, match="popart: the value head is PopArtHead"):
-        PopArt().build(subject.network, torch.Generator())
-    subject.network.head = nn.Sequential(subject.network.head)
-    with pytest.raises(ValueError, match="popart: another intervention has made the value head a Sequential"):
-        PopArt().attach({"online": subject.network}, torch.Generator())

@@ -243,9 +243,9 @@ def run(name, interventions, ticks=64):
 @pytest.mark.parametrize("beside", [(), (LayerNorm(),)], ids=["alone", "layer norm"])
 def test_it_works_in_agents(name, beside):
     agent = run(name, [*beside, ReDo(tau=0.6, period=3, samples=16)])
-    done = agent.interventions.surgeries()
+    done = agent.learner.interventions.surgeries()
     assert {what for _, what, _ in done} == {"replaced"}
-    assert {where for *_, where in done} == {layer.name for layer in agent.interventions.layers}
+    assert {where for *_, where in done} == {layer.name for layer in agent.learner.interventions.layers}
     assert sum(int(count) for count in done.values()) > 5
     assert all(torch.isfinite(parameter).all() for parameter in agent.network.parameters())
 
@@ -256,8 +256,8 @@ def test_where_there_are_fewer_observations_than_it_scores_some_come_more_than_o
     agent = run(name, [ReDo(tau=0.6, period=3)], ticks=36)
     held = len(agent.replay) if "ppo" not in name else 64
     assert held < 256
-    assert {len(post) for _, post in agent.interventions.surgery.activations(256).values()} == {256}
-    assert sum(map(int, agent.interventions.surgeries().values())) > 5
+    assert {len(post) for _, post in agent.learner.interventions.surgery.activations(256).values()} == {256}
+    assert sum(map(int, agent.learner.interventions.surgeries().values())) > 5
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -268,4 +268,4 @@ def test_beyond_the_runs_end_it_changes_nothing(name):
 
 def test_one_part_alone():
     agent = run("ppo, two torsos", [ReDo(tau=0.6, period=3, samples=16, only="actor")])
-    assert all(where.startswith("actor") for *_, where in agent.interventions.surgeries())
+    assert all(where.startswith("actor") for *_, where in agent.learner.interventions.surgeries())

@@ -241,13 +241,13 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 @pytest.mark.parametrize("last", [1, 0])
 def test_through_the_agents(kind, last):
     agent = driven(kind, LayerNorm(), NaP(), Reset(last=last, every_gradient_steps=10), WeightClip())
-    steps, done = agent.optimization.gradient_steps, agent.interventions.surgeries()
+    steps, done = agent.learner.optimization.gradient_steps, agent.learner.interventions.surgeries()
     counts = [count for (who, what, _), count in done.items() if (who, what) == ("reset", "reset")]
     assert steps > 20 and set(counts) == {steps // 10}
     assert len(counts) == (len(list(agent.network.parameters())) if last == 0 else 2 + 2 * kind.startswith("ppo"))
     assert all(p.isfinite().all() for p in agent.network.parameters())
     heads = [p for name, p in agent.network.named_parameters() if "head" in name]
-    assert all(agent.optimization.adam.state[p]["step"] == steps % 10 for p in heads)
+    assert all(agent.learner.optimization.adam.state[p]["step"] == steps % 10 for p in heads)
 
 
 def test_a_reset_that_never_comes_changes_nothing():

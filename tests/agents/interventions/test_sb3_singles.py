@@ -163,7 +163,7 @@ def test_adams_state_is_forgotten_at_each_sync(name):
 @pytest.mark.parametrize(
     ("intervention", "what"),
     [
-        (ReDo(period=3, tau=0.5), "replaced"),
+        (ReDo(period=3, tau=0.5, samples=64), "replaced"),
         (CBP(maturity=2, replacement_rate=0.2), "replaced"),
         (ShrinkAndPerturb(form="juliani", when="every_step"), "projected"),
         (Reset(every_gradient_steps=7), "reset"),

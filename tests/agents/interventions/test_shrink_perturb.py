@@ -117,15 +117,15 @@ def test_each_form_acts_at_its_time_alone():
 
 def test_dohare_decays_every_parameter_inside_adam_and_spares_log_std_the_noise():
     agent = agent_with("ppo, two torsos", ShrinkAndPerturb(form="dohare", perturb=0.1, weight_decay=0.02))
-    (group,) = agent.optimization.adam.param_groups
+    (group,) = agent.learner.optimization.adam.param_groups
     assert group["weight_decay"] == 0.02 and not group.get("decoupled_weight_decay", False)
     assert len(group["params"]) == len(list(agent.network.parameters()))
     before = {name: p.detach().clone() for name, p in agent.network.named_parameters()}
-    agent.interventions.after_step(agent.interventions.forward(None, None), 1, 2)
+    agent.learner.interventions.after_step(agent.learner.interventions.forward(None, None), 1, 2)
     for name, parameter in agent.network.named_parameters():
         assert torch.equal(parameter, before[name]) == (name == "log_std")
     actor = agent_with("ppo, two torsos", ShrinkAndPerturb(form="dohare", only="actor"))
-    decays = {id(p): g["weight_decay"] for g in actor.optimization.adam.param_groups for p in g["params"]}
+    decays = {id(p): g["weight_decay"] for g in actor.learner.optimization.adam.param_groups for p in g["params"]}
     for name, parameter in actor.network.named_parameters():
         assert decays[id(parameter)] == (0 if actor.network.part_of(name) == "critic" else 1e-4)
 
@@ -175,12 +175,14 @@ def test_a_part_without_parameters_is_refused():
 @pytest.mark.parametrize("kind", ["dqn", "c51 on images", "ppo", "ppo, two torsos"])
 def test_through_the_agents(kind):
     agent = driven(kind, LayerNorm(), NaP(), ShrinkAndPerturb(form="juliani", when="every_step"))
-    assert agent.optimization.gradient_steps > 20
-    done = agent.interventions.surgeries()
-    steps = agent.optimization.gradient_steps
+    assert agent.learner.optimization.gradient_steps > 20
+    done = agent.learner.interventions.surgeries()
+    steps = agent.learner.optimization.gradient_steps
     assert {count for (who, what, _), count in done.items() if who == "shrink_perturb"} == {steps}
     assert all(p.isfinite().all() for p in agent.network.parameters())
-    for layer, norm in zip(agent.interventions.layers, agent.interventions.members[1].norms, strict=True):
+    for layer, norm in zip(
+        agent.learner.interventions.layers, agent.learner.interventions.members[1].norms, strict=True
+    ):
         torch.testing.assert_close(layer.producer.weight.norm(), norm, rtol=1e-4, atol=0)  # perturbed after NaP
     plain = driven(kind, LayerNorm(), NaP())
     assert not same_tree(plain.network.state_dict(), agent.network.state_dict())

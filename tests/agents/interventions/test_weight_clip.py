@@ -94,13 +94,13 @@ def test_nothing_to_clip_is_refused():
 @pytest.mark.parametrize("kind", ["dqn", "c51 on images", "ppo", "ppo, two torsos"])
 def test_through_the_agents(kind):
     agent = driven(kind, LayerNorm(), NaP(), WeightClip(kappa=0.9))
-    assert agent.optimization.gradient_steps > 20
+    assert agent.learner.optimization.gradient_steps > 20
     for module in agent.network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             bounds = initial_bounds(module)
             assert module.weight.abs().max() <= 0.9001 * bounds["weight"]
             assert module.bias.abs().max() <= 0.9001 * bounds["bias"]
-    assert any(who == "weight_clip" for who, _, _ in agent.interventions.surgeries())
+    assert any(who == "weight_clip" for who, _, _ in agent.learner.interventions.surgeries())
     if "ppo" in kind and agent.network.log_std is not None:
         assert agent.network.log_std.any()
 
@@ -112,4 +112,4 @@ def test_a_range_that_is_never_left_changes_nothing():
 
 def test_a_restored_run_goes_on_alike():
     assert continues_alike("dqn", lambda: [WeightClip(kappa=0.8)])
-    assert agent_with("dqn", WeightClip()).interventions.members[0].state_dict() == {}
+    assert agent_with("dqn", WeightClip()).learner.interventions.members[0].state_dict() == {}

@@ -45,7 +45,7 @@ def learn(name, *interventions, ticks=33):
 
 
 def member(agent, kind):
-    return next(one for one in agent.interventions.members if isinstance(one, kind))
+    return next(one for one in agent.learner.interventions.members if isinstance(one, kind))
 
 
 def goes_on_after_a_restart(name, *interventions):
@@ -62,7 +62,7 @@ def goes_on_after_a_restart(name, *interventions):
             getattr(second, generator).set_state(getattr(first, generator).get_state())
     drive(first, world, 20)
     drive(second, other_world, 20)
-    assert first.optimization.gradient_steps > 30
+    assert first.learner.optimization.gradient_steps > 30
     return restored and same_tree(snapshot(first), snapshot(second))
 
 
@@ -70,14 +70,14 @@ def same_training(first, second):
     """Whether two agents have the same weights and moments, bit for bit."""
     networks = same_tree(snapshot(first.network), snapshot(second.network))
     return networks and same_tree(
-        list(first.optimization.adam.state.values()), list(second.optimization.adam.state.values())
+        list(first.learner.optimization.adam.state.values()), list(second.learner.optimization.adam.state.values())
     )
 
 
 def options_of(agent):
     """The options of Adam's group of each parameter, by name."""
     names = {id(parameter): name for name, parameter in agent.network.named_parameters()}
-    groups = agent.optimization.adam.param_groups
+    groups = agent.learner.optimization.adam.param_groups
     return {names[id(p)]: group for group in groups for p in group["params"] if id(p) in names}
 
 
@@ -100,7 +100,7 @@ def follows_the_oracle(intervention, coupled, decays):
     for step in range(5):
         for name, parameter in agent.network.named_parameters():
             parameter.grad = torch.from_numpy(gradients[name][step]).float()
-        agent.optimization.adam.step()
+        agent.learner.optimization.adam.step()
     role, adam = roles(agent.network), agent.config.adam
     for name, parameter in agent.network.named_parameters():
         rate = intervention.rate if decays(role[name], name) else 0.0
@@ -133,7 +133,7 @@ def test_norms_decay_where_they_are_included():
 def test_auxiliary_heads_do_not_decay():
     agent = make("dqn", InFeR(), WeightDecay())
     head = next(member(agent, InFeR).trained.parameters())
-    group = next(g for g in agent.optimization.adam.param_groups if any(p is head for p in g["params"]))
+    group = next(g for g in agent.learner.optimization.adam.param_groups if any(p is head for p in g["params"]))
     assert group["weight_decay"] == 0 and not group["decoupled_weight_decay"]
 
 
@@ -168,7 +168,7 @@ def test_nothing_to_decay_is_an_error():
 
 def test_what_is_frozen_now_and_learns_later_decays_then():
     agent = make("dqn", PlasticityInjection(at_gradient_step=3), WeightDecay(rate=0.1))
-    groups = agent.optimization.adam.param_groups
+    groups = agent.learner.optimization.adam.param_groups
     decays = {id(p): group["weight_decay"] == 0.1 for group in groups for p in group["params"]}
     weights = {name: p for name, p in agent.network.named_parameters() if name.endswith("weight")}
     assert any(".a." in name for name in weights)

@@ -38,7 +38,7 @@ def test_it_does_what_it_says(l1, kind):
     hidden = [weight for name, weight in agent.network.named_parameters() if "dense" in name and weight.ndim == 2]
     assert len(hidden) == 2
     sizes, pruned = [], []
-    step, after = agent.optimization.step, agent.interventions.after_step
+    step, after = agent.learner.optimization.step, agent.learner.interventions.after_step
 
     def stepped(loss):
         sizes.append(sum(weight.detach().double().abs().sum().item() for weight in hidden))
@@ -52,7 +52,7 @@ def test_it_does_what_it_says(l1, kind):
             assert torch.equal(weight, kept)
         pruned.append(sum((weight == 0).sum().item() for weight in hidden))
 
-    agent.optimization.step, agent.interventions.after_step = stepped, checked
+    agent.learner.optimization.step, agent.learner.interventions.after_step = stepped, checked
     metrics, update = [], agent.update
     agent.update = lambda: metrics.append(update())
     drive(agent, NoiseWorld(VECTOR, 2), 60)

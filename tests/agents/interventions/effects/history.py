@@ -63,14 +63,18 @@ class History:
         self.agent, self.kind, self.config = agent, kind, AGENTS[kind][0]
         self.on_policy = kind.startswith("ppo")
         self.sync = SYNC["ppo" if self.on_policy else "value"]
-        self.lifecycle, self.network, self.adam = agent.interventions, agent.network, agent.optimization.adam
+        self.lifecycle, self.network, self.adam = (
+            agent.learner.interventions,
+            agent.network,
+            agent.learner.optimization.adam,
+        )
         self.members = {member.name: member for member in self.lifecycle.members}
         self.layers = {layer.name: layer for layer in self.lifecycle.layers}
         self._name_tensors()
         self.twin = copy.deepcopy(agent.network)  # a place to try other weights in
         self.first = self.take()
         self.start, self.old = self.first.weights.copy(), (self.first.weights.copy(), self.first.buffers.copy())
-        self.edits, self.adam_steps, self.targets, self.regressions = [], [], [], []
+        self.edits, self.adam_steps, self.targets, self.given, self.compared = [], [], [], [], []
         self.losses, self.metrics = [], []
         self.penalties = {name: [] for name in self.members}
         self.masks = []  # of dropout while learning: (share dropped, kept as they should be)
@@ -90,7 +94,7 @@ class History:
         self._buffers = dict(self.network.named_buffers())
         sizes = [b.numel() for b in self._buffers.values()]
         self.buffer_places = dict(zip(self._buffers, _slices(sizes), strict=True))
-        states, target = [self.adam.state[p] for p in named.values()], getattr(self.agent, "target_network", None)
+        states, target = [self.adam.state[p] for p in named.values()], self.agent.learner.target
         self._zeros, self._target = list(map(torch.zeros_like, named.values())), target
         parts = (
             named.values(),
@@ -112,14 +116,18 @@ class History:
         _wrap(first, "on_replaced", before=self._on_replaced)
         _wrap(first, "on_reset", before=self._on_reset)
         for name, member in self.members.items():
-            for hook in ("on_targets", "after_step", "on_target_sync"):
+            for hook in ("after_step", "on_target_sync"):
                 if getattr(type(member), hook) is not getattr(Intervention, hook):
-                    self._watch_edits(member, hook)
+                    self._watch_edits(member, hook, name)
             _wrap(member, "penalty", after=functools.partial(self._on_penalty, name))
-        _wrap(self.lifecycle, "on_targets", before=lambda targets: self.targets.append(targets.double().numpy()))
+        head = self.agent.head
+        _wrap(head, "meet", before=lambda targets, surgery: self.targets.append(targets.double().numpy()))
+        if "popart" in self.members:
+            self._watch_edits(head, "meet", "popart")
+        _wrap(head, "loss", before=lambda *given: self.given.append(given))
+        _wrap(head, "_loss", before=lambda *compared: self.compared.append(compared))
         _wrap(self.lifecycle, "on_target_sync", before=self._on_target_sync)
-        _wrap(self.lifecycle, "regression", after=lambda result, *given: self.regressions.append((given, result)))
-        _wrap(self.agent.optimization, "step", before=lambda loss: self.losses.append(float(loss.detach())))
+        _wrap(self.agent.learner.optimization, "step", before=lambda loss: self.losses.append(float(loss.detach())))
         _wrap(self.agent, "update", after=lambda logged: self.metrics.append({k: float(v) for k, v in logged.items()}))
         _wrap(self.lifecycle.surgery, "activations", after=self._on_activations)
         self.adam.register_step_pre_hook(lambda *_: self.adam_steps.append((self._gradients(), self.take())))
@@ -128,18 +136,18 @@ class History:
             if isinstance(module, Dropout):
                 module.register_forward_hook(self._on_dropout)
 
-    def _watch_edits(self, member, hook):
-        call = getattr(member, hook)
+    def _watch_edits(self, owner, hook, name):
+        call = getattr(owner, hook)
 
         def watched(*args):
             before = self.take()
             self._replaced, self._reset, self._seen = [], [], {}
             call(*args)
-            step = self.agent.optimization.gradient_steps
+            step = self.agent.learner.optimization.gradient_steps
             told = (self._replaced, self._reset, self._seen)
-            self.edits.append(Edit(member.name, hook, step, before, self.take(), *told))
+            self.edits.append(Edit(name, hook, step, before, self.take(), *told))
 
-        setattr(member, hook, watched)
+        setattr(owner, hook, watched)
 
     def _gradients(self):
         """Flat, and whether there is one, by tensor."""
@@ -171,11 +179,11 @@ class History:
 
     def _on_penalty(self, name, result, forward):
         if result is not None:
-            step = self.agent.optimization.gradient_steps + 1
+            step = self.agent.learner.optimization.gradient_steps + 1
             captured = {}
             if step in CHECKED:
                 held = forward.captured.items()
-                captured = {k: (None if pre is None else pre.detach(), post.detach()) for k, (pre, post) in held}
+                captured = {k: [values.detach() for values in both] for k, both in held}
             old = tuple(part.copy() for part in self.old)
             told = Penalty(step, float(result.detach()), self.start.copy(), old, forward.observations, captured)
             self.penalties[name].append(told)
@@ -275,10 +283,10 @@ class History:
 def _wrap(owner, name, before=None, after=None):
     call = getattr(owner, name)
 
-    def wrapped(*args):
+    def wrapped(*args, **watched):
         if before is not None:
             before(*args)
-        result = call(*args)
+        result = call(*args, **watched)
         if after is not None:
             after(result, *args)
         return result

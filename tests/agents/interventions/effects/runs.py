@@ -57,8 +57,8 @@ def prepare(kind, agent):
 
 def learn(agent, world, steps=STEPS):
     """Let the agent take `steps` gradient steps (whole update phases)."""
-    wanted = agent.optimization.gradient_steps + steps
-    while agent.optimization.gradient_steps < wanted:
+    wanted = agent.learner.optimization.gradient_steps + steps
+    while agent.learner.optimization.gradient_steps < wanted:
         if world is None:
             agent.steps += agent.num_envs
             agent.update()

@@ -82,7 +82,7 @@ def infer(history):
         before, expected = history.adam_steps[told.gradient_step - 1][1].weights, 0.0
         for branch, name in enumerate(last):
             says = []
-            for weights, held in ((before, told.captured[name][1]), (history.first.weights, then[name][1])):
+            for weights, held in ((before, told.captured[name][-1]), (history.first.weights, then[name][1])):
                 weight, bias = (history.get(weights, head) for head in heads[2 * branch : 2 * branch + 2])
                 says.append(held.flatten(1).double().numpy() @ weight.T + bias)
             expected += ((says[0] - beta * says[1]) ** 2).mean()
@@ -129,9 +129,9 @@ def optimizer_reset(history):
 
 def popart(history):
     step, seen, mean, square = SETTINGS["popart"]["step_size"], 0.0, 0.0, 0.0
-    head = history.network.value_head_name
+    head = "value_head" if history.on_policy else "head"
     names = [f"{head}.linear.weight", f"{head}.linear.bias"]
-    edits = history.of("popart", "on_targets")
+    edits = history.of("popart", "meet")
     assert len(edits) == len(history.targets) == (STEPS // history.sync if history.on_policy else STEPS)
     for edit, targets in zip(edits, history.targets, strict=True):
         seen += step * (1 - seen)
@@ -150,6 +150,6 @@ def popart(history):
         only_these(history, edit, history.where_are(names), moments=False)
     found, _ = inside(history)
     close(found[head][1], found[f"{head}.linear"][1] * scale + mean, 1e-4, 1e-4)  # in units of the return
-    given, result = history.regressions[-1]
+    given, result = history.given[-1], history.compared[-1]
     for before, after in zip(given, result, strict=True):
         close(after.detach(), (before.detach().double() - mean) / scale, 1e-3, 1e-4)

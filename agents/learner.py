@@ -1,0 +1,175 @@
+"""One network that learns: everything that makes it learn in one place, and one way in which its weights move."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.config import AdamConfig, NetworkConfig
+from agents.interventions.base import Intervention
+from agents.interventions.lifecycle import Lifecycle
+from agents.interventions.surgery import Surgery
+from agents.networks import learning
+from agents.optimization import Optimization, autocast
+from agents.precision import set_precision
+from agents.randomness import Generators
+
+Configure = Callable[[NetworkConfig, str], NetworkConfig]
+"""(settings of a torso, the part of the network it is) -> what the interventions make of them."""
+
+
+class Rates(Protocol):
+    """What of an agent's settings the optimizer needs."""
+
+    learning_rate: float
+    adam: AdamConfig
+    max_grad_norm: float
+
+
+class Step(NamedTuple):
+    """What a gradient step came to; tensors are detached and on the device."""
+
+    loss: Tensor
+    """Without penalties."""
+    norm: Tensor
+    """Of the gradient, before clipping."""
+    penalties: dict[str, Tensor]
+    """What interventions added to the loss, by their names."""
+    aside: Any
+    """What `loss_of` gave beside the loss."""
+
+    def penalty_metrics(self) -> dict[str, Tensor]:
+        """The penalties under the log's names."""
+        return {f"losses/penalty/{name}": penalty for name, penalty in self.penalties.items()}
+
+
+class Learner:
+    """A network with optimizer, guard, interventions and surgeon, and with a target copy where `target` asks for one.
+
+    Args:
+        rates: learning rate at the start, Adam's constants, clipping.
+        build: makes a freshly initialised network, given how interventions configure its torsos and a generator.
+        example: two observations, to follow the network by.
+        generators: streams "init", "interventions" and "surgery" are taken from it.
+        sample, drawing: n observations for surgeries, and the generator that they are drawn by.
+        interventions: in the order in which they act; copied.
+        moments: other than "own" takes the place of what each of them does to Adam's moments.
+    """
+
+    def __init__(
+        self,
+        rates: Rates,
+        build: Callable[[Configure, torch.Generator], nn.Module],
+        example: Tensor,
+        generators: Generators,
+        sample: Callable[[int], Tensor],
+        drawing: torch.Generator | np.random.Generator,
+        *,
+        precision: str = "fp32",
+        interventions: Sequence[Intervention] = (),
+        moments: str = "own",
+        target: bool = False,
+    ) -> None:
+        self.device, self.precision, self._build = example.device, precision, build
+        set_precision(precision, self.device)
+        self.interventions = Lifecycle(interventions, partial(autocast, self.device, precision))
+        self.network = self.fresh(generators.torch("init"))
+        self.target = copy.deepcopy(self.network).requires_grad_(False) if target else None
+        networks = {"online": self.network} | ({"target": self.target} if target else {})
+        groups = self.interventions.attach(networks, example, generators.torch("interventions"))
+        self.optimization = Optimization(groups, rates.learning_rate, rates.adam, rates.max_grad_norm, self.network)
+        self.hold(())
+        surgical = generators.torch("surgery", self.device)
+        self.interventions.operate(self.optimization.adam, surgical, sample, moments, drawing)
+
+    def fresh(self, generator: torch.Generator) -> nn.Module:
+        """A freshly initialised network of the learning one's shape, on its device, in eval mode."""
+        network = self._build(self.interventions.configure, generator)
+        return self.interventions.build(network, generator).to(self.device).eval()
+
+    @property
+    def gradient_steps(self) -> int:
+        """How many were made."""
+        return self.optimization.gradient_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's step size of the last step, or of the first one before it."""
+        return self.optimization.learning_rate
+
+    @property
+    def surgery(self) -> Surgery | None:
+        """The surgeon; None where there are no interventions."""
+        return self.interventions.surgery
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """0-d bool: whether anything may move still; None where a step that is not finite raises at once."""
+        return self.optimization.guard.allowed
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Where a step is refused, put `tensors` back too, which move before its gradient is known."""
+        self.optimization.guard.hold([*self.interventions.unsettled(), *tensors])
+
+    def begin(self) -> None:
+        """What was told to `hold` may move from now on; otherwise it begins with the step itself."""
+        self.optimization.begin()
+
+    def step(
+        self, observations: Tensor, loss_of: Callable[[Any], tuple[Tensor, Any]], steps: int, **watched: Tensor
+    ) -> Step:
+        """One gradient step, after `steps` steps in the world; the only way in which weights move.
+
+        `loss_of(outputs of the network for observations [batch, ...])` gives (the scalar loss, anything beside it).
+        Raises `NonFiniteError` before anything moves where loss, gradient or one of the 0-d `watched` is not finite.
+        """
+        self.begin()
+        interventions, captured = self.interventions, {}
+        with autocast(self.device, self.precision), learning(self.network):
+            if interventions.wanted is None:
+                outputs = self.network(observations)
+            else:
+                outputs, captured = self.network(observations, interventions.wanted)
+        loss, aside = loss_of(outputs)
+        forward = interventions.forward(observations, captured)
+        penalties = interventions.penalties(forward)
+        norm = self.optimization.step(sum(penalties.values(), start=loss), **watched)
+        interventions.after_step(forward, self.gradient_steps, steps)
+        return Step(loss.detach(), norm, {name: penalty.detach() for name, penalty in penalties.items()}, aside)
+
+    @torch.no_grad()
+    def sync_target(self, tau: float = 1.0) -> None:
+        """Move the target's parameters by `tau` towards the network's and copy its buffers, unless the guard has
+        latched; then tell the interventions."""
+        allowed = self.allowed
+        weight = tau if allowed is None else tau * allowed.float()
+        for target, online in zip(self.target.parameters(), self.network.parameters(), strict=True):
+            target.lerp_(online, weight)
+        for target, online in zip(self.target.buffers(), self.network.buffers(), strict=True):
+            target.copy_(online if allowed is None else torch.where(allowed, online, target))
+        self.interventions.on_target_sync()
+
+    def on_task_change(self) -> None:
+        """Every environment has entered a new task."""
+        self.interventions.on_task_change()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizer, counters and what the interventions remember."""
+        networks = {"network": self.network} | ({} if self.target is None else {"target_network": self.target})
+        return {
+            **{name: network.state_dict() for name, network in networks.items()},
+            "optimization": self.optimization.state_dict(),
+            "interventions": self.interventions.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        if self.target is not None:
+            self.target.load_state_dict(state["target_network"])
+        self.optimization.load_state_dict(state["optimization"])
+        self.interventions.load_state_dict(state.get("interventions", {}))
