@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
+
+from plasticity_probes.sb3.networks import preprocessed
 
 
 @contextmanager
@@ -46,13 +47,6 @@ class Seeds:
         return int(self._generator.integers(2**32))
 
 
-def encoded(observations: Tensor, space: spaces.Space) -> Tensor:
-    """Discrete observations as one-hot vectors: the encoding has no vmap."""
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return preprocess_obs(observations, space).flatten(1)
-    return observations
-
-
 class Replay:
     """Batches from an off-policy model's replay buffer, normalised as for its own updates."""
 
@@ -77,8 +71,7 @@ class Replay:
             discounts = getattr(data, "discounts", None)  # of n-step returns
             columns = {name: getattr(data, name) for name in ("actions", "next_observations", "dones", "rewards")}
             columns["discounts"] = torch.full_like(data.rewards, model.gamma) if discounts is None else discounts
-            observations = encoded(data.observations, model.observation_space)
-            return {"observations": observations, **columns, **noise}
+            return {"observations": preprocessed(model, data.observations), **columns, **noise}
 
         return draw
 
@@ -112,5 +105,5 @@ class Rollouts:
         batch = {name: torch.as_tensor(array, device=self.model.device) for name, array in joined.items()}
         if isinstance(self.model.action_space, spaces.Discrete):
             batch["actions"] = batch["actions"].long().flatten()
-        batch["observations"] = encoded(batch["observations"], self.model.observation_space)
+        batch["observations"] = preprocessed(self.model, batch["observations"])
         return batch

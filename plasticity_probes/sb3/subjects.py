@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from plasticity_probes.probe import Findings
 from plasticity_probes.prober import Prober
 from plasticity_probes.sb3.batches import Replay, Rollouts, Seeds, own_random_state
-from plasticity_probes.sb3.networks import view_of
+from plasticity_probes.sb3.networks import ActorView, CriticView, PolicyView, QView, View
 from plasticity_probes.subject import Readout, Subject
 
 
@@ -70,17 +70,17 @@ def parts_of(model: BaseAlgorithm, seed: int, samples: int) -> tuple[Replay | Ro
     return source, [_actor(model, source, seed), _critic(model, source, seed)]
 
 
-def _fresh(model: BaseAlgorithm, seed: int, of: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
-    """`Subject.fresh`: a policy built as SB3 builds `model`'s, then what `of` takes of it. (NatureCNN samples the
+def _fresh(model: BaseAlgorithm, seed: int, of: Callable[[nn.Module], View]) -> Callable[[], View]:
+    """`Subject.fresh`: a policy built as SB3 builds `model`'s, then the view that `of` takes. (NatureCNN samples the
     observation space that it is given, hence copies.)"""
     seeds = Seeds(seed, 2)
 
-    def fresh() -> nn.Module:
+    def fresh() -> View:
         kwargs = copy.deepcopy(model.policy_kwargs)
         with own_random_state(model.device, seeds.next()):
             world = copy.deepcopy(model.observation_space), copy.deepcopy(model.action_space)
             policy = model.policy_class(*world, lambda _: 0.0, **kwargs).to(model.device)
-        return view_of(of(policy))
+        return of(policy)
 
     return fresh
 
@@ -103,28 +103,26 @@ def _dqn(model: DQN, source: Replay, seed: int) -> Part:
         return F.smooth_l1_loss(*regression(network, *columns), reduction="none")
 
     subject = Subject(
-        view_of(model.q_net),
+        QView(model.q_net),
         source.drawing(),
         (Readout("", lambda q: q.amax(1), "max_q", loss, regression),),
         prepare,
         optimizer=_for_probe(model.policy.optimizer),
         behaviour=lambda q: q,
-        fresh=_fresh(model, seed, lambda policy: policy.q_net),
+        fresh=_fresh(model, seed, lambda policy: QView(policy.q_net)),
     )
     return Part(subject, model.policy.optimizer)
 
 
 def _on_policy(model: PPO | A2C, source: Rollouts, seed: int) -> Part:
-    network, space = view_of(model.policy), model.action_space
+    network, space = PolicyView(model.policy), model.action_space
     continuous = isinstance(space, spaces.Box)
     columns_of = ("observations", "actions", "log_probs", "advantages", "returns", "values")
 
     def forward(policy: nn.Module, observations: Tensor) -> tuple[Tensor, Tensor]:
         """What the policy's distribution is made of [n, ...], and values [n]."""
-        features = policy.extract_features(observations)
-        of_actor, of_critic = (features, features) if policy.share_features_extractor else features
-        latents = policy.mlp_extractor.forward_actor(of_actor), policy.mlp_extractor.forward_critic(of_critic)
-        return policy.action_net(latents[0]), policy.value_net(latents[1]).squeeze(1)
+        outputs, values = policy(observations)
+        return outputs, values.squeeze(1)
 
     def prepare(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         advantages = batch["advantages"]
@@ -170,7 +168,7 @@ def _on_policy(model: PPO | A2C, source: Rollouts, seed: int) -> Part:
         optimizer=_for_probe(model.policy.optimizer),
         behaviour=behaviour,
         behaviour_kind="continuous" if continuous else "discrete",
-        fresh=_fresh(model, seed, lambda policy: policy),
+        fresh=_fresh(model, seed, PolicyView),
     )
     return Part(subject, model.policy.optimizer)
 
@@ -194,10 +192,9 @@ def _gaussian_log_probs(standardized: Tensor, log_std: Tensor) -> Tensor:
     return (-0.5 * standardized.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(1)
 
 
-def _sac_action(actor: nn.Module, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _sac_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """SAC's squashed action [n, dimensions] and its log-probability [n] (1801.01290, appendix C), for standard normal
     `noise`."""
-    mean, log_std, _ = actor.get_action_dist_params(observations)
     actions = torch.tanh(mean + log_std.exp() * noise)
     return actions, _gaussian_log_probs(noise, log_std) - (1 - actions.square() + 1e-6).log().sum(1)
 
@@ -207,27 +204,23 @@ def _temperature(model: SAC) -> Tensor:
 
 
 def _actor(model: SAC | TD3, source: Replay, seed: int) -> Part:
-    sac, critic = isinstance(model, SAC), view_of(model.critic)
-
-    def forward(actor: nn.Module, observations: Tensor) -> tuple[Tensor, ...]:
-        return actor.get_action_dist_params(observations)[:2] if sac else (actor(observations),)
+    sac, critic = isinstance(model, SAC), CriticView(model.critic)
 
     def loss(actor: nn.Module, observations: Tensor, noise: Tensor) -> Tensor:
         if not sac:
-            return -critic.q1_forward(observations, actor(observations)).squeeze(1)
-        actions, log_probs = _sac_action(actor, observations, noise)
-        return _temperature(model) * log_probs - torch.cat(critic(observations, actions), 1).amin(1)
+            return -critic.own.q1_forward(observations, *actor(observations)).squeeze(1)
+        actions, log_probs = _sac_action(*actor(observations), noise)
+        return _temperature(model) * log_probs - critic(observations, actions).amin(1)
 
     subject = Subject(
-        view_of(model.actor),
+        ActorView(model.actor),
         source.drawing(),
         (Readout("", lambda given: given[0].sum(1), "policy_sum", loss),),
         lambda batch: (batch["observations"], batch["noise"]),
-        forward,
         optimizer=_for_probe(model.actor.optimizer),
         behaviour=(lambda given: given) if sac else (lambda given: given[0]),
         behaviour_kind="continuous" if sac else "values",
-        fresh=_fresh(model, seed, lambda policy: policy.actor),
+        fresh=_fresh(model, seed, lambda policy: ActorView(policy.actor)),
     )
     renamed = {"probes/churn/value": "probes/churn/action", "probes/churn/greedy_action": None}
     return Part(subject, model.actor.optimizer, "actor", renamed)
@@ -235,24 +228,24 @@ def _actor(model: SAC | TD3, source: Replay, seed: int) -> Part:
 
 def _critic(model: SAC | TD3, source: Replay, seed: int) -> Part:
     """All Q-networks of the critic; actions ride along as the last columns of flattened observations."""
-    draw_transitions, network = source.drawing(), view_of(model.critic)
-    shape = network.observation_space.shape
+    draw_transitions, network = source.drawing(), CriticView(model.critic)
+    shape = network.shape
 
     def draw(samples: int) -> dict[str, Tensor] | None:
         batch = draw_transitions(samples)
         if batch is not None:
-            batch["observations"] = torch.cat([batch["observations"].flatten(1).float(), batch["actions"]], 1)
+            batch["observations"] = torch.cat([batch["observations"].flatten(1), batch["actions"]], 1)
         return batch
 
     def forward(critic: nn.Module, joined: Tensor) -> Tensor:
         """Q-values [n, networks]."""
         inputs = math.prod(shape)
-        return torch.cat(critic(joined[:, :inputs].reshape(-1, *shape), joined[:, inputs:]), 1)
+        return critic(joined[:, :inputs].reshape(-1, *shape), joined[:, inputs:])
 
     def prepare(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         following = batch["next_observations"]
         if isinstance(model, SAC):
-            actions, log_probs = _sac_action(model.actor, following, batch["next_noise"])
+            actions, log_probs = _sac_action(*model.actor.get_action_dist_params(following)[:2], batch["next_noise"])
             bonus = -_temperature(model) * log_probs[:, None]
         else:
             noise = (batch["next_noise"] * model.target_policy_noise).clamp(
@@ -277,6 +270,6 @@ def _critic(model: SAC | TD3, source: Replay, seed: int) -> Part:
         forward,
         optimizer=_for_probe(model.critic.optimizer),
         behaviour=lambda q: q,
-        fresh=_fresh(model, seed, lambda policy: policy.critic),
+        fresh=_fresh(model, seed, lambda policy: CriticView(policy.critic)),
     )
     return Part(subject, model.critic.optimizer, "critic", {"probes/churn/greedy_action": None})

@@ -198,7 +198,7 @@ def test_an_end_before_the_first_step(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("within", ["callback.Prober", "subjects.view_of"])
+@pytest.mark.parametrize("within", ["callback.Prober", "networks.copy.copy"])
 def test_an_end_while_the_probes_are_set_up(kind, within, monkeypatch):
     model, callback = KINDS[kind](), PlasticityCallback(20, samples=16)
     with monkeypatch.context() as patched:
