@@ -42,7 +42,7 @@ class PPO:
         check_ppo(config, spaces, num_envs)
         check_interventions(interventions, config)
         self.batch_size = config.rollout_steps * num_envs
-        self.config, self.spaces, self.num_envs = config, spaces, num_envs
+        self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators
         self.device, self.precision = device, precision
         self.continuous = spaces.actions == "continuous"
         self.action_map: ActionMap | None = None  # of a world that was built: one that is described has no bounds

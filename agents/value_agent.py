@@ -44,7 +44,7 @@ class ValueAgent:
     ) -> None:
         check_value_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
-        self.config, self.spaces, self.num_envs = config, spaces, num_envs
+        self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators
         self.head = value_head(head, interventions)
         self.device, self.precision = device, precision
         storage, remembering = config.replay_device == "device", (config.buffer_size, config.n_step, config.gamma)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from agents.ppo import PPO
 from agents.probing import subject_of
-from agents.randomness import Generators
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig
 from experiments.run_directory import RunDirectory
@@ -33,7 +32,7 @@ class Probing:
             return
         settings = config.probe
         self.prober = Prober(
-            subject_of(agent, Generators(config.run.seed)),
+            subject_of(agent, agent.generators),
             config.run.probes,
             config.probe_every,
             settings.heavy_factor,
