@@ -52,8 +52,8 @@ class View(nn.Module):
         return self.run(*inputs)
 
     def run(self, observations: Tensor) -> Any:
-        """The network's own forward pass."""
-        return self.own(observations)
+        """The network's own forward pass, without hooks that somebody may have put on it as a whole."""
+        return self.own.forward(observations)
 
 
 class QView(View):
@@ -90,7 +90,7 @@ class ActorView(View):
         """Before squashing and noise."""
         if hasattr(self.own, "get_action_dist_params"):
             return self.own.get_action_dist_params(observations)[:2]
-        return (self.own(observations),)
+        return (self.own.forward(observations),)
 
 
 class CriticView(View):
@@ -98,4 +98,4 @@ class CriticView(View):
 
     def run(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Side by side."""
-        return torch.cat(self.own(observations, actions), 1)
+        return torch.cat(self.own.forward(observations, actions), 1)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from agents.initializers import initializer_for
 from agents.networks import Capture, Captured
+from plasticity_probes.sb3.networks import PolicyView, QView, View
 from plasticity_probes.units import HiddenLayer, LayerActivations, activations, hidden_layers
 
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,12 +26,12 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
 """Those that torch has no function for; the others are called as theirs."""
 
 
-class View(nn.Module):
-    """A network of SB3's, its modules shared and called as there, that runs as our agents' networks do: on preprocessed
-    observations, drawing nothing, and giving (outputs, captured) where it is asked to `capture`."""
+class Capturing(View):
+    """A view that runs as our agents' networks do, drawing nothing, and giving (outputs, captured) where it is asked to
+    `capture`."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
         self.points: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
         """By layer: the module whose output is the value before the nonlinearity, and the nonlinearity."""
         self.unseen: dict[str, str] = {}
@@ -53,7 +54,7 @@ class View(nn.Module):
         for name, activation in self.unseen.items():
             raise ValueError(f"layer '{name}': its values are not those of {activation}, and cannot be captured")
 
-    def like(self, other: View) -> View:
+    def like(self, other: Capturing) -> Capturing:
         """Captures as the `other` one of the same structure."""
         self.points, self.unseen, self.copies = other.points, other.unseen, other.copies
         return self
@@ -77,53 +78,22 @@ class View(nn.Module):
                 self.unseen[layer.name] = layer.activation
 
 
-class QView(View):
-    """DQN's `q_net`; forward(observations) -> Q-values [batch, actions]."""
+class CapturingQ(Capturing, QView):
+    """DQN's `q_net`."""
 
-    def __init__(self, q_net: QNetwork) -> None:
-        super().__init__()
-        self.features_extractor, self.q_net = q_net.features_extractor, q_net.q_net
-
-    @staticmethod
-    def part_of(name: str) -> str:
-        """encoder or critic, for the name of a parameter or module."""
-        return "encoder" if name.startswith("features_extractor") else "critic"
-
-    def run(self, observations: Tensor) -> Tensor:
-        """The forward pass as SB3 takes it."""
-        return self.q_net(self.features_extractor(observations))
+    parts = ("features_extractor", "q_net")
 
 
-class PolicyView(View):
-    """PPO's policy; forward(observations) -> what its distribution is made of [batch, ...], and values [batch, 1]."""
+class CapturingPolicy(Capturing, PolicyView):
+    """PPO's policy."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        super().__init__()
-        self.shared = policy.share_features_extractor
-        self.log_std = getattr(policy, "log_std", None)
-        self.features_extractor = policy.pi_features_extractor
-        self.vf_features_extractor = None if self.shared else policy.vf_features_extractor
-        self.mlp_extractor = policy.mlp_extractor
-        self.action_net, self.value_net = policy.action_net, policy.value_net
-
-    def part_of(self, name: str) -> str:
-        """encoder, actor or critic, for the name of a parameter or module."""
-        if self.shared and name.startswith("features_extractor"):
-            return "encoder"
-        return "critic" if name.startswith(("vf_", "mlp_extractor.value_net", "value_net")) else "actor"
-
-    def run(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """The forward pass as SB3's update takes it, without the distribution."""
-        features = self.features_extractor(observations)
-        of_critic = features if self.shared else self.vf_features_extractor(observations)
-        policy = self.action_net(self.mlp_extractor.forward_actor(features))
-        return policy, self.value_net(self.mlp_extractor.forward_critic(of_critic))
+    parts = ("log_std", "features_extractor", "vf_features_extractor", "mlp_extractor", "action_net", "value_net")
 
 
 class Watch:
     """Remembers what goes into a view's modules, and what it is asked to `capture`, until it is stopped."""
 
-    def __init__(self, view: View, capture: Capture | None) -> None:
+    def __init__(self, view: Capturing, capture: Capture | None) -> None:
         self.observations: Tensor | None = None
         self.captured: Captured = {}
         self._both, self._copies = capture == "preactivations", view.copies
@@ -182,14 +152,14 @@ def require_supported(model: BaseAlgorithm) -> None:
         raise ValueError(f"optimizer: has {len(optimizer.param_groups)} groups of parameters, must have one")
 
 
-def networks_of(model: BaseAlgorithm) -> tuple[View, dict[str, View]]:
+def networks_of(model: BaseAlgorithm) -> tuple[Capturing, dict[str, Capturing]]:
     """The network that trains, and all that there are by name. ValueError: the policy has other parameters too."""
     if isinstance(model, DQN):
-        networks = {"online": QView(model.q_net), "target": QView(model.q_net_target)}
+        networks = {"online": CapturingQ(model.q_net), "target": CapturingQ(model.q_net_target)}
     else:
-        networks = {"online": PolicyView(model.policy)}
+        networks = {"online": CapturingPolicy(model.policy)}
     view = networks["online"]
-    known = set(map(id, view.parameters()))
+    known = {id(parameter) for name, parameter in view.named_parameters() if name.split(".")[0] in view.parts}
     names = {id(parameter): name for name, parameter in model.policy.named_parameters()}
     for parameter in model.policy.optimizer.param_groups[0]["params"]:
         if id(parameter) not in known:

@@ -4,13 +4,9 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
 
-
-def preprocessed(model: BaseAlgorithm, observations: Tensor) -> Tensor:
-    """As the features extractor takes them."""
-    return preprocess_obs(observations, model.observation_space, normalize_images=model.policy.normalize_images)
+from plasticity_probes.sb3.networks import preprocessed
 
 
 def example_for(model: BaseAlgorithm, generator: torch.Generator) -> Tensor:
