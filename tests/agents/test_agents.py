@@ -353,7 +353,7 @@ def test_value_agents_on_cuda_stay_close_to_the_cpu(name, storage):
         drive(build(config, spaces, device=torch.device(device)), NoiseWorld(spaces, 2), 60)
         for device in ("cpu", "cuda")
     )
-    cuda.optimization.guard.flush()
+    cuda.learner.optimization.guard.flush()
     for ours, theirs in zip(cuda.network.parameters(), cpu.network.parameters(), strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=0)
 
@@ -370,6 +370,6 @@ def test_a_ppo_update_on_cuda_stays_close_to_the_cpu(name):
     cuda._next_observations, cuda.steps = cpu._next_observations, cpu.steps
     for agent in (cpu, cuda):
         agent.update()
-    cuda.optimization.guard.flush()
+    cuda.learner.optimization.guard.flush()
     for ours, theirs in zip(cuda.network.parameters(), cpu.network.parameters(), strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=0)
