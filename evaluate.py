@@ -6,7 +6,8 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from experiments.cli import fail, parse_evaluate, print_anything
+from experiments.cli import fail, parse_evaluate
+from experiments.command import as_command
 from experiments.evaluate_check import check_evaluation
 from experiments.evaluate_config import EvaluateConfig
 
@@ -32,7 +33,6 @@ def measured(settings: EvaluateConfig) -> tuple[dict, list[str]]:
 
 def main() -> int:
     """Parse, check, play or probe, print."""
-    print_anything()
     settings = parse_evaluate(sys.argv[1:])
     try:
         check_evaluation(settings)  # without torch, whose import takes longer than an answer should
@@ -46,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_command(main))

@@ -5,13 +5,13 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down many times over
 
-from experiments.cli import fail, parse_train, print_anything
+from experiments.cli import fail, parse_train
+from experiments.command import as_command
 from experiments.places import PlaceError, quoted
 
 
 def main() -> int:
     """Parse, check, train, say where to look."""
-    print_anything()
     config = parse_train(sys.argv[1:])
     from experiments.setup import build, check
 
@@ -34,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_command(main))

@@ -64,7 +64,7 @@ def require_float32(settings: object, path: str = "") -> None:
 def _require_float32(number: float, field: str, value: object) -> None:
     require(abs(number) <= FLOAT32_LARGEST, field, value, "finite in float32 (at most 3.4e38)")
     large_enough = number == 0 or abs(number) >= FLOAT32_SMALLEST
-    require(large_enough, field, value, "0 or at least 1.2e-38 in size: float32 knows nothing in between")
+    require(large_enough, field, value, "at least 1.2e-38 in size where it is not 0: float32 knows nothing in between")
     below_one = not 0 < number < 1 or number < BELOW_ONE
     require(below_one, field, value, f"at most {BELOW_ONE:.8f} where it is below 1: in float32 it would be 1")
 

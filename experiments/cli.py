@@ -41,13 +41,6 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def print_anything() -> None:
-    """Let what this locale cannot write come out as escapes, instead of ending a run: names hold what they like."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def overview(program: str = "train.py") -> str:
     """What `train.py` without arguments says."""
     presets = "\n".join(wrapped(f"{agent}: {', '.join(names)}", 4) for agent, names in PRESETS.items())

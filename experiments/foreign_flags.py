@@ -3,7 +3,7 @@ zoo, Dopamine), with the difference in units where there is one. Data and words 
 
 from collections.abc import Mapping
 
-from agents.interventions import ALSO_CALLED, COMBINATIONS, NAMES
+from agents.interventions import ALSO_CALLED, COMBINATIONS, NAMES, parameters_of
 from agents.spelling import did_you_mean, folded, nearest
 
 VALUE, PPO, EVALUATE = "value", "ppo", "evaluate.py"
@@ -21,6 +21,7 @@ LAYERS = "--width (units in each dense hidden layer) and --depth (how many of th
 NOT_OFFERED = "the optimizer is Adam, with --learning-rate, --adam.betas and --adam.eps"
 REPEATS = "one seed on one CPU with one number of threads repeats to the bit"
 GAMES = "--episodes (games to play)"
+LISTED = "--interventions"
 
 FOREIGN: dict[str, str | Mapping[str, str]] = {
     "total-timesteps timesteps n-timesteps num-timesteps max-steps total-steps max-timesteps training-steps": "--steps",
@@ -53,7 +54,10 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "gae lam lambda gae-lamda": {PPO: "--gae-lambda"},
     "normalize-advantage norm-advantage advantage-normalization": {PPO: "--norm-adv (minibatch, rollout or off)"},
     "target-kl kl kl-target": {PPO: "not offered: no epoch is cut by the KL divergence (losses/approx_kl shows it)"},
-    "loss": {PPO: "--value-loss (mse or hl_gauss)"},
+    "loss": {
+        PPO: "--value-loss (mse or hl_gauss)",
+        VALUE: "C51's is the cross-entropy to its projected target; the others are dqn's: train.py dqn --loss ...",
+    },
     "value-loss critic-loss": {VALUE: "--loss"},
     "use-sde sde-sample-freq": {PPO: "not offered"},
     "exploration-fraction eps-fraction epsilon-decay eps-decay exploration-decay": {
@@ -112,7 +116,9 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "config-file conf yaml hyperparams hyperparameters": "--config FILE, or single flags",
     "version": "versions and commit of every run stand in its manifest.json",
     "frame-stack framestack frame-skip frameskip num-stack": "four frames are skipped and four stacked in Atari",
-    "repeat-action-probability sticky sticky-action-probability": "--sticky-actions (Atari)",
+    "repeat-action-probability sticky sticky-prob sticky-action-prob sticky-action-probability": (
+        "--sticky-actions (Atari)"
+    ),
     "terminal-on-life-loss episodic-life episode-life end-of-life": "--life-loss-discount",
     "noops noop noop-reset": "--noop-max (Atari)",
     "full-actions": "--full-action-space (Atari)",
@@ -126,6 +132,11 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "change task-change": "--task.change",
     "num-tasks n-tasks tasks": "--task.count",
     "intervention remedies method methods": "--interventions NAME ...",
+    "dormant-threshold dormancy-threshold redo-threshold": f"{LISTED} redo --redo.tau",
+    "redo-check-interval redo-interval redo-frequency redo-freq": f"{LISTED} redo --redo.period (GRADIENT steps)",
+    "redo-bs redo-batch-size": f"{LISTED} redo --redo.samples",
+    "replacement-rate": f"{LISTED} cbp --cbp.replacement-rate",
+    "maturity-threshold": f"{LISTED} cbp --cbp.maturity (GRADIENT steps)",
     "probe measure measures": "--probes NAME ...",
     "probe-freq probe-every probe-interval": "--probe.every",
     "num-samples probe-samples": "--probe.samples",
@@ -224,11 +235,19 @@ def _answers(table: Mapping[str, str | Mapping[str, str]], program: str) -> dict
 
 
 def _of_an_intervention(word: str) -> str | None:
-    """The answer to an intervention's name written as a flag."""
+    """The answer to an intervention's name written as a flag (--use-layer-norm), or to that of its parameter without
+    the dot (--redo-tau)."""
+    wanted = folded(word)
+    switched = [wanted, *(wanted.removeprefix(verb) for verb in ("use", "enable", "with", "apply", "add"))]
     for name in (*NAMES, *COMBINATIONS):
         others = [name, *(ALSO_CALLED.get(name, "").split())]
-        if folded(word) in map(folded, others):
-            return f"--interventions {name}"
+        if any(folded(other) in switched for other in others):
+            return f"{LISTED} {name}"
+    for name in NAMES:
+        if wanted.startswith(folded(name)):
+            for parameter in parameters_of(name):
+                if wanted == folded(name + parameter.name):
+                    return f"{LISTED} {name} " + f"--{name}.{parameter.name}".replace("_", "-")
     return None
 
 

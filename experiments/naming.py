@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.config import SurgeryConfig
 from envs.config import family_of
 from experiments.config import NOT_IN_THE_NAME, TrainConfig, to_dict
-from experiments.flags import flags_of
+from experiments.flags import as_written, flags_of
 
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
@@ -32,7 +34,7 @@ def made_up_name(config: TrainConfig) -> str:
     preset, usual = _presets(config)
     parts = [config.agent_name, world, *([preset] if preset != usual else []), *_fitting(changed, "_")]
     if config.interventions:
-        parts.append("+".join(_fitting([in_the_name(one) for one in config.interventions], "+")))
+        parts.append(_interventions(config.interventions))
     return safe("_".join([*parts, f"s{config.run.seed}", digest(config)]))
 
 
@@ -106,22 +108,34 @@ def _assigned(name: str, value: object) -> str:
 
 def in_a_word(value: object) -> str:
     """A setting's value as a name or a table holds it."""
-    if isinstance(value, float):
-        return f"{value:g}"
     if isinstance(value, (tuple, list)):
-        return ",".join(map(in_a_word, value))
+        return ",".join(map(in_a_word, value)) or "none"
+    if isinstance(value, float):
+        return as_written(value)
     return "none" if value is None else Path(value).stem if isinstance(value, Path) else str(value)
 
 
-def in_the_name(intervention: "Intervention") -> str:
-    """Its name, its strength (a first parameter that is a number) and whatever else is not its default."""
+def _interventions(interventions: Sequence["Intervention"]) -> str:
+    """All of them: with all that is to be said of each, or with their strengths, or by their names, whichever is the
+    first that fits; where not even the names do, how many more there are."""
+    for said in (in_the_name, partial(in_the_name, strength_alone=True)):
+        parts = "+".join(map(said, interventions))
+        if len(parts) <= MOST:
+            return parts
+    return "+".join(_fitting([one.name for one in interventions], "+"))
+
+
+def in_the_name(intervention: "Intervention", strength_alone: bool = False) -> str:
+    """Its name, its strength (a first parameter that is a number) and, unless `strength_alone`, whatever else is not
+    its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(intervention)}
     parameters = dict(sorted(intervention.parameters().items(), key=lambda item: item[0] == "only"))  # its own first
     strength = next(iter(parameters))
     shown = [
         _assigned(name.replace("_", "-"), value)
         for name, value in parameters.items()
-        if value != defaults[name] or (name == strength and isinstance(value, float))
+        if (value != defaults[name] and not (strength_alone and name != strength))
+        or (name == strength and isinstance(value, float))
     ]
     return intervention.name + ("." + ",".join(shown) if shown else "")
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from experiments.command import nobody_reads
+
 if TYPE_CHECKING:
     from experiments.logger import Logger
 
@@ -79,6 +81,15 @@ class GamesShown:
                 f"{in_time(time.perf_counter() - self.started)}"
             )
         )
+
+
+class RunConsole(Console):
+    """Where a run says what happens. Where its reader has left (`| head`, a `tee` that was killed) it goes on, for its
+    results are in its directory; rich would end it there and then."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more."""
+        nobody_reads()
 
 
 class ProgressLine:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from agents.precision import set_precision
 from agents.randomness import Generators
 from agents.transitions import Spaces
 from envs import describe, make_vec_from_config
-from experiments.cli import fail, parse_train, print_anything
+from experiments.cli import fail, parse_train
+from experiments.command import as_command
 from experiments.config import TrainConfig
 from experiments.logger import Logger
 from experiments.loop import Episode, Tick
@@ -161,9 +163,8 @@ def _learn(model: PPO | DQN, config: TrainConfig, directory: Path, console: Cons
         model.env.close()
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     """Parse train.py's flags, train, keep the weights as checkpoints/sb3.zip of a run directory named sb3_..."""
-    print_anything()
     config = parse_train(arguments, "python -m experiments.sb3_baseline")
     try:
         config = replace(config, run=replace(config.run, name=config.run.name and f"sb3_{config.run.name}"))
@@ -182,7 +183,8 @@ def main(arguments: list[str]) -> None:
     _learn(model, config, directory.path)
     model.save(directory.checkpoints / "sb3.zip")
     print(f"curves:    tensorboard --logdir {quoted(directory.path.parent)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(as_command(partial(main, sys.argv[1:])))

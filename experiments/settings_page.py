@@ -73,4 +73,4 @@ def _simple(value: object) -> bool | str | float | int:
 
 def _cell(value: object) -> str:
     """On one line, and no bar that would end the cell."""
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "&#124;") or "-"
+    return in_a_word(value) if isinstance(value, float) else str(value).replace("|", "&#124;") or "-"

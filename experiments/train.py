@@ -20,7 +20,7 @@ from experiments.machine import placement_in_words
 from experiments.naming import in_words as in_words_of_preset
 from experiments.page import Page
 from experiments.probing import Probing
-from experiments.progress import ProgressLine
+from experiments.progress import ProgressLine, RunConsole
 from experiments.remarks import close, remarks, told
 from experiments.run_directory import RunDirectory
 from experiments.settings_page import write_end, write_settings
@@ -40,7 +40,7 @@ def train(
     before it stays the last and is named. The world is closed at the end. Raises PlaceError or WandbError where the run
     cannot begin.
     """
-    console = console or Console()
+    console = console or RunConsole()
     directory = RunDirectory(config)
     convolutional = uses_convolutions(config.agent.network, spaces_of(world))
     placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)

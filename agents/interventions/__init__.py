@@ -51,7 +51,7 @@ ALSO_CALLED = {
     "crelu": "concat_relu concatenated_relu",
     "infer": "initial_feature_regularization",
     "l2": "l2_regularization l2_penalty",
-    "l2_init": "regenerative_regularization l2init",
+    "l2_init": "regenerative_regularization regenerative l2init",
     "layer_norm": "ln rms_norm layernormalization",
     "ln_wd": "layer_norm_weight_decay",
     "nap": "normalize_and_project",

@@ -10,7 +10,7 @@ import pytest
 from envs.config import family_of
 from experiments.cli import parse_train
 from experiments.config import from_dict, load_config, to_dict
-from experiments.naming import digest
+from experiments.naming import digest, in_words
 from experiments.presets import PRESETS, preset_config
 
 ALL = [(algorithm, name) for algorithm, presets in PRESETS.items() for name in presets]
@@ -127,8 +127,29 @@ def test_names_with_much_to_say_count_the_rest() -> None:
         "--target-period 9 --n-step 2 --end-e 0.5 --interventions layer_norm redo cbp l2 l2_init parseval weight_clip"
     )
     name = parse_train(f"dqn --env CartPole-v1 {settings} {more} dropout".split()).run_name
-    assert "_width=7_depth=3_gamma=0.5_" in name and "_layer_norm+redo.tau=0.1+" in name
-    assert len(name) < 230 and len(re.findall(r"\dmore", name)) == 2
+    assert "_width=7_depth=3_gamma=0.5_" in name
+    assert "_layer_norm+redo+cbp+l2+l2_init+parseval+weight_clip+dropout_s1_" in name  # their strengths do not fit
+    assert len(name) < 230 and len(re.findall(r"\dmore", name)) == 1
+    many = "activation adam_betas cbp dropout infer l2 l2_init layer_norm optimizer_reset parseval pfo popart redo"
+    name = parse_train(f"ppo --env CartPole-v1 --interventions {many} weight_clip".split()).run_name
+    assert re.search(r"_activation\+adam_betas\+.*\+\dmore_s1_", name)
+
+
+def test_interventions_with_much_to_say_keep_their_names_and_strengths() -> None:
+    """However many parameters the first one has."""
+    redo = "--redo.tau .33 --redo.period 7 --redo.samples 99"
+    line = f"dqn --env CartPole-v1 --interventions redo l2 layer_norm {redo} --l2.rate .5 --l2.include none"
+    name = parse_train(line.split()).run_name
+    assert "_redo.tau=0.33,period=7,samples=99+l2.rate=0.5,include=none+layer_norm_" in name
+    name = parse_train([*line.split(), "--redo.moments", "mean", "--redo.only", "encoder"]).run_name
+    assert "_redo.tau=0.33+l2.rate=0.5+layer_norm_" in name
+
+
+def test_a_number_in_a_name_is_the_number_itself() -> None:
+    """And in the line about the preset: rounded, it would pass for the preset's own."""
+    config = parse_train(["dqn", "--env", "CartPole-v1", "--learning-rate", "0.0010000001"])
+    assert "_learning-rate=0.0010000001_" in config.run_name
+    assert in_words(config) == "preset classic, but learning-rate 0.0010000001"
 
 
 def test_the_preset_is_kept_and_does_not_shape_the_hash(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from agents.config import DQNConfig
 from agents.described import fields_in_source, texts_of
-from agents.interventions import NAMES, intervention_class
+from agents.interventions import NAMES, intervention_class, parameters_of
 from agents.spelling import nearest
 from experiments.cli import parse_evaluate, parse_train
 from experiments.config import AGENTS, TrainConfig, from_dict
@@ -145,6 +145,15 @@ WRONG = {
     "--rollout-steps 5": "no flag of dqn, but of ppo",
     "--redo": "did you mean --interventions redo?",
     "--layernorm": "did you mean --interventions layer_norm?",
+    "--use-layer-norm": "did you mean --interventions layer_norm?",
+    "--enable-redo": "did you mean --interventions redo?",
+    "--redo-tau .1": "did you mean --interventions redo --redo.tau?",
+    "--cbp_replacement_rate .1": "did you mean --interventions cbp --cbp.replacement-rate?",
+    "--shrink-perturb-shrink .4": "did you mean --interventions shrink_perturb --shrink-perturb.shrink?",
+    "--redo-check-interval 9": "--redo.period (GRADIENT steps)",
+    "--dormant-threshold .1": "--redo.tau",
+    "--sticky-action-prob .1": "--sticky-actions",
+    "--interventions regenerative": "did you mean 'l2_init'?",
     "--no-cuda": "--device cpu",
     "--probe units": "did you mean --probes",
     "--nothing-like-it": "--help lists all",
@@ -174,6 +183,10 @@ WRONG = {
     "--adam.betas .9": "must be 2 numbers",
     "--hl-gauss-sigma x": "--hl-gauss-sigma = 'x': must be a number",
 }
+
+
+def test_c51_has_one_loss_and_says_whose_the_others_are(capsys: pytest.CaptureFixture) -> None:
+    assert "train.py dqn --loss" in refusal(capsys, "c51", *CARTPOLE[1:], "--loss", "mse")
 
 
 @pytest.mark.parametrize("words", WRONG)
@@ -264,7 +277,8 @@ def test_the_flags_of_other_projects_are_answered_with_ours(agent: str, capsys: 
 def test_answers_name_flags_that_there_are() -> None:
     all_flags = {flag.name for kind in AGENTS.values() for flag in flags_of(TrainConfig(agent=kind()))}
     deciding = {"--env", "--config", "--help", "--interventions", "--preset", "--device", "--video"}
-    for table, extra in ((FOREIGN, set()), (FOREIGN_TO_EVALUATE, set())):
+    of_interventions = {f"--{name}.{field.name}".replace("_", "-") for name in NAMES for field in parameters_of(name)}
+    for table, extra in ((FOREIGN, of_interventions), (FOREIGN_TO_EVALUATE, set())):
         for answer in table.values():
             for text in [answer] if isinstance(answer, str) else answer.values():
                 known = all_flags | deciding | extra
