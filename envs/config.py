@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from envs.ids import ANTS, FRICTION_ANT, IMAGE_MDP, Family, canonical, family_of, well_formed
+from envs.ids import ANTS, FRICTION_ANT, IMAGE_MDP, MOST_CHARACTERS, Family, canonical, family_of, well_formed
 
 Change = Literal["friction", "labels", "games", "modes", "actions", "observations", "rewards", "reset"]
 
@@ -204,7 +204,8 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         longest = max(len(part) for part in self.env.split(","))
-        _require(longest <= 200 and self.env.isprintable(), "env", self.env, "must be a Gymnasium id, text of one line")
+        a_line = longest <= MOST_CHARACTERS and self.env.isprintable()
+        _require(a_line, "env", self.env, f"must be a Gymnasium id: at most {MOST_CHARACTERS} characters on one line")
         # A frozen field, but one name for one world: files, names of runs and comparisons see this one.
         object.__setattr__(self, "env", canonical(self.env))
         _require(

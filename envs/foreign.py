@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from envs.config import WorldConfig
 from envs.errors import in_words
 from envs.foreign_pool import ForeignPool, staying_here
 from envs.ids import newer_robot, split_id
-from envs.registry import is_old_atari, unknown
+from envs.registry import is_gone, is_old_atari, unknown
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -30,9 +31,10 @@ def find(env: str) -> EnvSpec:
     if module:
         with staying_here():
             _import(env, module)
-    newer = newer_robot(env)
-    if newer and not env.endswith("-v4"):
-        raise ValueError(f"env = {env!r}: must be {newer!r}, since v2 and v3 needed mujoco-py and are no longer there")
+    if is_gone(env):
+        raise ValueError(
+            f"env = {env!r}: must be {newer_robot(env)!r}, since v2 and v3 needed mujoco-py and are no longer there"
+        )
     spec = gymnasium.registry.get(name)
     if spec is None or is_old_atari(name):
         raise ValueError(unknown(env))
@@ -41,7 +43,10 @@ def find(env: str) -> EnvSpec:
 
 def _import(env: str, module: str) -> None:
     """Import `module`, from the working directory too, as `python -m` would."""
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise ValueError(f"env = {env!r}: cannot be imported: the current directory is gone") from None
     try:
         try:
             importlib.import_module(module)
@@ -63,8 +68,8 @@ def _import(env: str, module: str) -> None:
 
 
 def make_one(config: WorldConfig, render_mode: str | None = None) -> gymnasium.Env:
-    """One environment of `config`'s world, as gymnasium.make gives it; a render mode is passed on only if there is one,
-    and the world's own time limit stays unless `config` has another.
+    """One environment of `config`'s world, as gymnasium.make gives it; a render mode is passed on only if there is one
+    or the constructor asks for it, and the world's own time limit stays unless `config` has another.
 
     Raises:
         ValueError: there is no such world, or it cannot be built.
@@ -75,7 +80,7 @@ def make_one(config: WorldConfig, render_mode: str | None = None) -> gymnasium.E
         options["max_episode_steps"] = -1  # `World` counts instead
     try:
         with staying_here():
-            env = gymnasium.make(spec, disable_env_checker=True, **options)
+            env = _made(spec, options)
             _ = env.observation_space, env.action_space  # properties may raise too
     except KeyboardInterrupt:
         raise
@@ -83,6 +88,16 @@ def make_one(config: WorldConfig, render_mode: str | None = None) -> gymnasium.E
         words = f"cannot be built here ({in_words(error)}){_hint(config, error)}"
         raise ValueError(f"env = {config.env!r}: {words}") from error
     return env
+
+
+def _made(spec: EnvSpec, options: dict[str, Any]) -> gymnasium.Env:
+    try:
+        return gymnasium.make(spec, disable_env_checker=True, **options)
+    except TypeError as error:
+        # A constructor may need the render mode that gymnasium.make leaves out; others' code (SB3's) always gives one.
+        if "render_mode" in options or not re.search("missing .* argument: 'render_mode'", str(error)):
+            raise
+    return gymnasium.make(spec, disable_env_checker=True, render_mode=None, **options)
 
 
 def _hint(config: WorldConfig, error: BaseException) -> str:

@@ -117,7 +117,9 @@ def _flat_form(env: str, space: Space) -> ObservationForm:
     except (TypeError, ValueError, NotImplementedError):
         hint = "numbers, vectors or images; make them so with gymnasium.wrappers.TransformObservation"
         raise ValueError(f"env = {env!r}: observations must be {hint}, not {words}") from None
-    if not 0 < size <= MOST_ONE_HOT:
+    if not size:
+        raise ValueError(f"env = {env!r}: observations must hold a number at least, not {words}")
+    if size > MOST_ONE_HOT:
         hint = "make them smaller with gymnasium.wrappers.TransformObservation"
         allowed = f"at most {MOST_ONE_HOT:,} inputs when flattened, not {size:,}: {hint}"
         raise ValueError(f"env = {env!r}: observations must have {allowed} ({words})")

@@ -28,6 +28,9 @@ MUJOCO_WORLDS: dict[str, tuple[int, int, int]] = {
 }
 ANTS = ("Ant-v5", FRICTION_ANT)
 
+MOST_CHARACTERS = 200
+"""Of an id; names of files are made of it."""
+
 _HOMES = ("ale_py", "envs", "gymnasium")  # modules whose worlds are known here by their ids alone
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -77,7 +80,9 @@ def newer_robot(env: str) -> str | None:
 
 
 def well_formed(env: str) -> bool:
-    """Whether `env` is ID or MODULE:ID, with a module that Python can import by name."""
+    """Whether `env` is ID or MODULE:ID on one line, with a module that Python can import by name."""
+    if len(env) > MOST_CHARACTERS or not env.isprintable():
+        return False
     if ":" not in env:
         return bool(env.strip())
     module, name = split_id(env)

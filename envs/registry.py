@@ -123,6 +123,11 @@ def is_old_atari(name: str) -> bool:
     return str(gymnasium.registry[name].entry_point).startswith("ale_py") if name in gymnasium.registry else False
 
 
+def is_gone(name: str) -> bool:
+    """Whether gymnasium's id `name` is one of the robots that needed mujoco-py (Ant-v2, Ant-v3): it is only listed."""
+    return newer_robot(name) is not None and not name.endswith("-v4")
+
+
 _OLD_ATARI = re.compile(r"(?:ALE/)?(\w+?)(-ram)?(NoFrameskip|Deterministic)?-v\d+")
 
 
@@ -133,6 +138,7 @@ def unknown(env: str) -> str:
     module, name = split_id(env)
     atari = _atari_ids()
     others = [known for known in gymnasium.registry if ("/" not in known or module) and not is_old_atari(known)]
+    others = [known for known in others if not is_gone(known)]
     known = list(dict.fromkeys([*atari, *MUJOCO_WORLDS, IMAGE_MDP, *others]))
     # "BreakoutNoFrameskip-v4" means ALE/Breakout-v5; the plain name alone is too far away for difflib.
     folded = {one.lower(): one for one in known}

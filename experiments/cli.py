@@ -197,7 +197,7 @@ _DECIDE_THE_PRESET = ("--env", "--steps", "--task.period", "--task.first", "--ta
 def _word_after(words: Sequence[str], flag: str) -> str | None:
     """The last value of `flag` among `words`, before it is known which other flags there are."""
     found = None
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
         name, equals, value = word.partition("=")
         if name == flag and (equals or not is_flag(following)):
             found = value if equals else following
@@ -279,7 +279,7 @@ def refuse_two_moments(given: Mapping[str, list[str]]) -> None:
 
 def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
     """Raise ValueError for one of `flags` with nothing after it: as a path that would be the current directory."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
         flag, equals, value = argument.partition("=")
         flag = flag.replace("_", "-")
         told = value if equals else "-" if following is None else following

@@ -203,7 +203,7 @@ def _interventions(listed: object) -> tuple[Intervention, ...]:
 
 def _build(kind: type, settings: object, path: str, kinds: dict[str, type] = types.MappingProxyType({})) -> object:
     """An object of the dataclass `kind`; absent fields keep their defaults, so that older files still load."""
-    require(isinstance(settings, dict), path or "settings", settings, "a JSON object")
+    require(isinstance(settings, dict), path.rstrip(".") or "settings", settings, "a JSON object")
     hints, values = _hints(kind), {}
     for name, value in settings.items():
         allowed = f"a known setting; known: {', '.join(hints)}{did_you_mean(name, hints)}"

@@ -6,10 +6,12 @@ table of contents is read without the weights (see `peek.py`).
 
 import zipfile
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 from agents.checks import check_network, uses_convolutions
-from agents.config import AgentConfig, PPOConfig, require, shown
+from agents.config import AgentConfig, PPOConfig, require
 from envs import describe
 from envs.config import TaskConfig, WorldConfig
 from envs.datasets import require_content
@@ -21,7 +23,7 @@ from experiments.json_file import require_file
 from experiments.machine import has_gpu_driver, may_be_a_gpu
 from experiments.peek import peek
 from experiments.places import NAME_BYTES, own_file, require_text, require_writable
-from experiments.run_directory import all_checkpoints, checked_content, find_checkpoint
+from experiments.run_directory import all_checkpoints, checked_content, find_checkpoint, not_ours
 from experiments.setup import spaces_from
 from experiments.sizes import check_sizes
 
@@ -40,11 +42,13 @@ def check_evaluation(settings: EvaluateConfig) -> None:
     require(not asked.startswith("cuda") or has_gpu_driver(), "device", asked, "cpu or auto: no GPU driver is here")
     if settings.probe:
         check_batches(paths[-1])
-    config = settings_beside(paths[-1], settings.run)
-    if config is not None:
-        check_playing(config, settings)
-    for path in paths:
-        check_playing(checked_content(path, peek(path))[0], settings)
+    beside = settings_beside(paths[-1], settings.run)
+    of_each = (checked_content(path, peek(path))[0] for path in paths)
+    checked: list[TrainConfig] = []
+    for config in chain([] if beside is None else [beside], of_each):
+        if config not in checked:  # to know a world that somebody else made, one must be built
+            check_playing(config, settings)
+            checked.append(config)
 
 
 def check_playing(config: TrainConfig, settings: EvaluateConfig) -> None:
@@ -87,25 +91,26 @@ def settings_beside(path: Path, asked: Path) -> TrainConfig | None:
 def require_whole(path: Path) -> None:
     """Raise ValueError unless `path` is an archive as torch writes them, no byte changed, that fits into memory."""
 
-    def refuse(why: str) -> None:
-        raise ValueError(f"checkpoint = {shown(str(path))}: is no checkpoint of this suite ({why})")
+    def refuse(why: str) -> NoReturn:
+        raise not_ours(path, why)
 
     require_file("checkpoint", path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            if not any(member.filename.endswith("/data.pkl") for member in members):
-                refuse("an archive of something else")
+            ours = any(member.filename.endswith("/data.pkl") for member in members)
             total, available = sum(member.file_size for member in members), available_memory()
-            if total > available:
-                refuse(f"it unpacks to {total / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are available")
-            damaged = archive.testzip()
+            damaged = archive.testzip() if ours and total <= available else None
     except OSError as error:
         refuse(error.strerror or str(error))
     except zipfile.BadZipFile:
         refuse("empty" if not path.stat().st_size else "torn, or another kind of file")
     except Exception as error:  # an encrypted or oddly packed member; whatever it is, torch did not write it
         refuse(" ".join(str(error).split()) or type(error).__name__)
+    if not ours:
+        refuse("an archive of something else")
+    if total > available:
+        refuse(f"it unpacks to {total / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are available")
     if damaged is not None:
         refuse(f"damaged: {damaged} is not as it was written")
 

@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from agents.config import AsFlag
+from agents.config import AsFlag, shown
 from agents.spelling import did_you_mean
 from experiments.foreign_flags import about_value
 from experiments.machine import DEVICES, Device, check_device
@@ -194,7 +194,7 @@ def value_of(flag: Flag, words: Sequence[str]) -> Any:
         return _converted(flag, flag.core, words[0])
     kinds = typing.get_args(flag.core)
     if flag.count is not None and len(words) != flag.count:
-        raise ValueError(f"{flag.name} = {' '.join(words)!r}: must be {allowed(flag)}")
+        raise ValueError(f"{flag.name} = {shown(' '.join(words))}: must be {allowed(flag)}")
     if flag.count is None:
         words = [] if [word.lower() for word in words] == ["none"] and kinds[0] is not str else words
         kinds = kinds[:1] * len(words)
@@ -203,7 +203,7 @@ def value_of(flag: Flag, words: Sequence[str]) -> Any:
 
 def _converted(flag: Flag, kind: Any, word: str) -> Any:
     def refuse(hint: str = "") -> NoReturn:
-        raise ValueError(f"{flag.name} = {word!r}: must be {allowed(flag)}{hint}") from None
+        raise ValueError(f"{flag.name} = {shown(word)}: must be {allowed(flag)}{hint}") from None
 
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)

@@ -5,15 +5,16 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from agents.config import require, shown
+from agents.config import shown
 from envs.cores import usable_cores
 from experiments.config import TrainConfig, from_dict, to_dict
 from experiments.places import PlaceError, new_directory
@@ -125,18 +126,32 @@ def find_checkpoint(place: Path) -> Path:
     place = Path(place)
     if os.path.isfile(place):  # pathlib's raise for a name that is too long
         return place
-    if not os.path.isdir(place):
-        require(
-            not os.path.lexists(place), "run", str(place), "a run directory or a checkpoint, not a device or a pipe"
-        )
-        raise ValueError(f"run = {shown(str(place))}: no such run directory or checkpoint")
-    final = place / "checkpoints" / "final.pt"
-    periodic = sorted(p for p in (place / "checkpoints").glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))
-    if final.exists():
-        return final
+
+    def refuse(why: str) -> NoReturn:
+        raise ValueError(f"run = {shown(str(place))}: {why}")
+
+    folder = place / "checkpoints"
+    try:
+        if not stat.S_ISDIR(_mode(place)):
+            refuse("must be a run directory or a checkpoint, not a device or a pipe")
+        if os.path.exists(folder / "final.pt"):
+            return folder / "final.pt"
+        periodic = sorted(name for name in os.listdir(folder) if re.fullmatch(r"step_\d+\.pt", name))
+    except PermissionError as error:
+        refuse(f"may not be looked into ({error.strerror})")
+    except OSError:
+        refuse("holds no checkpoints/*.pt (yet)" if os.path.isdir(place) else "no such run directory or checkpoint")
     if not periodic:
-        raise ValueError(f"run = {shown(str(place))}: holds no checkpoints/*.pt (yet)")
-    return periodic[-1]
+        refuse("holds no checkpoints/*.pt (yet)")
+    return folder / periodic[-1]
+
+
+def _mode(path: Path) -> int:
+    """That of what is at `path`. Raises OSError, for what no path can hold too."""
+    try:
+        return os.stat(path).st_mode
+    except ValueError as error:  # a NUL, half a surrogate pair
+        raise FileNotFoundError(str(error)) from None
 
 
 def all_checkpoints(place: Path) -> list[Path]:
