@@ -27,7 +27,7 @@ def failed(env: str, environment: int | None, moment: str, error: BaseException)
 
 def in_words(error: BaseException) -> str:
     """Type, message and place of `error` on one line: ``RuntimeError: connection lost (simulator.py, line 88)``."""
-    text = in_short(str(error))
+    text = in_short(message_of(error))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_passing(frame.filename)]
     # The world's own line says more than one of a library that it called.
     own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
@@ -41,9 +41,18 @@ def _is_passing(filename: str) -> bool:
     return path.parent == _OURS or "gymnasium" in path.parts or "importlib" in path.parts or filename.startswith("<")
 
 
+def message_of(error: BaseException) -> str:
+    """The message of `error`, whose class may be the world's own, mistakes and all."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message raises {type(another).__name__})"
+
+
 def in_short(text: str, longest: int = _LONGEST) -> str:
-    """`text` on one line, cut where it is too long for a sentence."""
+    """`text` on one line, cut where it is too long for a sentence; what a terminal would obey is escaped."""
     text = " ".join(text.split())
+    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
@@ -64,7 +73,7 @@ def found(value: Any) -> str:
 
 def _hint(error: BaseException) -> str:
     """What a well-known mistake in a world means."""
-    text = str(error)
+    text = message_of(error)
     if isinstance(error, ValueError) and "values to unpack (expected 5" in text:
         return (
             ": step() must return (observation, reward, terminated, truncated, info); the old Gym API had four values"

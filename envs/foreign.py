@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from envs.config import WorldConfig
-from envs.errors import in_words
+from envs.errors import in_words, message_of
 from envs.foreign_pool import ForeignPool, staying_here
 from envs.ids import newer_robot, split_id
 from envs.registry import is_gone, is_old_atari, unknown
@@ -95,13 +95,13 @@ def _made(spec: EnvSpec, options: dict[str, Any]) -> gymnasium.Env:
         return gymnasium.make(spec, disable_env_checker=True, **options)
     except TypeError as error:
         # A constructor may need the render mode that gymnasium.make leaves out; others' code (SB3's) always gives one.
-        if "render_mode" in options or not re.search("missing .* argument: 'render_mode'", str(error)):
+        if "render_mode" in options or not re.search("missing .* argument: 'render_mode'", message_of(error)):
             raise
     return gymnasium.make(spec, disable_env_checker=True, render_mode=None, **options)
 
 
 def _hint(config: WorldConfig, error: BaseException) -> str:
-    text, newer = str(error), newer_robot(config.env)
+    text, newer = message_of(error), newer_robot(config.env)
     if newer:
         return f"; {newer!r} can"
     if "missing" in text and "required" in text and "argument" in text:

@@ -214,6 +214,9 @@ class ForeignPool(PythonPool):
         low, high = self._bounds
         outside = (observations < low) | (observations > high)
         if np.count_nonzero(outside):
+            outside &= np.isfinite(observations)  # what is infinite ends the run, with words of the agent's
+            if not outside.any():
+                return observations
             self._bounds = None
             row, *place = (int(index) for index in np.argwhere(outside)[0])
             value, least, most = observations[(row, *place)], low[tuple(place)], high[tuple(place)]

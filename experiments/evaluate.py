@@ -1,6 +1,7 @@
 """Playing with saved weights."""
 
 import os
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
 from agents.checks import uses_convolutions
-from agents.config import require
+from agents.config import require, shown
 from envs.config import WorldConfig
 from envs.errors import WorldError
 from experiments.evaluate_check import check_playing, playing_world, small_memory
@@ -111,8 +112,31 @@ def video_frames(path: Path | None, world: VectorEnv, family: str) -> Iterator[V
     writer = imageio.get_writer(path.absolute(), fps=fps, codec="libx264", macro_block_size=2, quality=8)
     try:
         yield VideoFrames(writer, scale=2 if family == "atari" else 1)
+    except OSError as error:  # ffmpeg has gone
+        raise _unwritten(path) from error
     finally:
         writer.close()
+    if not is_whole(path):  # ffmpeg keeps it to itself
+        raise _unwritten(path)
+
+
+def _unwritten(path: Path) -> ValueError:
+    path.unlink(missing_ok=True)
+    return ValueError(f"video = {shown(str(path))}: must be where there is room for it: ffmpeg could not write it")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the MP4 at `path` has its index ("moov"), which is written last, and all the bytes that it declares."""
+    boxes, place, size = set(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+            if length == 1:  # the true one follows
+                length = int.from_bytes(file.read(8))
+            place += length or size
+            boxes.add(kind)
+    return b"moov" in boxes and place == size
 
 
 def evaluate(settings: EvaluateConfig) -> dict:

@@ -22,7 +22,7 @@ from experiments.evaluate_config import EvaluateConfig
 from experiments.json_file import require_file
 from experiments.machine import has_gpu_driver, may_be_a_gpu
 from experiments.peek import peek
-from experiments.places import NAME_BYTES, own_file, require_text, require_writable
+from experiments.places import NAME_BYTES, own_file, require_here, require_text, require_writable
 from experiments.run_directory import all_checkpoints, checked_content, find_checkpoint, not_ours
 from experiments.setup import spaces_from
 from experiments.sizes import check_sizes
@@ -38,6 +38,7 @@ def check_evaluation(settings: EvaluateConfig) -> None:
         require_whole(path)
     if settings.video is not None:
         check_video(settings.video)
+    require_here()
     asked = settings.device
     require(not asked.startswith("cuda") or has_gpu_driver(), "device", asked, "cpu or auto: no GPU driver is here")
     if settings.probe:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,12 @@ from plasticity_probes.probe import Findings
 
 MOST_WAITING = 100
 """Lines that may wait until what probes found, at the first of them, is read from the device at a flush."""
+
+
+def _of_threads(told: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's own thread could not write it raises again in ours, which tells it without a traceback."""
+    if not (isinstance(told.exc_value, OSError) and type(told.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(told)
 
 
 class Logger:
@@ -50,6 +57,7 @@ class Logger:
         surgeries: Callable[[], Done] = dict,
         also: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
+        threading.excepthook = _of_threads
         self.writer = SummaryWriter(str(directory), flush_secs=20)
         self.file = (directory / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self.episodes = EpisodeFile(directory)

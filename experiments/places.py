@@ -110,6 +110,14 @@ def require_writable(field: str, place: Path) -> None:
         raise _refusal(field, place, error, parent) from None
 
 
+def require_here() -> None:
+    """Raise ValueError where the current directory was removed: libraries that torch loads do not start there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the current directory is gone: change to one that is there") from None
+
+
 def own_file(path: Path) -> bool:
     """Whether a file can be written at `path`, in a directory that takes files: nothing is there, or such a file."""
     return not os.path.lexists(path) or (os.path.isfile(path) and os.access(path, os.W_OK))

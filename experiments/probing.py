@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from agents.ppo import PPO
 from agents.probing import subject_of
 from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import RunDirectory, write_tensors
 from plasticity_probes.probe import Findings
 from plasticity_probes.prober import CURRENT, REFERENCE, Prober
 
@@ -83,4 +82,4 @@ class Probing:
 
     def _keep(self, group: str, batch: dict[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
-        torch.save({key: tensor.cpu() for key, tensor in batch.items()}, self.folder / FILES[group])
+        write_tensors(self.folder / FILES[group], {key: tensor.cpu() for key, tensor in batch.items()})

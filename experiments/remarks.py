@@ -41,6 +41,11 @@ def told(error: WorldError, folder: Path, name: str = TRACEBACK) -> str:
     return f"{error} (traceback: {path})"
 
 
+def unwritten(error: OSError, folder: Path, step: int) -> str:
+    """The sentence for a run that could not write one of its files in `folder`."""
+    return f"at step {step:,}: {error.filename or folder} could not be written: {error.strerror or error}"
+
+
 def close(world: VectorEnv, folder: Path, name: str = TRACEBACK) -> str:
     """Close `world`; the sentence of what it raised, or nothing."""
     try:

@@ -1,5 +1,6 @@
 """A run's directory: settings, manifest, checkpoints. Torch is imported where a checkpoint is written or read."""
 
+import io
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -42,9 +43,13 @@ class RunDirectory:
             self.checkpoints.mkdir()
             write_json(self.path / "config.json", to_dict(config))
         except OSError as error:
-            shutil.rmtree(self.path, ignore_errors=True)
-            allowed = "must be a place with room for a run"
-            raise PlaceError(f"runs_dir = {str(config.run.runs_dir)!r}: {allowed}: {error.strerror}") from None
+            raise self.without_room(error) from None
+
+    def without_room(self, error: OSError) -> PlaceError:
+        """What to raise where `error` kept the first files from being written; nothing of the run is left."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        place, why = shown(str(self.config.run.runs_dir)), error.strerror or error
+        return PlaceError(f"runs_dir = {place}: must be a place with room for a run: {why}")
 
     def write_manifest(self, device: "torch.device", placement: str) -> None:
         """Record what the settings do not say: command, versions, machine, threads, git commit. `placement` says why
@@ -72,25 +77,33 @@ class RunDirectory:
         Raises `NonFiniteError`, and touches nothing, where something in `agent_state` is not finite: what is there to
         go back to is better.
         """
-        import torch
-
         from agents.guard import NonFiniteError, in_words, not_finite
 
         if names := not_finite(agent_state):
             raise NonFiniteError(f"not finite: {in_words(names)}; nothing was saved")
         path = self.checkpoints / ("final.pt" if final else f"step_{step:012d}.pt")
         content = {"format": FORMAT, "config": to_dict(self.config), "step": step, "agent": agent_state}
-        partial = path.with_suffix(".partial")
-        try:
-            torch.save(content, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, content)
         self.newest = (path, step)
         kept = self.config.run.keep_checkpoints
         for old in sorted(self.checkpoints.glob("step_*.pt"))[: -kept or None] if kept else ():
             old.unlink()
         return path
+
+
+def write_tensors(path: Path, content: dict) -> None:
+    """Write `content` as torch does, aside first: `path` is whole or as before. Raises OSError for want of room."""
+    import torch
+
+    archive = io.BytesIO()  # of a full disk torch's own writer tells in words of its library
+    torch.save(content, archive)
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_bytes(archive.getbuffer())
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

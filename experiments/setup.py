@@ -16,7 +16,7 @@ from envs.memory import available_memory
 from experiments.config import TrainConfig
 from experiments.foreign_flags import about_probe
 from experiments.machine import has_gpu_driver, may_be_a_gpu, place
-from experiments.places import check_runs_dir
+from experiments.places import check_runs_dir, require_here
 from experiments.probe_names import probe_costs
 from experiments.sizes import check_sizes, check_whole_numbers
 from experiments.wandb_log import wandb_is_installed
@@ -62,6 +62,7 @@ def check(config: TrainConfig) -> None:
         directory = config.run.runs_dir / config.run.name
         require(not os.path.lexists(directory), "name", config.run.name, f"new: {directory} exists already")
     check_runs_dir(config.run.runs_dir, config.run_name)
+    require_here()
 
 
 def check_precision(precision: str, gpu: bool) -> None:

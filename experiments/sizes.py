@@ -64,7 +64,12 @@ def check_sizes(
     def needed(sizes: Sizes) -> int:
         return needed_bytes(config, spaces, sizes, on_gpu)
 
-    refuse_too_large(sizes_of(config), needed, available_memory() if available is None else available, where)
+    sizes = sizes_of(config)
+    available = available_memory() if available is None else available
+    least = needed(dict.fromkeys(sizes, 1))
+    smaller = f"one of fewer observed numbers or actions: the smallest network for it takes {least / 1e9:,.1f} GB"
+    require(least <= available, "env", config.world.env, f"{smaller} and {available / 1e9:.1f} GB {where}")
+    refuse_too_large(sizes, needed, available, where)
 
 
 def refuse_too_large(

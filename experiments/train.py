@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from gymnasium.vector import VectorEnv
@@ -21,7 +22,7 @@ from experiments.naming import in_words as in_words_of_preset
 from experiments.page import Page
 from experiments.probing import Probing
 from experiments.progress import ProgressLine, RunConsole
-from experiments.remarks import close, remarks, told
+from experiments.remarks import close, remarks, told, unwritten
 from experiments.run_directory import RunDirectory
 from experiments.settings_page import write_end, write_settings
 from experiments.setup import never_learns, spaces_of
@@ -35,19 +36,23 @@ def train(
 ) -> tuple[Path, int]:
     """Train the `agent` that `setup.build` made of `config` in its `world` and return (run directory, exit code).
 
-    Exit code 0: finished; 1: stopped because something was not finite or the world failed; 130: interrupted. What was
-    logged is kept in every case, and so is a last checkpoint, unless something in it would not be finite: then the one
-    before it stays the last and is named. The world is closed at the end. Raises PlaceError or WandbError where the run
-    cannot begin.
+    Exit code 0: finished; 1: stopped because something was not finite, the world failed or a file could not be written
+    (a full disk); 130: interrupted. What was logged is kept in every case, and so is a last checkpoint, unless it would
+    not be finite or there is no room for it: then the one before it stays the last and is named. The world is closed at
+    the end. Raises PlaceError or WandbError where the run cannot begin.
     """
     console = console or RunConsole()
     directory = RunDirectory(config)
     convolutional = uses_convolutions(config.agent.network, spaces_of(world))
     placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
-    directory.write_manifest(agent.device, placement)
     also = _wandb(config, directory, world)
     watch = Watch(agent.learner.optimization, agent.state_dict)
-    watchers = _Watchers(config, agent, directory, console, watch, also)
+    try:
+        directory.write_manifest(agent.device, placement)
+        watchers = _Watchers(config, agent, directory, console, watch, also)
+    except OSError as error:
+        world.close()
+        raise directory.without_room(error) from error
     _introduce(config, agent, directory, placement, watchers.say)
     for sentence in remarks(world, agent):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -73,14 +78,19 @@ def train(
         console.print(f"[bold red]stopped at step {step:,}:[/] {escape(why)}", highlight=False, soft_wrap=True)
     except WorldError as error:
         _say_failure(console, told(error, directory.path))
+    except OSError as error:  # of the run's own files: what a world raises is a WorldError
+        _say_failure(console, unwritten(error, directory.path, step))
     except KeyboardInterrupt:
         code = 130
         unsound = watch.unsound()
         why = f": {escape(unsound)}" if unsound else ""
         console.print(f"[bold]interrupted at step {step:,}[/]{why}", highlight=False, soft_wrap=True)
     finally:
-        watchers.close(step, code)
+        unwritable = watchers.close(step, code)
         unclosed = close(world, directory.path)
+    if unwritable is not None and not code:
+        code = 1
+        _say_failure(console, unwritten(unwritable, directory.path, step))
     if code:
         _save_what_is_finite(directory, agent.state_dict(), step, console)
     if unclosed:
@@ -96,7 +106,7 @@ def _save_what_is_finite(directory: RunDirectory, state: dict, step: int, consol
     """Save what a stopped run has come to, or say which checkpoint is good."""
     try:
         directory.save(state, step)
-    except NonFiniteError:
+    except (NonFiniteError, OSError):
         good = "there is no checkpoint from before"
         if directory.newest is not None:
             path, at = directory.newest
@@ -182,14 +192,22 @@ class _Watchers:
         self._summarise(self.report.finish(step))
         self.logger.flush(step)
 
-    def close(self, step: int, code: int) -> None:
-        """The run is over, however it ended: write what is there."""
+    def close(self, step: int, code: int) -> OSError | None:
+        """The run is over, however it ended: write what is there. What kept a file from being written, if anything."""
+        failure = None
+        for writing in (partial(self._write_the_end, step, code), self.logger.close):
+            try:
+                writing()
+            except OSError as error:
+                failure = failure or error
+        return failure
+
+    def _write_the_end(self, step: int, code: int) -> None:
         self._summarise(self.report.finish(step))
         self.logger.write_out(step)
         self.page.follow(self.logger.tags, step)
         if code == 0:
             write_end(self.logger.writer)
-        self.logger.close()
 
     def sum_up(self, config: TrainConfig, step: int) -> None:
         """Say what interventions did, how the tasks went, and whether anything was learned at all."""

@@ -125,6 +125,8 @@ variant("Web", observation_space=Graph(Box(0, 1, (2,)), None))
 variant("PictureAndMore", observation_space=Dict(image=Box(0, 255, (64, 64, 3), np.uint8), speed=Box(0, 1, (1,))))
 variant("Empty", observation_space=Box(0, 1, (0,)))
 variant("Endless", observation_space=Discrete(10**9))
+variant("NoParts", observation_space=Dict())
+variant("ActsHuge", action_space=Discrete(10**9))
 variant("NoSpace", observation_space="Box(3,)")
 
 # Promises broken at the first reset.
@@ -274,11 +276,23 @@ def _raises_at(step, error):
 
 variant("RaisesAtReset", observe=_raises(KeyError("no such level")))
 variant("RaisesAtStep", reward=_raises_at(7, RuntimeError("simulator\nlost [connection]")))
+
+
+class Mute(Exception):
+    """Its message is a mistake of its own."""
+
+    def __str__(self):
+        raise LookupError("no text")
+
+
+variant("RaisesMute", reward=_raises_at(7, Mute()))
+variant("RaisesColours", reward=_raises_at(7, RuntimeError("\x1b[31mred\x00\nnext")))
 variant("Exits", reward=_raises_at(7, SystemExit(3)))
 variant("Panics", reward=_raises_at(7, Panic("thread panicked")))
 variant("RaisesAtClose", close=_raises(OSError("port is gone")))
 variant("RaisesAtBirth", __init__=_raises(ZeroDivisionError("division by zero")))
 variant("Needs", __init__=lambda self, size: None)
+variant("NeedsRenderMode", __init__=lambda self, render_mode: setattr(self, "render_mode", render_mode))
 variant("RaisesForSpace", observation_space=property(_raises(AttributeError("not yet known"))))
 
 

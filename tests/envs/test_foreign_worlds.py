@@ -147,6 +147,7 @@ REFUSED = {
     "Web": "observations must be numbers.*Graph",
     "PictureAndMore": "not images beside others.*FilterObservation",
     "Empty": "observations must hold a number at least",
+    "NoParts": r"observations must hold a number at least, not Dict\(\)",
     "Endless": "at most 100,000 inputs when flattened, not 1,000,000,000",
     "NoSpace": r"observation_space must be a space of gymnasium's, not 'Box\(3,\)'",
     "ActsManyCounts": "actions must be Discrete or a Box of numbers.*TransformAction.*MultiDiscrete",
@@ -166,6 +167,12 @@ def test_what_nobody_can_act_in_is_refused_before_it_is_played(name):
         describe(WorldConfig(env=f"tests.odd_worlds:{name}-v0"))
     with pytest.raises(ValueError, match=REFUSED[name]):
         world_of(name)
+
+
+def test_a_render_mode_that_a_constructor_asks_for_is_given():
+    world = world_of("NeedsRenderMode")
+    assert world.envs[0].unwrapped.render_mode is None
+    assert make_vec("tests.odd_worlds:NeedsRenderMode-v0", 1, 0, render_mode="rgb_array").render_mode == "rgb_array"
 
 
 def test_environments_must_be_alike():
@@ -215,6 +222,8 @@ AT_STEP = {  # what is said, and the step at which it happens in the first of tw
     "OldStep": ("a tuple of 4, where .observation, reward, .*old Gym API gave four", 1),
     "NothingStep": ("None, where .observation, reward", 1),
     "RaisesAtStep": (r"raised RuntimeError: simulator lost \[connection\] \(odd_worlds.py, line", 13),
+    "RaisesMute": (r"raised Mute: \(its message raises LookupError\)", 13),
+    "RaisesColours": (r"raised RuntimeError: \\x1b\[31mred\\x00 next", 13),
     "Exits": ("raised SystemExit: 3", 13),
     "Panics": ("raised Panic: thread panicked", 13),
 }

@@ -84,7 +84,7 @@ UNKNOWN = [
     ("ALE/Brekout-v5", "env = 'ALE/Brekout-v5': unknown world; did you mean 'ALE/Breakout-v5'"),
     ("BreakoutNoFrameskip-v4", "did you mean 'ALE/Breakout-v5'"),
     ("ALE/Warlords-v5", "unknown world"),
-    ("Ant-v6", "did you mean 'Ant-v5'"),
+    ("Ant-v6", r"did you mean 'Ant-v5' or 'Ant-v4'\?$"),  # not v3, which would be refused
     ("CartPoll-v1", "did you mean 'CartPole-v1'"),
     ("ant", "env = 'ant': unknown world; did you mean 'Ant-v5'"),
     ("breakout", "env = 'breakout': unknown world; did you mean 'ALE/Breakout-v5'"),

@@ -124,6 +124,23 @@ def test_evaluate_refuses_bad_values(arguments: list[str], named: str, capsys: p
     assert named in capsys.readouterr().err
 
 
+def test_nothing_after_the_agent_is_an_answer_too(capsys: pytest.CaptureFixture) -> None:
+    for arguments in (["dqn"], ["ppo", "--env"]):
+        with pytest.raises(SystemExit) as stopped:
+            parse_train(arguments)
+        assert stopped.value.code == 2 and "env" in capsys.readouterr().err.removeprefix("error: --")
+
+
+def test_what_stood_there_is_cut_where_it_is_long(capsys: pytest.CaptureFixture) -> None:
+    """A number of 5,000 digits, a word, an id: each in a line that can be read."""
+    cases = [["--steps", "9" * 5000], ["--loss", "x" * 5000], ["--env", "y" * 5000], ["--env", "m:" + "y" * 5000]]
+    for flags in cases:
+        with pytest.raises(SystemExit):
+            parse_train(["dqn", "--env", "CartPole-v1", *flags])
+        told = capsys.readouterr().err
+        assert told.startswith("error: ") and len(told) < 600, told[:80]
+
+
 def test_evaluate_says_that_there_is_no_checkpoint(tmp_path: Path) -> None:
     for place in (tmp_path / "nowhere", tmp_path):
         result = subprocess.run([sys.executable, "evaluate.py", str(place)], cwd=ROOT, capture_output=True, text=True)

@@ -14,11 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from envs import describe
 from experiments.cli import parse_evaluate, parse_train
 from experiments.evaluate import evaluate
 from experiments.evaluate_check import check_evaluation
 from experiments.offline_probes import probe_checkpoints
 from experiments.peek import peek
+from experiments.run_directory import find_checkpoint
 from experiments.setup import build, check
 from experiments.train import train
 
@@ -231,6 +233,48 @@ def test_a_place_that_holds_no_run_is_refused(
     with pytest.raises((ValueError, SystemExit)) as refusal:
         check_evaluation(parse_evaluate([place]))
     assert "run = " in (capsys.readouterr().err or str(refusal.value))
+
+
+def test_what_may_not_be_looked_into_is_refused(cartpole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As os.stat and os.listdir tell those who have no right; a test that runs as root has every right."""
+    for told in ("stat", "listdir"):
+
+        def closed(place, *args, given=getattr(os, told), **options):
+            if Path(place) in (cartpole, cartpole / "checkpoints"):
+                raise PermissionError(13, "Permission denied", str(place))
+            return given(place, *args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, told, closed)
+            patched.setattr(os.path, "exists", lambda path: False)
+            with pytest.raises(ValueError, match=r"^run = .*: may not be looked into \(Permission denied\)$"):
+                find_checkpoint(cartpole)
+
+
+def test_nothing_named_and_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse_evaluate([])
+    assert "error: run: name one run directory" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("link", "loop", "nowhere", "nowhere/below"):
+        with pytest.raises(ValueError, match="no such run directory or checkpoint$"):
+            find_checkpoint(tmp_path / name)
+
+
+def test_an_archive_of_something_else_is_told_once(cartpole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "x")
+    with pytest.raises(ValueError, match="^[^(]*is no checkpoint of this suite .an archive of something else.$"):
+        check_evaluation(parse_evaluate([str(path)]))
+
+
+def test_a_world_is_asked_for_once(cartpole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("experiments.evaluate_check.describe", lambda world: asked.append(world) or describe(world))
+    check_evaluation(parse_evaluate([str(cartpole), "--episodes", "1"]))
+    assert len(asked) == 1  # for config.json and what the checkpoint says itself
 
 
 def test_a_checkpoint_by_itself_needs_no_settings_beside_it(cartpole: Path, tmp_path: Path) -> None:

@@ -280,6 +280,8 @@ def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
         ("dqn --env CartPole-v1", "runs_dir = 'runs': must be"),
         ("dqn --env CartPole-v1 --runs-dir .", "runs_dir = '.': must be"),
         ("--config runs/x/config.json", "config = 'runs/x/config.json'"),
+        (f"dqn --env CartPole-v1 --runs-dir {tmp_path}/runs", "the current directory is gone"),
+        ("dqn --env some_module:X-v0", "the current directory is gone"),
     ):
         gone.mkdir()
         result = subprocess.run(["bash", "-c", command + flags], capture_output=True, text=True, timeout=60)

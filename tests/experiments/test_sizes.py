@@ -174,3 +174,17 @@ def test_what_fits_into_main_memory_may_not_fit_onto_a_gpu(monkeypatch: pytest.M
     small = parse_train([*CARTPOLE, "--replay-device", "device", "--buffer-size", "90000000"])
     with pytest.raises(ValueError, match=r"buffer_size = 90000000: .* 2\.0 GB of the GPU's memory are free"):
         require_device_memory(small, spaces, torch.device("cuda"))
+
+
+def test_a_world_that_is_too_large_for_any_network_is_named() -> None:
+    """A thousand million actions after one layer of one unit: 2e9 weights and biases, 5 copies of 4 bytes each, and one
+    row of outputs: 44 GB."""
+    config = parse_train(["dqn", "--env", "tests.odd_worlds:ActsHuge-v0", "--steps", "10"])
+    spaces = spaces_from(describe(config.world))
+    words = (
+        r"^env = 'tests.odd_worlds:ActsHuge-v0': must be one of fewer observed numbers or actions: .* takes 44\.0 GB"
+    )
+    with pytest.raises(ValueError, match=words):
+        sizes.check_sizes(config, spaces, on_gpu=False, available=43 * 10**9)
+    with pytest.raises(ValueError, match="^probe.samples = 512"):
+        sizes.check_sizes(config, spaces, on_gpu=False, available=45 * 10**9)
