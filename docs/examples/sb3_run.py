@@ -34,9 +34,9 @@ def table(path: Path) -> list[str]:
     lines = ["step".rjust(7) + "".join(name.rjust(14) for name in COLUMNS)]
     latest_return = ""
     for row in csv.DictReader(path.open()):
-        latest_return = row[RETURN] or latest_return
+        latest_return = row.get(RETURN) or latest_return
         if row.get(f"probes/{DORMANT}"):
-            values = [({**row, RETURN: latest_return})[tag] for tag in COLUMNS.values()]
+            values = [({**row, RETURN: latest_return}).get(tag) for tag in COLUMNS.values()]
             numbers = "".join(f"{float(value):14.3g}" if value else " " * 14 for value in values)
             lines.append(row["time/total_timesteps"].rjust(7) + numbers)
     return lines

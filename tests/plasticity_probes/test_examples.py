@@ -68,6 +68,14 @@ def test_the_script_runs_from_the_root_and_prints_probes(name):
 
 
 @pytest.mark.parametrize("name", SHORT)
+def test_a_run_too_short_for_every_probe_leaves_their_columns_empty(name):
+    """SB3 runs one rollout: no update has moved anything yet, so there is no churn."""
+    done = started(f"docs/examples/{name}", ["--steps", "60"], ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == (1 if name == "own_script.py" else 2)
+
+
+@pytest.mark.parametrize("name", SHORT)
 def test_the_script_is_found_from_elsewhere_too(name, tmp_path):
     done = started(DOCS / "examples" / name, ["--help"], tmp_path)
     assert done.returncode == 0, done.stderr
