@@ -13,8 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def begun(*words: str, **where: object) -> subprocess.Popen:
-    """A command that runs in the repository's root."""
-    return subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, **where)
+    """A command that runs in the repository's root and hears Ctrl-C, which a shell's background jobs are deaf to."""
+
+    def hear() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    words = [sys.executable, *words]
+    return subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear, **where)
 
 
 def a_pipe_nobody_reads() -> int:
