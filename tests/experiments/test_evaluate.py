@@ -71,7 +71,7 @@ def test_video_plays(breakout: Path, tmp_path: Path) -> None:
     [("ppo", "Ant-v5"), ("ppo", "FrictionAnt-v0"), ("dqn", "CartPole-v1"), ("dqn", "ImageMDP-v0")],
 )
 def test_other_worlds_are_filmed_too(algorithm: str, env: str, tmp_path: Path) -> None:
-    # short games: without a GPU some twenty frames of MuJoCo are drawn a second
+    # short games: without a GPU a dozen frames of MuJoCo are drawn a second
     flags = {"ppo": ["--width", "16", "--max-episode-steps", "60"], "dqn": SMALL["dqn"]}[algorithm]
     directory = run(tmp_path, algorithm, env, 150, *flags)[0]
     path = tmp_path / "game.mp4"
