@@ -34,7 +34,7 @@ LABELS = "--env ImageMDP-v0 --steps 1800 --task.period 600 --width 64 --learning
 POLICY = "ppo --env CartPole-v1 --steps 2048"
 FRICTION = (
     "ppo --env FrictionAnt-v0 --preset dohare24_friction_ant_scaled_down --num-envs 2 --steps 2048 --task.period 800 "
-    "--rollout-steps 128 --num-minibatches 4 --update-epochs 2"
+    "--rollout-steps 128 --num-minibatches 4 --update-epochs 2 --max-episode-steps 150"
 )
 CHANGES = "--env CartPole-v1 --steps 1800 --learning-starts 200 --task.change actions --task.period 600"
 
