@@ -1,6 +1,6 @@
 """Nothing that is not finite moves a weight, and no result that is not finite goes unseen."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -96,14 +96,13 @@ class Guard:
         """0-d bool: whether anything may move still; None where a refusal raises at once."""
         return None if self.immediate else self.found == 0
 
-    @torch.no_grad()
     def begin(self) -> None:
         """What moves from now on belongs to the gradient step to come."""
         if self._held and not self._begun:
-            torch._foreach_copy_(self._before, self._held)
+            with torch.no_grad():
+                torch._foreach_copy_(self._before, self._held)
         self._begun = True
 
-    @torch.no_grad()
     def check(self, gradient_step: int, gradient: Gradient, **scalars: Tensor) -> None:
         """Examine `scalars` (0-d) and the gradient of the gradient step about to be taken."""
         self._begun = False
@@ -114,7 +113,12 @@ class Guard:
             if not torch.isfinite(gradient.norm):
                 bad = torch.isfinite(gradient.norms).logical_not_().nonzero().flatten().tolist()
                 self._refuse("gradient", gradient.owners[bad[0]] if bad else None, gradient_step)
-            return
+        else:
+            self._latch(gradient_step, gradient, scalars)
+
+    @torch.no_grad()
+    def _latch(self, gradient_step: int, gradient: Gradient, scalars: Mapping[str, Tensor]) -> None:
+        """The same on a device, with nothing read back."""
         layout = (tuple(scalars), gradient.owners)
         if not self._checked or self._checked[-1][1:] != layout:
             self._checked.append((gradient_step, *layout))
