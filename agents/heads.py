@@ -135,12 +135,12 @@ class PopArtLayer(nn.Module):
 
 class PopArtHead(ValueHead):
     """A scalar head that compares values and targets as (x - mean) / scale (agents/interventions/popart.py says by
-    which rule); `step_size` of the statistics per batch of targets. Statistics are those of the layer that was made
-    first, the learning network's."""
+    which rule); `step_size` of the statistics per batch of targets, `who` it is in the surgeon's counts. Statistics are
+    those of the layer that was made first, the learning network's."""
 
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], step_size: float) -> None:
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], step_size: float, who: str) -> None:
         super().__init__(loss)
-        self.step_size = step_size
+        self.step_size, self.who = step_size, who
         self.online: PopArtLayer | None = None
 
     def layer(self, features: int, outputs: int, initializer: str, generator: torch.Generator) -> nn.Module:
@@ -174,7 +174,7 @@ class PopArtHead(ValueHead):
         new = {"mean": mean, "variance": variance, "scale": scale, "seen": seen}
         new = {name: torch.where(allowed, value, getattr(layer, name)) for name, value in new.items()}
         ratio, shift = layer.scale / new["scale"], (layer.mean - new["mean"]) / new["scale"]
-        surgery.acting = "popart"
+        surgery.acting = self.who
         surgery.project([layer.linear.weight], lambda weight: weight * ratio)
         surgery.project([layer.linear.bias], lambda bias: bias * ratio + shift)
         for name, value in new.items():

@@ -129,6 +129,7 @@ class Replay:
         oldest = self.head[environment] - self.filled[environment]
         return self.offset[environment] + (oldest + steps_from_oldest) % self.slots
 
+    @np.errstate(over="ignore")  # an infinite sum makes an infinite target, which is refused by name
     def _follow(self, environment: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Walk n steps from `start` (counted from the oldest slot): summed rewards, discounts, steps walked.
 
@@ -142,8 +143,7 @@ class Replay:
             # the state reached must be written: only then has this step happened as far as this ring knows
             known = start + steps + 1 < self.filled[environment]
             here = self._positions(environment, start + np.where(known, steps, 0))
-            with np.errstate(over="ignore"):  # an infinite sum makes an infinite target, which is refused by name
-                rewards += np.where(walking, discounts * self.rewards[here], 0.0).astype(np.float32)
+            rewards += np.where(walking, discounts * self.rewards[here], 0.0).astype(np.float32)
             discounts = np.where(walking, discounts * np.float32(self.gamma) * ~self.terminal[here], discounts)
             steps = np.where(walking, np.where(known, steps + 1, self.n_step + 1), steps)
             walking &= known & ~self.ended[here] & ~self.terminal[here]

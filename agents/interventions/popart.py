@@ -52,4 +52,4 @@ class PopArt(Intervention):
 
     def value_head(self, head: ValueHead) -> ValueHead:
         """The same regression on standardised values and targets."""
-        return PopArtHead(head.loss, self.step_size)
+        return PopArtHead(head.loss, self.step_size, self.name)
