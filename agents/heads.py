@@ -6,17 +6,15 @@ categorical head with one more axis [..., atoms].
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agents import losses
 from agents.config import SupportConfig
-from agents.networks import linear
-
-if TYPE_CHECKING:
-    from agents.interventions.surgery import Surgery
+from agents.initializers import linear
+from agents.interventions.surgery import Surgery
 
 
 class Target(NamedTuple):
@@ -157,7 +155,7 @@ class PopArtHead(ValueHead):
         return [*self.online.buffers(), *self.online.parameters()]
 
     @torch.no_grad()
-    def meet(self, targets: Tensor, surgery: "Surgery") -> None:
+    def meet(self, targets: Tensor, surgery: Surgery) -> None:
         """Update the statistics, then rescale the layer so that its outputs stay. Targets that are not all finite
         change nothing."""
         layer, targets = self.online, targets.to(self.online.mean.dtype)

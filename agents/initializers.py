@@ -91,3 +91,11 @@ def initialize(
     layer.initializer = initializer_for(name, layer, gain)
     layer.initializer.fill(layer, generator)
     return layer
+
+
+def linear(
+    inputs: int, outputs: int, initializer: str, generator: torch.Generator, gain: float = math.sqrt(2.0)
+) -> nn.Linear:
+    """A Linear layer drawn by the law `initializer` from `generator` alone (torch's own constructor would draw from
+    the global generator)."""
+    return initialize(nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32), initializer, generator, gain)

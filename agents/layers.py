@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,13 @@ NORM_EPS = 1e-5
 """Added to the variance (RMS: the mean square) of every norm, torch's default for LayerNorm."""
 FROM_SCRATCH = 50
 """Power iterations for a weight that nothing is known of."""
+
+Capture = Literal["hidden", "preactivations"]
+"""What a forward pass is to return: values after the nonlinearities, or these and those before them. The latter would
+otherwise live until the end of the update, in memory that the next layer could have used while it is in the cache."""
+Captured = dict[str, tuple[Tensor, ...]]
+"""By hidden layer's name in the network, in the order of their use: (before, after the nonlinearity), or (after,) where
+"hidden" was asked for; [batch, units, ...] each."""
 
 
 class CReLU(nn.Module):

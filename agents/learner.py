@@ -84,7 +84,7 @@ class Learner:
         self.optimization = Optimization(groups, rates.learning_rate, rates.adam, rates.max_grad_norm, self.network)
         self.hold(())
         surgical = generators.torch("surgery", self.device)
-        self.interventions.operate(self.optimization.adam, surgical, sample, moments, drawing)
+        self.interventions.make_surgeon(self.optimization.adam, surgical, sample, moments, drawing)
 
     def fresh(self, generator: torch.Generator) -> nn.Module:
         """A freshly initialised network of the learning one's shape, on its device, in eval mode."""

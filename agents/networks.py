@@ -12,29 +12,18 @@ running statistics and dropout's draws excepted.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from agents.checks import uses_nature_cnn
 from agents.config import NetworkConfig, require
-from agents.initializers import initialize
+from agents.heads import ValueHead
+from agents.initializers import initialize, linear
 from agents.layers import ACTIVATIONS as ACTIVATIONS
-from agents.layers import MODED, NONLINEARITIES, add_hidden, padded
+from agents.layers import MODED, NONLINEARITIES, Capture, Captured, add_hidden, padded
 from agents.sizes import NATURE_CNN, SMALL_CNN, columns_of, units_of
 from agents.transitions import Spaces
-
-if TYPE_CHECKING:
-    from agents.heads import ValueHead
-
-
-def linear(
-    inputs: int, outputs: int, initializer: str, generator: torch.Generator, gain: float = math.sqrt(2.0)
-) -> nn.Linear:
-    """A Linear layer drawn by the law `initializer` from `generator` alone (torch's own constructor would draw from
-    the global generator)."""
-    return initialize(nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32), initializer, generator, gain)
 
 
 def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator) -> nn.Sequential:
@@ -45,14 +34,6 @@ def dense_layers(inputs: int, config: NetworkConfig, generator: torch.Generator)
         add_hidden(layers, "dense", index, layer, config, after=config.depth - index)
         inputs = columns_of(units, config)
     return layers
-
-
-Capture = Literal["hidden", "preactivations"]
-"""What a forward pass is to return: values after the nonlinearities, or these and those before them. The latter would
-otherwise live until the end of the update, in memory that the next layer could have used while it is in the cache."""
-Captured = dict[str, tuple[Tensor, ...]]
-"""By hidden layer's name in the network, in the order of their use: (before, after the nonlinearity), or (after,) where
-"hidden" was asked for; [batch, units, ...] each."""
 
 
 def through(layers: nn.Sequential, x: Tensor, prefix: str, capture: Capture | None) -> tuple[Tensor, Captured]:
@@ -202,7 +183,7 @@ class QNetwork(nn.Module):
     """Torso and one layer that the value `head` makes. Output [batch, actions], or logits [batch, actions, atoms]."""
 
     def __init__(
-        self, torso: nn.Module, num_actions: int, head: "ValueHead", initializer: str, generator: torch.Generator
+        self, torso: nn.Module, num_actions: int, head: ValueHead, initializer: str, generator: torch.Generator
     ) -> None:
         super().__init__()
         self.torso = torso
@@ -262,7 +243,7 @@ class ActorCritic(nn.Module):
         config: NetworkConfig,
         *,
         shared_torso: bool,
-        head: "ValueHead",
+        head: ValueHead,
         normalize_observations: bool,
         generator: torch.Generator,
         critic_config: NetworkConfig | None = None,

@@ -63,7 +63,7 @@ def sentences(done: Mapping[tuple[str, str, str], int]) -> list[str]:
 def idle(config: TrainConfig, report: SurgeryReport) -> list[str]:
     """A sentence for each intervention that edits weights now and then and never did."""
     active = {who for who, *_ in report.total}
-    never = [one.name for one in config.interventions if one.operates and one.name not in active]
+    never = [one.name for one in config.interventions if one.is_surgery and one.name not in active]
     why = {name: "looked and found nothing to do" if name in report.looked else "never acted" for name in never}
     return [f"{name} {what}" for name, what in why.items()]
 

@@ -21,22 +21,20 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agents.config import AgentConfig, NetworkConfig, require
-from agents.interventions.slices import Units
+from agents.heads import ValueHead
+from agents.interventions.slices import UnitSet
+from agents.interventions.surgery import Surgery
+from agents.layers import Captured
 from plasticity_probes.units import HiddenLayer
-
-if TYPE_CHECKING:
-    from agents.heads import ValueHead
-    from agents.interventions.surgery import Surgery
 
 Part = Literal["all", "encoder", "actor", "critic"]
 Role = Literal["weight", "bias", "norm", "log_std"]
-Captured = Mapping[str, tuple[Tensor, ...]]
 
 
 class Forward(NamedTuple):
@@ -95,7 +93,7 @@ class Intervention:
     refused in `check`."""
     needs_hidden_layers: ClassVar[bool] = False
     """Whether it acts on hidden layers, and so makes no sense in a part that has none (the critic of DQN, its head)."""
-    operates: ClassVar[bool] = False
+    is_surgery: ClassVar[bool] = False
     """Whether it edits weights or Adam's state now and then, so that a run in which it never did should say so."""
     layers: ClassVar[tuple[HiddenLayer, ...]] = ()
     """The hidden layers of the online network in its part, in the order of their use, the ones whose units cannot be
@@ -187,7 +185,7 @@ class Intervention:
     def on_task_change(self, surgery: Surgery) -> None:
         """Every environment has entered the new task."""
 
-    def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
+    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """Somebody, perhaps this intervention, replaced `units` of `layer`; incoming and outgoing weights of every
         layer of that edit are already as they will be. Refresh ages, initial weights, norms and copies."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.interventions._utility import STEPS_TOGETHER, AlikeContribution, LayerUtility, Utility, corrections
 from agents.interventions.base import Forward, Intervention
-from agents.interventions.slices import Slots, Units, replaceable, trains
+from agents.interventions.slices import Slots, UnitSet, replaceable, trains
 from agents.interventions.surgery import Moments, Surgery
 from plasticity_probes.units import HiddenLayer
 
@@ -29,7 +29,7 @@ class CBP(Intervention):
     """
 
     name = "cbp"
-    operates = True
+    is_surgery = True
     needs_hidden_layers = True
     captures = frozenset({"hidden"})
 
@@ -277,7 +277,7 @@ class CBP(Intervention):
         absorb = {follow.layer: follow.averages() for follow in chosen} if self.bias_correction else None
         surgery.replace({follow.layer: slots for follow, slots in chosen.items()}, self.moments, absorb)
 
-    def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
+    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """They are as young as units can be."""
         self._catch_up()
         for follow in self._followed:

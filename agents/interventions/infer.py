@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.initializers import linear
 from agents.interventions.base import Forward, Intervention
-from agents.networks import linear
 from plasticity_probes.units import HiddenLayer
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.interventions.base import Forward, Intervention
-from agents.interventions.slices import Slices, Units
+from agents.interventions.slices import Slices, UnitSet
 from agents.interventions.weight_decay import Beyond, check_pull, pulled
 from plasticity_probes.norms import quick_norms
 from plasticity_probes.units import HiddenLayer
@@ -24,7 +24,7 @@ class Followers:
         self._slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
 
     @torch.no_grad()
-    def replaced(self, layer: HiddenLayer, units: Units) -> None:
+    def replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """The incoming and outgoing slices of `units` in the copies become what they are in the network now."""
         if layer.name not in self._slices:  # of another part, but it may be read by a layer of this one
             self._slices[layer.name] = Slices(layer)
@@ -103,7 +103,7 @@ class L2Init(Intervention):
         start, parameters = zip(*learning, strict=True)
         return self.rate * _Distance.apply(self.norm == "squared", list(start), *parameters)
 
-    def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
+    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """Those slices of theta_0 are as they are now."""
         self._followers.replaced(layer, units)
 

@@ -6,22 +6,19 @@ With no interventions every method is a plain pass-through: nothing is traced, d
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.config import AgentConfig, NetworkConfig, require_float32
+from agents.heads import ValueHead
 from agents.interventions import expanded, intervention_class
-from agents.interventions.base import Captured, Forward, Intervention, Part, Role
+from agents.interventions.base import Forward, Intervention, Part, Role
 from agents.interventions.surgery import Surgery
-from agents.layers import MODED
-from agents.networks import Capture
+from agents.layers import MODED, Capture, Captured
 from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
-
-if TYPE_CHECKING:
-    from agents.heads import ValueHead
 
 
 def as_interventions(given: object) -> tuple[Intervention, ...]:
@@ -65,7 +62,7 @@ def check_together(members: Sequence[Intervention]) -> None:
         member.check_beside([other for other in members if other is not member])
 
 
-def value_head(head: "ValueHead", chosen: Sequence[Intervention | str]) -> "ValueHead":
+def value_head(head: ValueHead, chosen: Sequence[Intervention | str]) -> ValueHead:
     """The value head that these interventions make of `head`."""
     for member in as_interventions(chosen):
         head = member.value_head(head)
@@ -185,7 +182,7 @@ class Lifecycle:
             groups = member.parameter_groups(groups)
         return merged(groups)
 
-    def operate(
+    def make_surgeon(
         self,
         optimizer: torch.optim.Adam,
         generator: torch.Generator,

@@ -26,7 +26,7 @@ class NaP(Intervention):
 
     name = "nap"
     needs_hidden_layers = True
-    operates = True
+    is_surgery = True
     # its divisor follows the weight's scale but not the bias's, so that one factor for both changes the function
     conflicts: ClassVar[frozenset[str]] = frozenset({"spectral_norm"})
 

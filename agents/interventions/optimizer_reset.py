@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from agents.config import AgentConfig, PPOConfig, require
 from agents.interventions.base import Intervention
-
-if TYPE_CHECKING:
-    from agents.interventions.surgery import Surgery
+from agents.interventions.surgery import Surgery
 
 
 @dataclass(eq=False)
@@ -27,7 +25,7 @@ class OptimizerReset(Intervention):
     """
 
     name = "optimizer_reset"
-    operates = True
+    is_surgery = True
 
     at: Literal["target_sync", "task_change"] = "target_sync"
     """target_sync: after each target copy (DQN, C51) or at the start of each update phase (PPO); task_change: once when

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.infer import frozen_copy, last_layers, tensors_of
 from agents.interventions.l2_init import Followers
-from agents.interventions.slices import Units
+from agents.interventions.slices import UnitSet
+from agents.interventions.surgery import Surgery
 from plasticity_probes.units import HiddenLayer
-
-if TYPE_CHECKING:
-    from agents.interventions.surgery import Surgery
 
 
 @dataclass(eq=False)
@@ -84,7 +82,7 @@ class PFO(Intervention):
         online, old = zip(*self._pairs(surgery.networks["online"]), strict=True)
         surgery.follow(old, online)
 
-    def on_replaced(self, layer: HiddenLayer, units: Units) -> None:
+    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """Those slices of the old network are as they are now."""
         self._followers.replaced(layer, units)
 

@@ -14,8 +14,8 @@ from agents.config import AgentConfig
 from agents.initializers import Initializer, initializer_for
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
-from agents.layers import FROM_SCRATCH, MODED, SpectralScale
-from agents.networks import Capture, Captured, ConvolutionalTorso, QNetwork, through
+from agents.layers import FROM_SCRATCH, MODED, Capture, Captured, SpectralScale
+from agents.networks import ConvolutionalTorso, QNetwork, through
 from plasticity_probes.units import CONVOLUTIONS
 
 
@@ -87,7 +87,7 @@ class PlasticityInjection(Intervention):
     """
 
     name = "plasticity_injection"
-    operates = True
+    is_surgery = True
     # popart rescales one head to keep its outputs; here the outputs are a sum over three, of which two are frozen
     conflicts: ClassVar[frozenset[str]] = frozenset({"popart"})
 

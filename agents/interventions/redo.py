@@ -28,7 +28,7 @@ class ReDo(Intervention):
 
     name = "redo"
     needs_hidden_layers = True
-    operates = True
+    is_surgery = True
 
     tau: float = 0.1
     """Greatest score of a dormant unit; >= 0 (Sokar23: .1, and .025 for DrQ(eps)); 0 takes the silent units alone."""

@@ -24,7 +24,7 @@ class Reset(Intervention):
     """
 
     name = "reset"
-    operates = True
+    is_surgery = True
     last: int = 1
     """How many layers, counted back from the outputs: 1 for the heads, 2 for the layers too that only heads read, ...;
     0 for everything, log_std included (Nikishin22: 1 for SPR, everything for SAC)."""

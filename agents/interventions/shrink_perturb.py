@@ -40,7 +40,7 @@ class ShrinkAndPerturb(Intervention):
     """
 
     name = "shrink_perturb"
-    operates = True
+    is_surgery = True
     form: Literal["ash", "juliani", "dohare"] = "ash"
     """Whose: Ash & Adams 2020, Juliani24 or Dohare24."""
     when: Literal["task_change", "every_step"] | None = None

@@ -1,5 +1,5 @@
-"""The words in which edits are told: `Units` of a layer, the slices of weights and moments that they own, and the laws
-by which whole tensors are drawn."""
+"""What edits are about: a `UnitSet` of a layer, the slices of weights and moments that its units own, and the laws by
+which whole tensors are drawn."""
 
 import dataclasses
 import functools
@@ -26,29 +26,29 @@ class Slots(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Units:
+class UnitSet:
     """The units that an edit is about, as a mask and as k slots. Slots that name one unit twice agree."""
 
     mask: Tensor
     """bool [units]: the unit is edited."""
     index: Tensor
     """int64 [k]: the unit in each slot, 0 in an invalid one."""
-    hit: Tensor
+    edited: Tensor
     """bool [k]: `mask[index]`. Also True in an invalid slot if another names unit 0, so that both write the same."""
     source: Tensor
     """int64 [k]: the first valid slot that names the same unit, whose draw it takes."""
-    certain: bool = False
+    distinct: bool = False
     """Known without looking: every slot names a unit of its own."""
 
     @classmethod
-    def of(cls, given: Tensor | Slots, units: int, name: str, allowed: Tensor | None = None) -> "Units":
+    def of(cls, given: Tensor | Slots, units: int, name: str, allowed: Tensor | None = None) -> "UnitSet":
         """From a bool mask [units], `Slots`, or the int64 indices [k] of k different units; none where the 0-d bool
         `allowed` is False. Errors name `name`."""
         if isinstance(given, Tensor) and given.dtype == torch.int64:
             if allowed is not None:
                 return cls.of(Slots(given, torch.ones_like(given, dtype=torch.bool)), units, name, allowed)
             mask = torch.zeros(units, dtype=torch.bool, device=given.device).index_fill_(0, given, True)
-            return cls(mask, given, *_each_its_own(given.shape[0], given.device), certain=True)
+            return cls(mask, given, *_each_its_own(given.shape[0], given.device), distinct=True)
         if isinstance(given, Tensor):
             if given.dtype != torch.bool or given.shape != (units,):
                 raise ValueError(f"units of '{name}': {given.dtype} {list(given.shape)}, must be a bool mask [{units}]")
@@ -72,16 +72,16 @@ class Units:
 
     def spread(self, drawn: Tensor) -> Tensor:
         """Of what was drawn for each slot, the rows that the slots take."""
-        return drawn if self.certain else drawn[self.source]
+        return drawn if self.distinct else drawn[self.source]
 
 
 @functools.cache
 def _each_its_own(slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`hit` and `source` of slots that name a unit each, made once."""
+    """`edited` and `source` of slots that name a unit each, made once."""
     return torch.ones(slots, dtype=torch.bool, device=device), torch.arange(slots, device=device)
 
 
-class Owned:
+class TensorSlices:
     """The slices of `tensor` along dimension `dim` that belong to a layer's units: `owner` int64 [size of that
     dimension], -1 for none. Rows of a producer and its norm, columns of a consumer."""
 
@@ -98,20 +98,20 @@ class Owned:
         self.regular = bool(present.all())
         self.one_each = self.most == 1 and torch.equal(positions.squeeze(1), torch.arange(units))
 
-    def owned_by(self, units: Units) -> Tensor:
+    def owned_by(self, units: UnitSet) -> Tensor:
         """bool [size of the dimension]: which slices belong to `units`."""
         return units.mask[self.owner.clamp(min=0)] & (self.owner >= 0)
 
-    def read(self, source: Tensor, units: Units) -> Tensor:
+    def read(self, source: Tensor, units: UnitSet) -> Tensor:
         """The slots' slices of `source` (of the tensor's shape), one after another along the dimension."""
         return source.index_select(self.dim, self._where(units))
 
-    def write(self, units: Units, *pairs: tuple[Tensor, Tensor | float]) -> None:
+    def write(self, units: UnitSet, *pairs: tuple[Tensor, Tensor | float]) -> None:
         """For each pair, give the slices of `units` in the first (of the tensor's shape) the values of the second, in
         place: a number, or a tensor as `read` gives it. Nothing else changes."""
         fits = [-1 if axis == self.dim else 1 for axis in range(self.tensor.ndim)]
-        where, hit, whole = self._where(units), None, None
-        if units.certain and self.regular:  # as below, in fewer operations
+        where, edited, whole = self._where(units), None, None
+        if units.distinct and self.regular:  # as below, in fewer operations
             for into, values in pairs:
                 if isinstance(values, Tensor):
                     into.index_copy_(self.dim, where, values)
@@ -123,20 +123,20 @@ class Owned:
                 whole = self.owned_by(units).view(fits) if whole is None else whole
                 into.masked_fill_(whole, values)
                 continue
-            hit = self._hit(units, where).view(fits) if hit is None else hit
+            edited = self._edited(units, where).view(fits) if edited is None else edited
             old = into.index_select(self.dim, where)
-            new = torch.where(hit, values, old) if isinstance(values, Tensor) else old.masked_fill_(hit, values)
+            new = torch.where(edited, values, old) if isinstance(values, Tensor) else old.masked_fill_(edited, values)
             into.index_copy_(self.dim, where, new)
 
-    def _where(self, units: Units) -> Tensor:
+    def _where(self, units: UnitSet) -> Tensor:
         return units.index if self.one_each else self.positions[units.index].flatten()
 
-    def _hit(self, units: Units, where: Tensor) -> Tensor:
+    def _edited(self, units: UnitSet, where: Tensor) -> Tensor:
         if not self.regular:
             return self.owned_by(units)[where]
-        return units.hit if self.most == 1 else units.hit.repeat_interleave(self.most)
+        return units.edited if self.most == 1 else units.edited.repeat_interleave(self.most)
 
-    def survivors_mean(self, values: Tensor, units: Units) -> Tensor:
+    def survivors_mean(self, values: Tensor, units: UnitSet) -> Tensor:
         """Mean over the units that are not in `units` of their slices of `values`, as `write` takes it."""
         dim, fits = self.dim, [1] * self.dim + [len(self.positions), self.most] + [1] * (values.ndim - self.dim - 1)
         slices = values.index_select(dim, self.positions.flatten()).unflatten(dim, self.positions.shape)
@@ -159,8 +159,10 @@ class Slices:
         self.initializer: Initializer = layer.initializer or initializer_for("torch", layer.producer)
         tensors = [(getattr(layer.producer, kind), kind) for kind in ("weight", "bias")]
         tensors += [(getattr(layer.norm, kind, None), start) for kind, start in NORM_START.items()]
-        self.incoming = [Owned(tensor, 0, rows, layer.units, start) for tensor, start in tensors if tensor is not None]
-        self.outgoing = [Owned(module.weight, 1, owner, layer.units) for module, owner in layer.consumers]
+        self.incoming = [
+            TensorSlices(tensor, 0, rows, layer.units, start) for tensor, start in tensors if tensor is not None
+        ]
+        self.outgoing = [TensorSlices(module.weight, 1, owner, layer.units) for module, owner in layer.consumers]
 
     def by_column(self, post: Tensor, consumer: int) -> Tensor | None:
         """`post` [units (several times over), *positions], averaged over samples, as [units, columns a unit] of the
@@ -186,7 +188,7 @@ class Slices:
         return means
 
 
-class Laws:
+class Reinitializer:
     """By which law each tensor of `network` is drawn anew; `names` of its tensors, for messages."""
 
     def __init__(self, network: nn.Module, names: Mapping[Tensor, str]) -> None:

@@ -11,19 +11,27 @@ set (see agents/guard.py) every edit leaves everything as it is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from agents.interventions.base import Captured, Intervention
-from agents.interventions.slices import Laws, Owned, Slices, Slots, Units
+from agents.interventions.slices import Reinitializer, Slices, Slots, TensorSlices, UnitSet
+from agents.layers import Captured
 from agents.moments import MOMENTS, AdamState, initialise_adam
 from plasticity_probes.units import HiddenLayer
 
 __all__ = ["MOMENTS", "Moments", "Surgery", "initialise_adam"]
 
 Moments = Literal["zero", "keep", "mean", "local"]
+
+
+class Listener(Protocol):
+    """Who hears of edits: an intervention (base.py says what its hooks mean)."""
+
+    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None: ...
+
+    def on_reset(self, parameters: Sequence[nn.Parameter]) -> None: ...
 
 
 class Surgery:
@@ -44,7 +52,7 @@ class Surgery:
         layers: Sequence[HiddenLayer],
         generator: torch.Generator,
         sample: Callable[[int], Tensor] | None = None,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Listener] = (),
         capture: Callable[[nn.Module, Tensor], Captured] | None = None,
         moments: str = "own",
     ) -> None:
@@ -65,7 +73,7 @@ class Surgery:
         online = self._tensors("online")
         self._names = {tensor: name for name, tensor in online.items()}
         self._twins = {name: self._tensors(name) for name in self.networks}
-        self._laws = Laws(self.networks["online"], self._names)
+        self._reinitializer = Reinitializer(self.networks["online"], self._names)
         self._adam = AdamState(optimizer, self._names)
         self._check(online)
 
@@ -152,7 +160,7 @@ class Surgery:
         if not set(absorb) <= set(edits):
             raise ValueError(f"absorb: {', '.join(sorted(set(absorb) - set(edits)))} must be among the replaced layers")
         allowed = self._adam.allowed()
-        chosen = [(self.slices[k], Units.of(given, self.layers[k].units, k, allowed)) for k, given in edits.items()]
+        chosen = [(self.slices[k], UnitSet.of(given, self.layers[k].units, k, allowed)) for k, given in edits.items()]
         means = [self._column_means(slices, absorb.get(slices.layer.name)) for slices, _ in chosen]
         for (slices, which), columns in zip(chosen, means, strict=True):
             if columns:
@@ -191,8 +199,8 @@ class Surgery:
         self.require_absorb(slices.layer)
         return [slices.consumer_means(post, consumer) for consumer in range(len(slices.outgoing))]
 
-    def _absorb(self, slices: Slices, units: Units, means: list[Tensor], networks: Sequence[str]) -> None:
-        once = units.hit & (units.source == torch.arange(len(units.index), device=units.index.device))
+    def _absorb(self, slices: Slices, units: UnitSet, means: list[Tensor], networks: Sequence[str]) -> None:
+        once = units.edited & (units.source == torch.arange(len(units.index), device=units.index.device))
         for owned, (module, _), mean in zip(slices.outgoing, slices.layer.consumers, means, strict=True):
             columns = torch.where(once[:, None], mean[units.index], 0).flatten()
             for name in networks:
@@ -201,7 +209,7 @@ class Surgery:
                 self._twin(name, module.bias).add_(weight @ columns.to(weight))
 
     def _edit(
-        self, owned: Owned, units: Units, values: Tensor | float, moments: Moments, networks: Sequence[str]
+        self, owned: TensorSlices, units: UnitSet, values: Tensor | float, moments: Moments, networks: Sequence[str]
     ) -> None:
         """Write the values into the slices in every one of `networks`, and what belongs there into the moments."""
         pairs = [(self._twin(name, owned.tensor), values) for name in networks]
@@ -214,7 +222,7 @@ class Surgery:
         if moments == "local":
             self._adam.born(owned.tensor, owned.dim, owned.owned_by(units))
 
-    def _tell(self, slices: Slices, units: Units) -> Tensor:
+    def _tell(self, slices: Slices, units: UnitSet) -> Tensor:
         count = units.mask.sum()
         self.note("replaced", slices.layer.name, count)
         self.replaced[slices.layer.name] += count
@@ -242,9 +250,9 @@ class Surgery:
         ValueError, before anything is edited: a tensor is not the online network's, or its law is not known.
         """
         self._require_networks(networks)
-        plan = self._laws.plan(what)
+        plan = self._reinitializer.plan(what)
         for module, name, tensor in plan:
-            fresh = self._laws.draw(module, name, tensor, self.generator)
+            fresh = self._reinitializer.draw(module, name, tensor, self.generator)
             for network in networks:
                 self._adam.assign(self._twin(network, tensor), fresh)
         parameters = [tensor for *_, tensor in plan if isinstance(tensor, nn.Parameter)]
@@ -259,7 +267,7 @@ class Surgery:
             layer, weight = slices.layer, slices.layer.producer.weight
             if id(weight) in redrawn:
                 everything = torch.ones(layer.units, dtype=torch.bool, device=weight.device)
-                self._tell(slices, Units.of(everything, layer.units, layer.name, allowed))
+                self._tell(slices, UnitSet.of(everything, layer.units, layer.name, allowed))
         return parameters
 
     @torch.no_grad()
@@ -295,8 +303,10 @@ class Surgery:
         """New values for whole tensors of the online network, each drawn by its own law (see `reset`), in their order;
         nothing is edited."""
         parameters = list(parameters)
-        plan = self._laws.plan(parameters)
-        drawn = {id(tensor): self._laws.draw(module, name, tensor, self.generator) for module, name, tensor in plan}
+        plan = self._reinitializer.plan(parameters)
+        drawn = {
+            id(tensor): self._reinitializer.draw(owner, name, tensor, self.generator) for owner, name, tensor in plan
+        }
         return [v if isinstance(v := drawn[id(p)], Tensor) else torch.full_like(p, v) for p in parameters]
 
     @torch.no_grad()

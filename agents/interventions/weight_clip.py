@@ -25,7 +25,7 @@ class WeightClip(Intervention):
     """
 
     name = "weight_clip"
-    operates = True
+    is_surgery = True
     kappa: float = 3.0
     """The range in multiples of each layer's initial bound; > 0 (the authors' PPO: 3)."""
 

@@ -126,7 +126,7 @@ class InterventionCallback(HookingCallback):
         drawn_on = generators.torch("surgery", model.device)
         self._groups.put_in()
         try:
-            self.lifecycle.operate(model.policy.optimizer, drawn_on, self._observations.sample, self.moments)
+            self.lifecycle.make_surgeon(model.policy.optimizer, drawn_on, self._observations.sample, self.moments)
         finally:
             self._groups.take_out()
 
@@ -171,7 +171,7 @@ class InterventionCallback(HookingCallback):
             return []
         done = self.lifecycle.surgery.done.items()
         acted = self._report.acted | {who for (who, *_), amount in done if int(amount)}
-        idle = [one for one in self.lifecycle.members if one.operates and one.name not in acted]
+        idle = [one for one in self.lifecycle.members if one.is_surgery and one.name not in acted]
         none_came = "waits for a task change, and none came: no environment's info has had a larger task_index"
         return [
             f"{one.name}: {none_came if one.waits_for_a_task_change else 'never acted'}, in {self.gradient_steps:,}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.initializers import initializer_for
-from agents.networks import Capture, Captured
+from agents.layers import Capture, Captured
 from plasticity_probes.sb3.networks import PolicyView, QView, View
 from plasticity_probes.units import HiddenLayer, LayerActivations, activations, hidden_layers
 

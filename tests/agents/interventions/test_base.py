@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from agents.config import NetworkConfig
-from agents.interventions import Forward, Intervention, Slots, Surgery, Units
+from agents.interventions import Forward, Intervention, Slots, Surgery, UnitSet
 from plasticity_probes.units import hidden_layers
 from tests.agents.interventions import models
 from tests.agents.interventions.models import MODELS, Patient, slots_of, vectors
@@ -52,7 +52,7 @@ def test_every_hook_does_nothing_by_default():
     intervention.after_step(surgery, forward, 1)
     intervention.on_target_sync(surgery)
     intervention.on_task_change(surgery)
-    intervention.on_replaced(layers[0], Units.of(torch.ones(6, dtype=torch.bool), 6, "a"))
+    intervention.on_replaced(layers[0], UnitSet.of(torch.ones(6, dtype=torch.bool), 6, "a"))
     intervention.on_reset(groups[0]["params"])
     assert intervention.state_dict() == {}
     intervention.load_state_dict({})
@@ -97,19 +97,19 @@ def test_an_unknown_capture_is_refused_where_the_class_is_written():
 def test_slots_and_mask_name_the_same_units(k):
     mask = torch.tensor([False, True, False, False, True])
     index, valid = slots_of(mask, k)
-    units = Units.of(Slots(index, valid), 5, "layer")
+    units = UnitSet.of(Slots(index, valid), 5, "layer")
     assert torch.equal(units.mask, mask)
     for slot in range(k):
         if valid[slot]:
-            assert units.index[slot] == index[slot] and units.hit[slot] and units.source[slot] == slot
+            assert units.index[slot] == index[slot] and units.edited[slot] and units.source[slot] == slot
         else:
-            assert units.index[slot] == 0 and units.hit[slot] == mask[0]
+            assert units.index[slot] == 0 and units.edited[slot] == mask[0]
 
 
 def test_the_first_valid_slot_that_names_a_unit_counts():
-    units = Units.of(Slots(torch.tensor([0, 2, 0, 1]), torch.tensor([False, True, True, False])), 4, "layer")
+    units = UnitSet.of(Slots(torch.tensor([0, 2, 0, 1]), torch.tensor([False, True, True, False])), 4, "layer")
     assert units.mask.tolist() == [True, False, True, False]
-    assert units.hit.tolist() == [True, True, True, True]  # the invalid ones stand at unit 0, which is replaced
+    assert units.edited.tolist() == [True, True, True, True]  # the invalid ones stand at unit 0, which is replaced
     assert units.source.tolist() == [2, 1, 2, 2]
 
 

@@ -437,7 +437,7 @@ def test_a_lifecycle_beside_a_network_of_ones_own():
     torso = MLP((5,), life.configure(NetworkConfig(width=8, depth=1), "encoder"), generator)
     network = life.build(QNetwork(torso, 3, ValueHead(), "torch", generator), generator)
     groups = life.attach({"online": network}, torch.zeros(2, 5), generator)
-    life.operate(torch.optim.Adam(groups, fused=True), generator, lambda n: torch.zeros(n, 5))
+    life.make_surgeon(torch.optim.Adam(groups, fused=True), generator, lambda n: torch.zeros(n, 5))
     _, captured = network(torch.zeros(4, 5), life.wanted)
     assert list(life.forward(torch.zeros(4, 5), captured).captured) == ["torso.layers.dense1"]
     assert list(life.surgery.activations(6)) == ["torso.layers.dense1"]
