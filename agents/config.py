@@ -25,13 +25,13 @@ FLOAT32_LARGEST, FLOAT32_SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-126
 BELOW_ONE = 1 - 2.0**-25
 """From here on a number below 1 is 1 in float32."""
 
-Initializer = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
+InitializerName = Literal["torch", "lecun_uniform", "orthogonal", "xavier_uniform", "dopamine_c51"]
 Padding = Literal["valid", "same"]
 SupportEnds = Literal["centres", "edges"]
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ActionScaling = Literal["auto", "on", "off"]
-Activation = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
+ActivationName = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -94,9 +94,9 @@ class NetworkConfig:
     """Units in each dense hidden layer."""
     depth: int = 1
     """Dense hidden layers (after the convolutions, where the torso has them)."""
-    activation: Activation = "relu"
+    activation: ActivationName = "relu"
     """Nonlinearity after every hidden layer."""
-    initializer: Initializer = "torch"
+    initializer: InitializerName = "torch"
     """Law of the weights: torch's default, LeCun uniform (Dohare24), orthogonal (CleanRL's PPO: gain sqrt 2, .01 for
     the policy, 1 for the value), Xavier uniform (Dopamine's DQN) or variance scaling by 1/sqrt 3 (Dopamine's C51)."""
     norm: Annotated[Literal["none", "layer", "rms", "batch"], *Hidden] = "none"

@@ -76,7 +76,7 @@ def transitions(spaces: Spaces, rng: np.random.Generator, actions: np.ndarray) -
     return Transitions(before, actions, rng.standard_normal(1), nothing, nothing, nothing, after, None)
 
 
-class Subject:
+class TimedAgent:
     """An agent with data to learn from."""
 
     def __init__(
@@ -125,8 +125,8 @@ def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:
     config, spaces, updates, stretches = rows()[name]
     pairs = []
     for turn in range(turns):
-        plain = Subject(config, spaces, [], device)
-        subject = Subject(config, spaces, [intervention_class(chosen)()], device)
+        plain = TimedAgent(config, spaces, [], device)
+        subject = TimedAgent(config, spaces, [intervention_class(chosen)()], device)
         for each in (plain, subject):
             each.seconds(2 * updates)
         subject.mature(turn)

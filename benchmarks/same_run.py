@@ -76,10 +76,10 @@ RUNS = {
 }
 
 
-def digest(blobs: Iterable[bytes]) -> str:
+def multiset_hash(blobs: Iterable[bytes]) -> str:
     """A short hash of a multiset of byte strings."""
     whole = hashlib.sha256()
-    for one in sorted(hashlib.sha256(blob).digest() for blob in blobs):
+    for one in sorted(hashlib.sha256(blob).multiset_hash() for blob in blobs):
         whole.update(one)
     return whole.hexdigest()[:10]
 
@@ -125,7 +125,7 @@ def hashes(directory: Path) -> dict[str, str]:
         for tag, value in record.items():
             series.setdefault(tag, []).append((step, value))
     blobs["metrics"] = [repr(points).encode() for tag, points in series.items() if tag not in SPEEDS]
-    return {part: digest(blobs[part]) for part in PARTS}
+    return {part: multiset_hash(blobs[part]) for part in PARTS}
 
 
 def run(tree: Path, arguments: list[str], runs: Path, name: str) -> tuple[dict[str, str], Path]:

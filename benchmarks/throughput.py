@@ -127,7 +127,7 @@ class Theirs:
         self.model.env.close()
 
 
-class Speed(NamedTuple):
+class MeasuredSpeed(NamedTuple):
     """Steps per second of one window."""
 
     wall: float
@@ -135,12 +135,12 @@ class Speed(NamedTuple):
     """By the CPU seconds of all threads of this process."""
 
 
-def speed(learner: Ours | Theirs, row: Row) -> Speed:
+def speed(learner: Ours | Theirs, row: Row) -> MeasuredSpeed:
     """The speed over one window, after a warm-up."""
     learner.run(row.warmup * row.unit)
     wall, cpu = time.perf_counter(), time.process_time()
     steps = learner.run(row.window * row.unit)
-    return Speed(steps / (time.perf_counter() - wall), steps / (time.process_time() - cpu))
+    return MeasuredSpeed(steps / (time.perf_counter() - wall), steps / (time.process_time() - cpu))
 
 
 class Result(NamedTuple):

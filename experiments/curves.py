@@ -22,7 +22,7 @@ from experiments.places import own_file, require_text, require_writable
 from experiments.records import read_metrics
 
 
-class Curve(NamedTuple):
+class BinnedCurve(NamedTuple):
     """A line over bins of steps."""
 
     steps: np.ndarray
@@ -70,7 +70,7 @@ def label_and_run(place: str) -> tuple[str, Path]:
     raise ValueError(f"run = {place!r}: holds no metrics.jsonl")
 
 
-def joined(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Curve:
+def joined(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> BinnedCurve:
     """One curve of several runs' bins; a run without values in a bin is left out of it."""
     edges = np.unique(np.concatenate([steps for steps, _, _ in runs]))
     means = np.full((len(runs), len(edges)), np.nan)
@@ -79,10 +79,10 @@ def joined(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Curve:
         places = np.searchsorted(edges, steps)
         row[places] = values
         counts[places] += count
-    return Curve(edges, np.nanmean(means, 0), counts, np.nanmin(means, 0), np.nanmax(means, 0))
+    return BinnedCurve(edges, np.nanmean(means, 0), counts, np.nanmin(means, 0), np.nanmax(means, 0))
 
 
-def from_runs(places: list[str], tag: str, bins: int) -> dict[str, Curve]:
+def from_runs(places: list[str], tag: str, bins: int) -> dict[str, BinnedCurve]:
     """Curves by label from "label=run directory" places. Raises ValueError where a place has no such curve."""
     series: dict[str, list] = {}
     for place in places:
@@ -99,7 +99,7 @@ def from_runs(places: list[str], tag: str, bins: int) -> dict[str, Curve]:
     }
 
 
-def write_table(path: Path, curves: dict[str, Curve]) -> None:
+def write_table(path: Path, curves: dict[str, BinnedCurve]) -> None:
     """One row a label and bin."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -109,7 +109,7 @@ def write_table(path: Path, curves: dict[str, Curve]) -> None:
                 writer.writerow([label, int(step), f"{mean:.6g}", int(count), f"{low:.6g}", f"{high:.6g}"])
 
 
-def read_table(path: Path) -> dict[str, Curve]:
+def read_table(path: Path) -> dict[str, BinnedCurve]:
     """The inverse of `write_table`; one of single runs needs neither low nor high. ValueError: it is no such table."""
     rows: dict[str, list[tuple[float, ...]]] = {}
     try:
@@ -124,10 +124,13 @@ def read_table(path: Path) -> dict[str, Curve]:
         raise ValueError(f"table = {str(path)!r}: is no table of curves ({type(error).__name__}: {error})") from None
     if not rows:
         raise ValueError(f"table = {str(path)!r}: holds no curve")
-    return {label: Curve(*(np.array(column) for column in zip(*points, strict=True))) for label, points in rows.items()}
+    return {
+        label: BinnedCurve(*(np.array(column) for column in zip(*points, strict=True)))
+        for label, points in rows.items()
+    }
 
 
-def draw(path: Path, curves: dict[str, Curve], title: str, ylabel: str, period: int) -> None:
+def draw(path: Path, curves: dict[str, BinnedCurve], title: str, ylabel: str, period: int) -> None:
     """Write the picture; `period` > 0 marks the multiples of so many steps."""
     import matplotlib
 

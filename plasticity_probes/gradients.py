@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from plasticity_probes.norms import norms_by_name
 
-Batch = Tensor | tuple[Tensor, ...]
+Examples = Tensor | tuple[Tensor, ...]
 LossFunction = Callable[..., Tensor]
 COLUMNS = 2**16
 """Parameters over which inner products of gradients are taken at a time."""
@@ -56,7 +56,7 @@ class _NoMemoryFormat(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def as_batch(batch: Batch) -> tuple[Tensor, ...]:
+def as_batch(batch: Examples) -> tuple[Tensor, ...]:
     """`batch` as a tuple of tensors of equally many examples; ValueError where they differ or there are none."""
     tensors = (batch,) if isinstance(batch, Tensor) else tuple(batch)
     lengths = [tensor.shape[0] if tensor.dim() else 0 for tensor in tensors]
@@ -87,7 +87,7 @@ def _places(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
 
 
 def per_example_gradients(
-    model: nn.Module, loss_fn: LossFunction, batch: Batch, chunk_size: int = 32, vectorized: bool = True
+    model: nn.Module, loss_fn: LossFunction, batch: Examples, chunk_size: int = 32, vectorized: bool = True
 ) -> Tensor:
     """Gradient of each example's loss by all p parameters that require one, float32 [n, p], in `parameters()` order.
 
@@ -139,7 +139,7 @@ def _products(rows: Tensor, others: Tensor) -> Tensor:
 def gradient_gram(
     model: nn.Module,
     loss_fn: LossFunction,
-    batch: Batch,
+    batch: Examples,
     chunk_size: int = 32,
     vectorized: bool = True,
     max_bytes: int = 2**30,

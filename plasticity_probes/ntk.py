@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from plasticity_probes.gradients import Batch, gradient_gram
+from plasticity_probes.gradients import Examples, gradient_gram
 from plasticity_probes.rank import effective_rank, symmetric_eigenvalues
 
-Output = str | Callable[[Tensor], Tensor]
+ScalarOutput = str | Callable[[Tensor], Tensor]
 
 
-def _scalar_output(output: Output) -> Callable[..., Tensor]:
+def _scalar_output(output: ScalarOutput) -> Callable[..., Tensor]:
     """loss_fn(model, *inputs) -> [n]: the scalar of each example whose gradient is taken."""
     if output == "sum":
         return lambda model, *inputs: model(*inputs).flatten(1).sum(1)
@@ -24,8 +24,8 @@ def _scalar_output(output: Output) -> Callable[..., Tensor]:
 
 def ntk(
     model: nn.Module,
-    batch: Batch,
-    output: Output = "sum",
+    batch: Examples,
+    output: ScalarOutput = "sum",
     chunk_size: int = 32,
     vectorized: bool = True,
     max_bytes: int = 2**30,

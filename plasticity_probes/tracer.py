@@ -26,14 +26,14 @@ from plasticity_probes.tracing import (
     tensors,
 )
 
-Forward = Callable[[nn.Module, Any], Any]
+ForwardFunction = Callable[[nn.Module, Any], Any]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 TABLES = (nn.Embedding, nn.EmbeddingBag)  # what they give is input like any other
 
 
-def run(model: nn.Module, example_input: Any, forward: Forward | None, mode: Recorder) -> Any:
+def run(model: nn.Module, example_input: Any, forward: ForwardFunction | None, mode: Recorder) -> Any:
     """The model's output on a copy of the input under `mode`, everything else left as it is."""
     with _undisturbed(model, example_input):
         inputs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_input)
@@ -103,7 +103,7 @@ def _why_opaque(module: nn.Module) -> str:
     return "is not a plain Linear or convolution"
 
 
-def units_of(module: nn.Module) -> int:
+def count_units(module: nn.Module) -> int:
     for name in ("out_features", "out_channels", "hidden_size", "embed_dim"):
         if isinstance(getattr(module, name, None), int):
             return getattr(module, name)
@@ -212,7 +212,7 @@ class Tracer(Follower):
         opaque = f"{type(module).__name__} {_why_opaque(module)}" if kind_of(module) == "opaque" else ""
         if number == len(self.layers):
             first = sum(layer.units for layer in self.layers)
-            self.layers.append(Layer(self._names.get(module, ""), module, first, units_of(module), opaque))
+            self.layers.append(Layer(self._names.get(module, ""), module, first, count_units(module), opaque))
         layer = self.layers[number]
         for tensor in tensors(output):
             ids = torch.full(tensor.shape, -1.0, dtype=torch.float32, device=tensor.device)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-Output = Callable[..., Tensor]
+OutputFunction = Callable[..., Tensor]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 NetworkFactory = Callable[[torch.Generator], nn.Module]
 Progress = Callable[[int, int], None]
@@ -47,7 +47,7 @@ def _require_positive(**numbers: float) -> None:
             raise ValueError(f"{name} = {number}: must be above 0")
 
 
-def _outputs(network: nn.Module, inputs: Tensor, output: Output | None) -> Tensor:
+def _outputs(network: nn.Module, inputs: Tensor, output: OutputFunction | None) -> Tensor:
     """Outputs as [batch, m]."""
     returned = network(inputs)
     values = returned if output is None else output(returned)
@@ -58,7 +58,7 @@ def _outputs(network: nn.Module, inputs: Tensor, output: Output | None) -> Tenso
 
 
 @torch.no_grad()
-def _all_outputs(network: nn.Module, inputs: Tensor, output: Output | None) -> Tensor:
+def _all_outputs(network: nn.Module, inputs: Tensor, output: OutputFunction | None) -> Tensor:
     return torch.cat([_outputs(network, part, output) for part in inputs.split(EVALUATION_BATCH)]).float()
 
 
@@ -102,7 +102,7 @@ def trainability(
     steps: int = 2000,
     batch_size: int = 128,
     scale: float = 1e5,
-    output: Output | None = None,
+    output: OutputFunction | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ def trainability(
     return {"error": error, "fresh_error": fresh_error, "excess": error - fresh_error}
 
 
-def random_function_labels(network: nn.Module, inputs: Tensor, output: Output | None = None) -> Tensor:
+def random_function_labels(network: nn.Module, inputs: Tensor, output: OutputFunction | None = None) -> Tensor:
     """Labels int64 [n] that a random network gives to `inputs` [n, ...]: its largest output, each output first
     standardised over the inputs so that no class takes all. Unlike labels drawn at random they can be generalised,
     where the inputs themselves (Atari frames) have none. ValueError where the network has fewer than two outputs."""
@@ -169,7 +169,7 @@ def held_out_accuracy(
     held_out: float = 0.2,
     steps: int = 2000,
     batch_size: int = 128,
-    output: Output | None = None,
+    output: OutputFunction | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:

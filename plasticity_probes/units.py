@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plasticity_probes.tracer import CONVOLUTIONS, NORMS, Forward, Tracer, kind_of, run, units_of
+from plasticity_probes.tracer import CONVOLUTIONS, NORMS, ForwardFunction, Tracer, count_units, kind_of, run
 from plasticity_probes.tracing import (
     Layer,
     Path,
@@ -28,9 +28,17 @@ from plasticity_probes.tracing import (
     tensors,
 )
 
-__all__ = ["CONVOLUTIONS", "NORMS", "Forward", "HiddenLayer", "LayerActivations", "activations", "hidden_layers"]
+__all__ = [
+    "CONVOLUTIONS",
+    "NORMS",
+    "ForwardFunction",
+    "HiddenLayer",
+    "LayerActivations",
+    "activations",
+    "hidden_layers",
+]
 
-ACTIVATIONS = {
+ACTIVATION_NAMES = {
     "x": "identity",
     "neg(x)": "identity",
     "cat(relu(x), relu(neg(x)))": "crelu",
@@ -39,7 +47,7 @@ ACTIVATIONS = {
     "div(x, abs(x))": "softsign",
     "cat(sin(x), cos(x))": "fourier",
 }
-DOUBLED = ("crelu", "fourier")  # unit i is in columns i and i + n
+DOUBLING = ("crelu", "fourier")  # unit i is in columns i and i + n
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class HiddenLayer:
     @property
     def units(self) -> int:
         """Output features or channels of the producer."""
-        return units_of(self.producer)
+        return count_units(self.producer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +120,7 @@ class LayerActivations:
     post: Tensor
 
 
-def hidden_layers(model: nn.Module, example_input: Any, forward: Forward | None = None) -> list[HiddenLayer]:
+def hidden_layers(model: nn.Module, example_input: Any, forward: ForwardFunction | None = None) -> list[HiddenLayer]:
     """The hidden layers of `model` in the order of their first use, found by following one forward pass.
 
     `example_input`: a batch as any nest of tensors (first dimension: samples), `forward(model, example_input)` says how
@@ -144,7 +152,7 @@ def hidden_layers(model: nn.Module, example_input: Any, forward: Forward | None 
 
 
 def activations(
-    model: nn.Module, batch: Any, forward: Forward | None = None, layers: list[HiddenLayer] | None = None
+    model: nn.Module, batch: Any, forward: ForwardFunction | None = None, layers: list[HiddenLayer] | None = None
 ) -> dict[str, LayerActivations]:
     """Values before and after the nonlinearity on `batch`, by layer name, from one forward pass without autograd.
 
@@ -183,7 +191,7 @@ class _Replay(Recorder):
 
 
 def _replay(
-    model: nn.Module, batch: Any, forward: Forward | None, layers: list[HiddenLayer]
+    model: nn.Module, batch: Any, forward: ForwardFunction | None, layers: list[HiddenLayer]
 ) -> dict[str, LayerActivations] | None:
     """The activations, or None if the forward pass was not the one that `layers` were traced in."""
     layers = [layer for layer in layers if layer._captures is not None]
@@ -222,7 +230,7 @@ def _describe(trace: Tracer, layer: Layer, shared: set[int]) -> HiddenLayer | No
         name=layer.name,
         producer=layer.module,
         norm=path.norm,
-        activation=ACTIVATIONS.get(path.expression, name if name.isidentifier() else path.expression),
+        activation=ACTIVATION_NAMES.get(path.expression, name if name.isidentifier() else path.expression),
         initializer=getattr(layer.module, "initializer", None),
         separable=not reasons,
         reason="; ".join(reasons),
@@ -257,7 +265,7 @@ def _reasons(trace: Tracer, layer: Layer, path: Path, shared: set[int]) -> Itera
 def _captures(trace: Tracer, layer: Layer, path: Path) -> tuple[_Capture, _Capture] | None:
     """How to get hold of the tensors before and after the nonlinearity; None where one does not hold every unit."""
     pre = path.post if path.expression == "x" else path.pre
-    halves = 2 if ACTIVATIONS.get(path.expression) in DOUBLED else 1
+    halves = 2 if ACTIVATION_NAMES.get(path.expression) in DOUBLING else 1
     before = _capture(trace, layer, pre, 1, repeats=False)
     after = _capture(trace, layer, path.post, halves, repeats="cat(" in path.expression)
     return None if before is None or after is None else (before, after)

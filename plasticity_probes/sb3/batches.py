@@ -47,7 +47,7 @@ class Seeds:
         return int(self._generator.integers(2**32))
 
 
-class Replay:
+class ReplayBatches:
     """Batches from an off-policy model's replay buffer, normalised as for its own updates."""
 
     def __init__(self, model: BaseAlgorithm, seed: int, samples: int) -> None:
@@ -76,7 +76,7 @@ class Replay:
         return draw
 
 
-class Rollouts:
+class RolloutBatches:
     """Batches from an on-policy model's latest rollout, or the latest few."""
 
     def __init__(self, model: BaseAlgorithm, seed: int, samples: int) -> None:

@@ -14,9 +14,9 @@ from plasticity_probes.pictures import in_colours
 from plasticity_probes.probe import Findings
 from plasticity_probes.prober import Prober, whole
 from plasticity_probes.probes import chosen
-from plasticity_probes.sb3.batches import Replay, Rollouts, own_random_state
+from plasticity_probes.sb3.batches import ReplayBatches, RolloutBatches, own_random_state
 from plasticity_probes.sb3.hooks import HookingCallback
-from plasticity_probes.sb3.subjects import Part, parts_of
+from plasticity_probes.sb3.subjects import ProbedNetwork, probed_networks
 
 SUMMARY = {
     "probes/dormant_fraction/tau=0.025/all": "dormant units, tau .025",
@@ -77,8 +77,8 @@ class PlasticityCallback(HookingCallback):
         self.seed = whole("seed", seed, least=0)
         self.latest: dict[str, float] = {}
         """The latest value by tag."""
-        self._parts: list[Part] = []
-        self._source: Replay | Rollouts | None = None
+        self._parts: list[ProbedNetwork] = []
+        self._source: ReplayBatches | RolloutBatches | None = None
         self._policy: nn.Module | None = None
         self._measured_at = -1
         self._pending: Findings | None = None  # measured, but not yet written: the update that churn needs is to come
@@ -94,7 +94,7 @@ class PlasticityCallback(HookingCallback):
     def _take_hold(self) -> None:
         if self._policy is not self.model.policy or self.model.num_timesteps < self._measured_at:
             self._policy, self._measured_at, self._pending = None, -1, None
-            self._source, self._parts = parts_of(self.model, self.seed, self.numbers["samples"])
+            self._source, self._parts = probed_networks(self.model, self.seed, self.numbers["samples"])
             for part in self._parts:
                 part.prober = Prober(part.subject, self.probes, tell=self._tell, **self.numbers)
             self._policy = self.model.policy
@@ -112,12 +112,12 @@ class PlasticityCallback(HookingCallback):
 
     def _on_step(self) -> bool:
         super()._on_step()
-        if isinstance(self._source, Replay):
+        if isinstance(self._source, ReplayBatches):
             self._probe_if_due()
         return True
 
     def _on_rollout_end(self) -> None:
-        if isinstance(self._source, Rollouts):
+        if isinstance(self._source, RolloutBatches):
             self._source.keep()
             self._probe_if_due()
 
@@ -153,7 +153,7 @@ class PlasticityCallback(HookingCallback):
         if not any(part.awaits_update for part in self._parts):
             self._write()
 
-    def _updated(self, part: Part) -> None:
+    def _updated(self, part: ProbedNetwork) -> None:
         """An optimizer has made a step."""
         if not part.awaits_update:
             return

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from plasticity_probes.probe import Findings
 from plasticity_probes.prober import Prober
-from plasticity_probes.sb3.batches import Replay, Rollouts, Seeds, own_random_state
+from plasticity_probes.sb3.batches import ReplayBatches, RolloutBatches, Seeds, own_random_state
 from plasticity_probes.sb3.networks import ActorView, CriticView, PolicyView, QView, View
 from plasticity_probes.subject import Readout, Subject
 
 
 @dataclass
-class Part:
+class ProbedNetwork:
     """A network that is measured by itself."""
 
     subject: Subject
@@ -50,7 +50,9 @@ class Part:
         )
 
 
-def parts_of(model: BaseAlgorithm, seed: int, samples: int) -> tuple[Replay | Rollouts, list[Part]]:
+def probed_networks(
+    model: BaseAlgorithm, seed: int, samples: int
+) -> tuple[ReplayBatches | RolloutBatches, list[ProbedNetwork]]:
     """What is measured of `model`, and where its batches come from; ValueError where it is not supported."""
     if not isinstance(model, (DQN, PPO, A2C, SAC, TD3)):
         allowed = "DQN, PPO, A2C, SAC, TD3 or DDPG of Stable-Baselines3"
@@ -62,9 +64,9 @@ def parts_of(model: BaseAlgorithm, seed: int, samples: int) -> tuple[Replay | Ro
     if isinstance(model, (PPO, A2C)):
         if not isinstance(model.policy, ActorCriticPolicy):
             raise ValueError(f"policy = {type(model.policy).__name__}: must be an ActorCriticPolicy")
-        source = Rollouts(model, seed, samples)
+        source = RolloutBatches(model, seed, samples)
         return source, [_on_policy(model, source, seed)]
-    source = Replay(model, seed, samples)
+    source = ReplayBatches(model, seed, samples)
     if isinstance(model, DQN):
         return source, [_dqn(model, source, seed)]
     return source, [_actor(model, source, seed), _critic(model, source, seed)]
@@ -90,7 +92,7 @@ def _for_probe(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None
     return optimizer if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) else None
 
 
-def _dqn(model: DQN, source: Replay, seed: int) -> Part:
+def _dqn(model: DQN, source: ReplayBatches, seed: int) -> ProbedNetwork:
     def prepare(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         following = model.q_net_target(batch["next_observations"]).amax(1, keepdim=True)
         targets = batch["rewards"] + (1 - batch["dones"]) * batch["discounts"] * following
@@ -111,10 +113,10 @@ def _dqn(model: DQN, source: Replay, seed: int) -> Part:
         behaviour=lambda q: q,
         fresh=_fresh(model, seed, lambda policy: QView(policy.q_net)),
     )
-    return Part(subject, model.policy.optimizer)
+    return ProbedNetwork(subject, model.policy.optimizer)
 
 
-def _on_policy(model: PPO | A2C, source: Rollouts, seed: int) -> Part:
+def _on_policy(model: PPO | A2C, source: RolloutBatches, seed: int) -> ProbedNetwork:
     network, space = PolicyView(model.policy), model.action_space
     continuous = isinstance(space, spaces.Box)
     columns_of = ("observations", "actions", "log_probs", "advantages", "returns", "values")
@@ -170,7 +172,7 @@ def _on_policy(model: PPO | A2C, source: Rollouts, seed: int) -> Part:
         behaviour_kind="continuous" if continuous else "discrete",
         fresh=_fresh(model, seed, PolicyView),
     )
-    return Part(subject, model.policy.optimizer)
+    return ProbedNetwork(subject, model.policy.optimizer)
 
 
 def _log_probs(outputs: Tensor, log_std: Tensor | None, actions: Tensor, space: spaces.Space) -> Tensor:
@@ -203,7 +205,7 @@ def _temperature(model: SAC) -> Tensor:
     return model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
 
 
-def _actor(model: SAC | TD3, source: Replay, seed: int) -> Part:
+def _actor(model: SAC | TD3, source: ReplayBatches, seed: int) -> ProbedNetwork:
     sac, critic = isinstance(model, SAC), CriticView(model.critic)
 
     def loss(actor: nn.Module, observations: Tensor, noise: Tensor) -> Tensor:
@@ -223,10 +225,10 @@ def _actor(model: SAC | TD3, source: Replay, seed: int) -> Part:
         fresh=_fresh(model, seed, lambda policy: ActorView(policy.actor)),
     )
     renamed = {"probes/churn/value": "probes/churn/action", "probes/churn/greedy_action": None}
-    return Part(subject, model.actor.optimizer, "actor", renamed)
+    return ProbedNetwork(subject, model.actor.optimizer, "actor", renamed)
 
 
-def _critic(model: SAC | TD3, source: Replay, seed: int) -> Part:
+def _critic(model: SAC | TD3, source: ReplayBatches, seed: int) -> ProbedNetwork:
     """All Q-networks of the critic; actions ride along as the last columns of flattened observations."""
     draw_transitions, network = source.drawing(), CriticView(model.critic)
     shape = network.shape
@@ -272,4 +274,4 @@ def _critic(model: SAC | TD3, source: Replay, seed: int) -> Part:
         behaviour=lambda q: q,
         fresh=_fresh(model, seed, lambda policy: CriticView(policy.critic)),
     )
-    return Part(subject, model.critic.optimizer, "critic", {"probes/churn/greedy_action": None})
+    return ProbedNetwork(subject, model.critic.optimizer, "critic", {"probes/churn/greedy_action": None})

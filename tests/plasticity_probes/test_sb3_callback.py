@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from plasticity_probes.sb3 import PlasticityCallback
 from plasticity_probes.sb3.batches import own_random_state
-from plasticity_probes.sb3.subjects import parts_of
+from plasticity_probes.sb3.subjects import probed_networks
 
 
 @pytest.fixture(autouse=True)
@@ -260,7 +260,7 @@ def assert_equal_gradients(wanted, found):
 )
 def test_on_policy_losses_are_those_of_sb3(make):
     model = make()
-    source, [part] = parts_of(model, 0, 80)
+    source, [part] = probed_networks(model, 0, 80)
     found = {}
 
     class Keep(BaseCallback):
@@ -293,7 +293,7 @@ def filled(model):
 
 def test_dqns_loss_is_that_of_sb3():
     model = filled(dqn())
-    [part] = parts_of(model, 0, 32)[1]
+    [part] = probed_networks(model, 0, 32)[1]
     batch = part.subject.draw(32)
     assert len({float(d) for d in batch["discounts"]}) > 1  # n-step returns end early here and there
     found = gradients_of_probes(part, batch, (1.0,))
@@ -305,7 +305,7 @@ def test_dqns_loss_is_that_of_sb3():
 @pytest.mark.parametrize("kind", [SAC, TD3, DDPG])
 def test_actor_and_critic_losses_are_those_of_sb3(kind):
     model = filled(continuous(kind, learning_rate=0.0))  # nothing moves between the critic's step and the actor's
-    actor, critic = parts_of(model, 0, 32)[1]
+    actor, critic = probed_networks(model, 0, 32)[1]
     batches = [part.subject.draw(32) for part in (actor, critic)]
     assert torch.equal(batches[0]["actions"], batches[1]["actions"])  # the same transitions
     torch.manual_seed(7)
@@ -330,7 +330,7 @@ def test_actor_and_critic_losses_are_those_of_sb3(kind):
 
 def test_off_policy_targets_against_a_loop():
     model = filled(dqn())
-    [part] = parts_of(model, 0, 16)[1]
+    [part] = probed_networks(model, 0, 16)[1]
     batch = part.subject.draw(16)
     with torch.no_grad():
         targets = part.subject.prepare(batch)[2]
@@ -343,7 +343,7 @@ def test_off_policy_targets_against_a_loop():
 
 def test_a2c_gathers_rollouts_until_there_are_enough():
     model = A2C("MlpPolicy", worlds(lambda: RandomWorld(box(4), box(2)), 2), **on(n_steps=5))
-    source, _ = parts_of(model, 0, 32)
+    source, _ = probed_networks(model, 0, 32)
     seen = []
 
     class Keep(BaseCallback):
@@ -451,7 +451,7 @@ def test_learning_goes_on_with_the_same_reference_batch():
 def test_refit_probes_work_on_policies_that_have_acted():
     model = ppo(box(2))
     model.learn(80)
-    [part] = parts_of(model, 0, 32)[1]
+    [part] = probed_networks(model, 0, 32)[1]
     copy.deepcopy(part.subject.network)  # SB3's own policy cannot be copied now
     fresh = part.subject.fresh()
     assert [p.shape for p in fresh.parameters()] == [p.shape for p in part.subject.network.parameters()]

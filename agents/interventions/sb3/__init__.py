@@ -25,7 +25,7 @@ from agents.config import require
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.lifecycle import Lifecycle, as_interventions
 from agents.interventions.sb3.groups import Groups
-from agents.interventions.sb3.networks import Watch, WithPenalty, laws, networks_of, quiet, require_supported
+from agents.interventions.sb3.networks import CaptureHooks, WithPenalty, laws, networks_of, quiet, require_supported
 from agents.interventions.sb3.observations import Observations, example_for
 from agents.interventions.sb3.refusals import refuse
 from agents.interventions.sb3.report import Report
@@ -80,7 +80,7 @@ class InterventionCallback(HookingCallback):
         self._task: int | None = None
         self._updating = False
         self._forward: Forward | None = None
-        self._watch: Watch | None = None
+        self._watch: CaptureHooks | None = None
         self._pending: dict[str, Any] | None = None  # a state that waits for a model
 
     def _require_beside(self, other: HookingCallback) -> None:
@@ -234,7 +234,7 @@ class InterventionCallback(HookingCallback):
     def _open(self) -> None:
         """The update's forward pass begins, if this is it: SB3 takes all others without gradients."""
         if self._updating and torch.is_grad_enabled():
-            self._watch = Watch(self._view, self.lifecycle.wanted)
+            self._watch = CaptureHooks(self._view, self.lifecycle.wanted)
 
     def _close(self, outputs: Tensor | None) -> Tensor | None:
         """It has ended (with an error: no outputs). Returns `outputs` with the penalties behind them."""

@@ -43,7 +43,7 @@ class Capturing(View):
         if capture is None:
             return self.run(observations)
         self.require_seen()
-        watch = Watch(self, capture)
+        watch = CaptureHooks(self, capture)
         try:
             return self.run(observations), watch.captured
         finally:
@@ -90,7 +90,7 @@ class CapturingPolicy(Capturing, PolicyView):
     parts = ("log_std", "features_extractor", "vf_features_extractor", "mlp_extractor", "action_net", "value_net")
 
 
-class Watch:
+class CaptureHooks:
     """Remembers what goes into a view's modules, and what it is asked to `capture`, until it is stopped."""
 
     def __init__(self, view: Capturing, capture: Capture | None) -> None:
