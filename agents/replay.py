@@ -13,6 +13,9 @@ from torch import Tensor
 
 from agents.transitions import Spaces, Transitions
 
+WRITTEN_ONCE = ("observations", "actions", "rewards", "ages", "terminal", "ended", "final")
+"""What of a slot stays as it is until the ring comes round to it; its task does not: it can be forgotten."""
+
 
 class Batch(NamedTuple):
     """Sampled n-step transitions on the training device."""
@@ -68,7 +71,7 @@ class Replay:
         self.ended = np.zeros(flat, bool)  # the next slot is the episode's last state
         self.final = np.zeros(flat, bool)  # this slot is an episode's last state: not a start
         self.tasks = np.full(flat, -1, np.int32)  # the task a slot was filled in, -1 for slots not in use
-        self.head = np.zeros(num_envs, np.int64)  # next slot to write, within the ring
+        self.written = np.zeros(num_envs, np.int64)  # slots ever written; the next one is this, modulo the ring
         self.filled = np.zeros(num_envs, np.int64)
         self.age = np.zeros(num_envs, np.int32)
         self.offset = np.arange(num_envs) * self.slots
@@ -83,13 +86,13 @@ class Replay:
 
     def _store(self, environments: np.ndarray, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """Write the newest observation of `environments` at their heads; return the flat indices written."""
-        where = self.offset[environments] + self.head[environments]
+        where = self.offset[environments] + self.written[environments] % self.slots
         newest = observations[environments, -1] if self.stacked else observations[environments]
         source = torch.from_numpy(np.ascontiguousarray(newest)).to(self.observations)
         self.observations[torch.from_numpy(where).to(self.observations.device)] = source
         self.ages[where] = self.age[environments]
         self.tasks[where] = tasks[environments]
-        self.head[environments] = (self.head[environments] + 1) % self.slots
+        self.written[environments] += 1
         self.filled[environments] = np.minimum(self.filled[environments] + 1, self.slots)
         self.age[environments] += 1
         return where
@@ -109,6 +112,11 @@ class Replay:
             self.final[self._store(finished, transitions.final_observations, tasks)] = True
             self.age[finished] = 0
 
+    @property
+    def oldest(self) -> np.ndarray:
+        """int64 [E]: the oldest slot in use of each ring, counted from the first one ever written."""
+        return self.written - self.filled
+
     def task_share(self, task: int) -> float:
         """Share of the stored transitions that were made in `task` or a later one; 0 where nothing is stored."""
         transitions = (self.tasks >= 0) & ~self.final
@@ -119,15 +127,14 @@ class Replay:
         """Forget what was stored before the environments entered `task` or a later one (each its newest stretch)."""
         for environment in range(self.num_envs):
             ring = self.tasks[self.offset[environment] :][: self.slots]
-            newest_first = (self.head[environment] - 1 - np.arange(self.filled[environment])) % self.slots
+            newest_first = (self.written[environment] - 1 - np.arange(self.filled[environment])) % self.slots
             others = np.flatnonzero(ring[newest_first] < task)
             kept = others[0] if others.size else self.filled[environment]
             ring[newest_first[kept:]] = -1
             self.filled[environment] = kept
 
     def _positions(self, environment: np.ndarray, steps_from_oldest: np.ndarray) -> np.ndarray:
-        oldest = self.head[environment] - self.filled[environment]
-        return self.offset[environment] + (oldest + steps_from_oldest) % self.slots
+        return self.offset[environment] + (self.oldest[environment] + steps_from_oldest) % self.slots
 
     @np.errstate(over="ignore")  # an infinite sum makes an infinite target, which is refused by name
     def _follow(self, environment: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,3 +207,36 @@ class Replay:
             discounts=torch.from_numpy(discounts).to(self.device),
             next_observations=self._gather(environment, start + steps),
         )
+
+    def part(self, start: np.ndarray, stop: np.ndarray) -> dict[str, np.ndarray]:
+        """A copy, in main memory, of what was written to the slots from `start` up to `stop` (int64 [E], counted from
+        the first one ever written, none of them overwritten), one environment after the other: {name: [slots, ...]}
+        for the names of `WRITTEN_ONCE`."""
+        rows = self._rows(start, stop)
+        observations = self.observations.index_select(0, torch.from_numpy(rows).to(self.observations.device))
+        rest = {name: getattr(self, name)[rows] for name in WRITTEN_ONCE[1:]}
+        return {"observations": observations.cpu().numpy(), **rest}
+
+    def put_back(self, start: np.ndarray, stop: np.ndarray, part: dict[str, np.ndarray]) -> None:
+        """Lay what `part` gave into its slots. Parts are put back in the order in which they were written."""
+        rows = self._rows(start, stop)
+        observations = torch.from_numpy(part["observations"]).to(self.observations)
+        self.observations.index_copy_(0, torch.from_numpy(rows).to(self.observations.device), observations)
+        for name in WRITTEN_ONCE[1:]:
+            getattr(self, name)[rows] = part[name]
+
+    def _rows(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        rings = zip(self.offset, start, stop, strict=True)
+        return np.concatenate([offset + np.arange(first, end) % self.slots for offset, first, end in rings])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All but what `part` gives: tasks, and where each ring stands."""
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("tasks", "written", "filled", "age")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave. ValueError where it is of another size."""
+        for name, given in state.items():
+            own = getattr(self, name)
+            if own.shape != given.shape:
+                raise ValueError(f"replay.{name}: must be of shape {own.shape}, as here, not {tuple(given.shape)}")
+            own[:] = given.numpy()

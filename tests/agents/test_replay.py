@@ -368,3 +368,33 @@ def test_forgetting_earlier_tasks_leaves_the_newest_stretch_of_each_ring(seed, n
     assert replay.task_share(newest) == 1.0
     if replay.ready(0):
         assert (replay.sample(20).rewards[:, None] >= newest).all()  # the reward is the task, n of them at most
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=needs_cuda)])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(frames=st.sampled_from([None, 4]), steps=st.lists(st.integers(0, 30), min_size=1, max_size=5))
+def test_parts_handed_out_as_they_were_written_make_the_same_replay_again(device, frames, steps):
+    replay = filled(frames, 3, 75, 2, 0, (0, 0, 0), device=device)[0]
+    world = Numbered(frames or 1, 3, np.random.default_rng(1), (0.2, 0.1, 0.1), frames is not None)
+    again = filled(frames, 3, 75, 2, 0, (0, 0, 0), device=device)[0]
+    start = replay.written.copy()
+    for count in steps:  # at most 30 slots of 25 between two parts: some are overwritten before they are handed out
+        for _ in range(count):
+            transitions = world.step()
+            replay.add(transitions, transitions.rewards, True)
+        start = np.maximum(start, replay.oldest)
+        again.put_back(start, replay.written, replay.part(start, replay.written))
+        start = replay.written.copy()
+    again.load_state_dict(replay.state_dict())
+    for name in ("actions", "rewards", "ages", "terminal", "ended", "final", "tasks", "written", "filled", "age"):
+        assert np.array_equal(getattr(replay, name), getattr(again, name)), name
+    assert torch.equal(replay.observations, again.observations)
+    if replay.ready(8):
+        again.generator.bit_generator.state = replay.generator.bit_generator.state
+        assert all(map(torch.equal, replay.sample(30), again.sample(30)))
+
+
+def test_a_replay_of_another_size_is_refused():
+    state = filled(None, 3, 75, 2, 5, (0, 0, 0))[0].state_dict()
+    with pytest.raises(ValueError, match=r"replay.tasks: must be of shape \(60,\), as here, not \(75,\)"):
+        filled(None, 3, 60, 2, 5, (0, 0, 0))[0].load_state_dict(state)

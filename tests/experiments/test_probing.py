@@ -79,7 +79,14 @@ def trace(kind: str, probes: str) -> dict:
 def _memory(agent) -> list:
     if hasattr(agent, "replay"):
         replay = agent.replay
-        arrays = [replay.observations.numpy(), replay.actions, replay.rewards, replay.head, replay.filled, replay.tasks]
+        arrays = [
+            replay.observations.numpy(),
+            replay.actions,
+            replay.rewards,
+            replay.written,
+            replay.filled,
+            replay.tasks,
+        ]
         arrays += [replay.ages, replay.terminal, replay.ended, replay.final]
         return [array.copy() for array in arrays] + [replay.generator.bit_generator.state, agent.exploration.random()]
     return [agent.rollout.observations.numpy().copy(), agent.exploration.get_state().numpy()]
