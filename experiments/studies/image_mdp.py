@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.cli import parse_train
+from experiments.results.statistics import of_seeds, worst_quarter
 from experiments.setup import build, check
 from experiments.studies.arms import STRENGTHS, interventions
 from experiments.studies.report import (
@@ -27,10 +28,8 @@ from experiments.studies.report import (
     completed,
     draw,
     in_parallel,
-    mean_and_interval,
     parser,
     table,
-    worst_quarter,
 )
 from experiments.train import train
 
@@ -81,7 +80,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         mine = [row for row in rows if row["arm"] == arm]
         begun = np.mean([row["return"] for row in mine if row["task"] == 1])
         ended = [row["return"] for row in mine if row["task"] == last]
-        mean, low, high = mean_and_interval(ended)
+        mean, low, high = of_seeds(ended)
         worst = worst_quarter(ended, lower_is_worse=True)
         lines.append(
             [arm, f"{mine[0]['strength']:g}", f"{begun:.1f}", f"{mean:.1f} [{low:.1f}, {high:.1f}]", f"{worst:.1f}"]

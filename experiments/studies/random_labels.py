@@ -16,16 +16,15 @@ import torch
 from torch.nn import functional as F
 
 from envs.datasets import EMBEDDED, load_dataset
+from experiments.results.statistics import of_seeds, worst_quarter
 from experiments.studies.arms import STRENGTHS, interventions
 from experiments.studies.report import (
     Pairs,
     completed,
     draw,
     in_parallel,
-    mean_and_interval,
     parser,
     table,
-    worst_quarter,
 )
 from experiments.studies.supervised import SupervisedLearner
 
@@ -73,7 +72,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         begun = [row["accuracy"] for row in mine if row["task"] == 1]
         ended = [row for row in mine if row["task"] == last]
         accuracy = [row["accuracy"] for row in ended]
-        mean, low, high = mean_and_interval(accuracy)
+        mean, low, high = of_seeds(accuracy)
         collapsed = np.mean([row < 0.5 * np.mean(begun) for row in accuracy])
         lines.append(
             [

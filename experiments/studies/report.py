@@ -9,10 +9,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
-from scipy.stats import bootstrap
+
+from experiments.results.statistics import of_seeds
 
 COLOURS = ("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a429", "#8c564b", "#17becf")
 
@@ -35,25 +35,6 @@ def in_parallel(
                 done(future.result())
             bars.advance(bar)
         return [future.result() for future in futures]
-
-
-def mean_and_interval(values: Iterable[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the 95 % percentile bootstrap interval over seeds, 2,000 resamples; nan for a single seed."""
-    values = np.asarray(list(values), dtype=float)
-    if len(values) < 2 or np.ptp(values) == 0:
-        edge = float("nan") if len(values) < 2 else values[0]
-        return float(values.mean()), edge, edge
-    interval = bootstrap(
-        (values,), np.mean, n_resamples=2_000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(values.mean()), float(interval.low), float(interval.high)
-
-
-def worst_quarter(values: Iterable[float], lower_is_worse: bool) -> float:
-    """Mean of the worst quarter of the seeds (at least one of them)."""
-    ordered = np.sort(np.asarray(list(values), dtype=float))
-    ordered = ordered if lower_is_worse else ordered[::-1]
-    return float(ordered[: max(1, len(ordered) // 4)].mean())
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -155,7 +136,7 @@ def draw(path: Path, panels: dict[str, dict[str, dict[float, list[float]]]], acr
     for axis, (panel, arms) in zip(axes[0], panels.items(), strict=True):
         for colour, (arm, points) in zip(itertools.cycle(COLOURS), arms.items(), strict=False):
             places = sorted(points)
-            means, lows, highs = zip(*(mean_and_interval(points[x]) for x in places), strict=True)
+            means, lows, highs = zip(*(of_seeds(points[x]) for x in places), strict=True)
             axis.plot(places, means, color=colour, label=arm, linewidth=1.6)
             axis.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
         axis.set_xlabel(across)

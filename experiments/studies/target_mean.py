@@ -22,8 +22,9 @@ from torch import Tensor
 
 from agents import losses
 from envs.datasets import EMBEDDED, load_dataset
+from experiments.results.statistics import of_seeds
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import Pairs, completed, draw, in_parallel, mean_and_interval, parser, table
+from experiments.studies.report import Pairs, completed, draw, in_parallel, parser, table
 from experiments.studies.supervised import SupervisedLearner
 
 IMAGES, TASK_STEPS, BATCH, ATOMS = 500, 2_000, 64, 101
@@ -93,7 +94,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for arm in dict.fromkeys(row["arm"] for row in rows):
         for c in dict.fromkeys(row["mean"] for row in rows):
             mine = [row for row in rows if row["arm"] == arm and row["mean"] == c]
-            error, low, high = mean_and_interval(row["error of task 2"] for row in mine)
+            error, low, high = of_seeds(row["error of task 2"] for row in mine)
             means = {
                 name: np.mean([row[name] for row in mine])
                 for name in ("error of task 1", "effective rank, raw, task 1", "effective rank, centred, task 1")

@@ -1,7 +1,5 @@
 """The studies: their statistics by hand, their runs in small, and the published numbers that they must reproduce."""
 
-import math
-
 import pytest
 
 from agents.interventions import LayerNorm, ReDo, WeightDecay
@@ -10,29 +8,11 @@ from experiments.studies.arms import STRENGTHS, interventions
 from experiments.studies.report import (
     completed,
     incomplete,
-    mean_and_interval,
     parser,
     read_rows,
     table,
-    worst_quarter,
     write_rows,
 )
-
-
-def test_mean_and_interval():
-    assert mean_and_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
-    mean, low, high = mean_and_interval([3.0])
-    assert mean == 3.0 and math.isnan(low) and math.isnan(high)
-    mean, low, high = mean_and_interval([0.0, 1.0] * 50)  # the normal interval: .5 +- 1.96 * .05
-    assert mean == 0.5
-    assert (low, high) == pytest.approx((0.402, 0.598), abs=0.015)
-    assert mean_and_interval([1.0, 2.0, 4.0]) == mean_and_interval([1.0, 2.0, 4.0])
-
-
-def test_the_worst_quarter():
-    assert worst_quarter([4, 1, 2, 3, 8, 7, 6, 5], lower_is_worse=True) == 1.5
-    assert worst_quarter([4, 1, 2, 3, 8, 7, 6, 5], lower_is_worse=False) == 7.5
-    assert worst_quarter([4, 1], lower_is_worse=True) == 1
 
 
 def test_rows_go_to_a_file_and_come_back(tmp_path):
