@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from agents.clock import Clock
     from agents.interventions.base import Intervention
     from agents.ppo import PPO
     from agents.randomness import Generators
@@ -30,17 +31,18 @@ def build_agent(
     precision: str = "fp32",
     interventions: "Sequence[Intervention | str]" = (),
     moments: str = "own",
+    clock: "Clock | None" = None,
 ) -> "ValueAgent | PPO":
     """The agent that `config` describes, for `num_envs` environments with `spaces`.
 
     `precision`: fp32, tf32 or bf16, as `--precision`. It is a policy for the whole process, set here: torch's switches
     are global (agents/precision.py). A name among `interventions` stands for one with its defaults. `moments` other
-    than "own" takes the place of what each of them does to Adam's moments by itself.
+    than "own" takes the place of what each of them does to Adam's moments by itself. `clock`: the run's.
     """
     from agents.c51 import C51
     from agents.dqn import DQN
     from agents.ppo import PPO
 
     build = {DQNConfig: DQN, C51Config: C51, PPOConfig: PPO}[type(config)]
-    wanted = {"interventions": interventions, "moments": moments}
+    wanted = {"interventions": interventions, "moments": moments, "clock": clock}
     return build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)

@@ -169,7 +169,7 @@ class Watch:
 
     def __init__(self, optimization: "Optimization", state: Callable[[], Any]) -> None:
         self.optimization, self.state = optimization, state
-        self.sound = optimization.gradient_steps
+        self.sound = optimization.clock.gradient_steps
         """The gradient step after which everything was last seen to be finite."""
 
     def flush(self) -> None:
@@ -180,7 +180,7 @@ class Watch:
 
     def unsound(self) -> str | None:
         """What is not finite and since when, in a sentence; None where everything is finite."""
-        now, names = self.optimization.gradient_steps, not_finite(self.state())
+        now, names = self.optimization.clock.gradient_steps, not_finite(self.state())
         if not names:
             self.sound = now
             return None

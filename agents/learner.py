@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.config import AdamConfig, NetworkConfig
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle
@@ -58,6 +59,7 @@ class Learner:
         sample, drawing: n observations for surgeries, and the generator that they are drawn by.
         interventions: in the order in which they act; copied.
         moments: other than "own" takes the place of what each of them does to Adam's moments.
+        clock: counts its gradient steps; one of its own where none is given.
     """
 
     def __init__(
@@ -73,15 +75,18 @@ class Learner:
         interventions: Sequence[Intervention] = (),
         moments: str = "own",
         target: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self.device, self.precision, self._build = example.device, precision, build
+        self.clock = clock or Clock()
         set_precision(precision, self.device)
-        self.interventions = Lifecycle(interventions, partial(autocast, self.device, precision))
+        self.interventions = Lifecycle(interventions, partial(autocast, self.device, precision), self.clock)
         self.network = self.fresh(generators.torch("init"))
         self.target = copy.deepcopy(self.network).requires_grad_(False) if target else None
         networks = {"online": self.network} | ({"target": self.target} if target else {})
         groups = self.interventions.attach(networks, example, generators.torch("interventions"))
-        self.optimization = Optimization(groups, rates.learning_rate, rates.adam, rates.max_grad_norm, self.network)
+        rated = rates.learning_rate, rates.adam, rates.max_grad_norm
+        self.optimization = Optimization(groups, *rated, self.network, self.clock)
         self.hold(())
         surgical = generators.torch("surgery", self.device)
         self.interventions.make_surgeon(self.optimization.adam, surgical, sample, moments, drawing)
@@ -90,11 +95,6 @@ class Learner:
         """A freshly initialised network of the learning one's shape, on its device, in eval mode."""
         network = self._build(self.interventions.configure, generator)
         return self.interventions.build(network, generator).to(self.device).eval()
-
-    @property
-    def gradient_steps(self) -> int:
-        """How many were made."""
-        return self.optimization.gradient_steps
 
     @property
     def learning_rate(self) -> float:
@@ -119,10 +119,8 @@ class Learner:
         """What was told to `hold` may move from now on; otherwise it begins with the step itself."""
         self.optimization.begin()
 
-    def step(
-        self, observations: Tensor, loss_of: Callable[[Any], tuple[Tensor, Any]], steps: int, **watched: Tensor
-    ) -> Step:
-        """One gradient step, after `steps` steps in the world; the only way in which weights move.
+    def step(self, observations: Tensor, loss_of: Callable[[Any], tuple[Tensor, Any]], **watched: Tensor) -> Step:
+        """One gradient step; the only way in which weights move.
 
         `loss_of(outputs of the network for observations [batch, ...])` gives (the scalar loss, anything beside it).
         Raises `NonFiniteError` before anything moves where loss, gradient or one of the 0-d `watched` is not finite.
@@ -138,7 +136,7 @@ class Learner:
         forward = interventions.forward(observations, captured)
         penalties = interventions.penalties(forward)
         norm = self.optimization.step(sum(penalties.values(), start=loss), **watched)
-        interventions.after_step(forward, self.gradient_steps, steps)
+        interventions.after_step(forward)
         return Step(loss.detach(), norm, {name: penalty.detach() for name, penalty in penalties.items()}, aside)
 
     @torch.no_grad()
@@ -158,11 +156,12 @@ class Learner:
         self.interventions.on_task_change()
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimizer, counters and what the interventions remember."""
+        """Networks, optimizer, clock and what the interventions remember."""
         networks = {"network": self.network} | ({} if self.target is None else {"target_network": self.target})
         return {
             **{name: network.state_dict() for name, network in networks.items()},
             "optimization": self.optimization.state_dict(),
+            "clock": self.clock.state_dict(),
             "interventions": self.interventions.state_dict(),
         }
 
@@ -172,4 +171,5 @@ class Learner:
         if self.target is not None:
             self.target.load_state_dict(state["target_network"])
         self.optimization.load_state_dict(state["optimization"])
+        self.clock.load_state_dict(state["clock"])
         self.interventions.load_state_dict(state.get("interventions", {}))

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.config import AdamConfig
 from agents.guard import Gradient, Guard, NonFiniteError
 from plasticity_probes.norms import quick_norms
@@ -24,7 +25,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 class Optimization:
     """Clips, checks and applies the gradient of a loss; `groups` are parameters, or torch's groups of them.
 
-    `step(loss)` returns the gradient's global norm before clipping; `gradient_steps` counts the steps that were taken.
+    `step(loss)` returns the gradient's global norm before clipping; `clock` counts the steps that were taken.
     `network`: whose names the parameters have in messages and in `state_dict`.
     """
 
@@ -35,6 +36,7 @@ class Optimization:
         config: AdamConfig,
         max_norm: float,
         network: nn.Module | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.adam = make_adam(groups, learning_rate, config)
         self.parameters = [parameter for group in self.adam.param_groups for parameter in group["params"]]
@@ -42,7 +44,7 @@ class Optimization:
         known = {} if network is None else {parameter: name for name, parameter in network.named_parameters()}
         self.names = [known.get(parameter, f"parameter {place}") for place, parameter in enumerate(self.parameters)]
         self.guard = Guard(self.adam, self.parameters[0].device, self.names)
-        self.gradient_steps = 0
+        self.clock = clock or Clock()
 
     def begin(self) -> None:
         """A gradient step begins: what `guard.hold` was told of may move from now on."""
@@ -57,8 +59,8 @@ class Optimization:
         gradients = [self.parameters[place].grad for place in owners]
         norms = torch.stack(quick_norms(gradients))
         norm = torch.linalg.vector_norm(norms)
-        self.guard.check(self.gradient_steps + 1, Gradient(owners, norms, norm), **watched, loss=loss)
-        self.gradient_steps += 1
+        self.guard.check(self.clock.gradient_steps + 1, Gradient(owners, norms, norm), **watched, loss=loss)
+        self.clock.gradient_steps += 1
         if self.max_norm > 0:
             torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
         self.adam.step()
@@ -69,7 +71,7 @@ class Optimization:
         try:
             self.guard.flush()
         except NonFiniteError:
-            self.gradient_steps = self.guard.refused - 1
+            self.clock.gradient_steps = self.guard.refused - 1
             raise
 
     @property
@@ -83,14 +85,12 @@ class Optimization:
             group["lr"] = learning_rate
 
     def state_dict(self) -> dict:
-        """Adam's state, the names of its parameters in their order there, and the number of gradient steps."""
-        adam = self.adam.state_dict()
-        return {"adam": adam, "parameters": list(self.names), "gradient_steps": self.gradient_steps}
+        """Adam's state, and the names of its parameters in their order there."""
+        return {"adam": self.adam.state_dict(), "parameters": list(self.names)}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
         self.adam.load_state_dict(state["adam"])
-        self.gradient_steps = state["gradient_steps"]
 
 
 def linear_schedule(start: float, end: float, duration: int, step: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from agents import losses
 from agents.actions import ActionMap
 from agents.checks import check_ppo
+from agents.clock import Clock
 from agents.config import PPOConfig
 from agents.guard import require_finite, require_finite_transitions
 from agents.heads import head_for
@@ -38,12 +39,13 @@ class PPO:
         precision: str = "fp32",
         interventions: Sequence[Intervention] = (),
         moments: str = "own",
+        clock: Clock | None = None,
     ) -> None:
         check_ppo(config, spaces, num_envs)
         check_interventions(interventions, config)
         self.batch_size = config.rollout_steps * num_envs
         self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.clock = device, precision, clock or Clock()
         self.continuous = spaces.actions == "continuous"
         self.action_map: ActionMap | None = None  # of a world that was built: one that is described has no bounds
         if spaces.action_low is not None:
@@ -62,13 +64,12 @@ class PPO:
             precision=precision,
             interventions=interventions,
             moments=moments,
+            clock=self.clock,
         )
         self.learner.hold(self.head.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.torch("exploration", device)
         self.shuffle = generators.torch("minibatches", device)
-        self.steps = 0
-        self.task_began = 0
         self._acted: dict[str, Tensor] = {}  # what act knew, kept until observe tells what came of it
         self._next_observations: np.ndarray | None = None
         self.keep_recent: Callable[[dict[str, Tensor]], None] | None = None  # told what each update learns from
@@ -94,7 +95,7 @@ class PPO:
     def _sample(self, n: int) -> Tensor:
         """n observations of the rollout, with replacement: of the rows filled by now, or, where there is none, of the
         rollout before. RuntimeError where there is no such."""
-        filled = self.rollout.row or (self.rollout.observations.shape[0] if self.learner.gradient_steps else 0)
+        filled = self.rollout.row or (self.rollout.observations.shape[0] if self.clock.gradient_steps else 0)
         if not filled:
             raise RuntimeError("sample: the first rollout has no observation yet")
         observations = self.rollout.observations[:filled].flatten(0, 1)
@@ -133,7 +134,7 @@ class PPO:
         actions = self._draw(policy, self.exploration)
         log_probs, _ = self.log_prob_entropy(policy, actions)
         self._acted = {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
-        return self._to_world(actions, self.steps)
+        return self._to_world(actions, self.clock.steps)
 
     def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
         """A function from observations [E, ...] to actions: the policy's mode, or draws of its own generator. Playing
@@ -154,7 +155,7 @@ class PPO:
         """Add one step of every environment to the rollout. Raises `NonFiniteError` before storing anything not
         finite."""
         ended = transitions.terminated | transitions.truncated
-        require_finite_transitions(self.steps, transitions, ended)
+        require_finite_transitions(self.clock.steps, transitions, ended)
         bootstrap = transitions.truncated & ~transitions.terminated
         terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
         final_values = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
@@ -163,12 +164,14 @@ class PPO:
         if self.config.life_loss_discount:
             terminated = terminated | transitions.life_lost
         rewards = self.transform(transitions.rewards, ended)
-        require_finite(self.steps, transformed_reward=rewards)
+        require_finite(self.clock.steps, transformed_reward=rewards)
         told = {"rewards": rewards, "terminated": terminated, "ended": ended}
         told = {name: torch.from_numpy(value).to(self.device) for name, value in told.items()}
         self.rollout.add(**self._acted, **told, final_values=final_values)
         self._next_observations = transitions.next_observations
-        self.steps += self.num_envs
+        self.clock.steps += self.num_envs
+        if transitions.tasks is not None:
+            self.clock.task = int(transitions.next_tasks.min())
 
     def update_due(self) -> bool:
         """Whether the rollout is full."""
@@ -222,7 +225,7 @@ class PPO:
             aside = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "log_ratio": log_ratio}
             return loss, {name: tensor.detach() for name, tensor in aside.items()}
 
-        step = self.learner.step(batch["observations"], loss_of, self.steps)
+        step = self.learner.step(batch["observations"], loss_of)
         log_ratio = step.aside.pop("log_ratio")
         ratio = log_ratio.exp()
         metrics = {f"losses/{name}": value for name, value in step.aside.items()} | {
@@ -252,8 +255,8 @@ class PPO:
     def learning_rate(self) -> float:
         """Adam's step size now."""
         rate, duration = self.config.learning_rate, self.config.anneal_steps
-        started = self.steps - self.batch_size  # the rollout being learned from began here
-        started -= self.task_began if self.config.anneal_per_task else 0
+        started = self.clock.steps - self.batch_size  # the rollout being learned from began here
+        started -= self.clock.task_began if self.config.anneal_per_task else 0
         return linear_schedule(rate, 0.0, duration, max(started, 0)) if duration else rate
 
     def scalars(self) -> dict[str, float]:
@@ -262,17 +265,14 @@ class PPO:
 
     def on_task_change(self) -> None:
         """Told when every environment has entered the new task."""
-        self.task_began = self.steps
+        self.clock.task_began = self.clock.steps
         self.learner.on_task_change()
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the rollout)."""
-        own = {"transform": self.transform.state_dict(), "steps": self.steps, "task_began": self.task_began}
-        return self.learner.state_dict() | own
+        return self.learner.state_dict() | {"transform": self.transform.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
         self.learner.load_state_dict(state)
         self.transform.load_state_dict(state["transform"])
-        self.steps = state["steps"]
-        self.task_began = state.get("task_began", 0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.checks import check_value_agent
+from agents.clock import Clock
 from agents.config import ValueAgentConfig
 from agents.guard import require_finite, require_finite_transitions
 from agents.heads import Target, ValueHead
@@ -41,12 +42,13 @@ class ValueAgent:
         precision: str = "fp32",
         interventions: Sequence[Intervention] = (),
         moments: str = "own",
+        clock: Clock | None = None,
     ) -> None:
         check_value_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
         self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators
         self.head = value_head(head, interventions)
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.clock = device, precision, clock or Clock()
         storage, remembering = config.replay_device == "device", (config.buffer_size, config.n_step, config.gamma)
         stored_on = device if storage else torch.device("cpu")
         self.replay = Replay(spaces, num_envs, *remembering, generators.numpy("replay"), device, stored_on)
@@ -61,14 +63,12 @@ class ValueAgent:
             precision=precision,
             interventions=interventions,
             moments=moments,
+            clock=self.clock,
             target=True,
         )
         self.learner.hold(self.head.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
-        self.steps = 0
-        self.task: int | None = None  # the task that every environment has entered
-        self.task_began = 0
 
     def build_network(self, configure: Configure, generator: torch.Generator) -> QNetwork:
         """A freshly initialised network of this agent's shape."""
@@ -85,7 +85,7 @@ class ValueAgent:
     def epsilon(self) -> float:
         """Probability of a uniformly random action now."""
         config = self.config
-        since = self.steps - max(config.learning_starts, self.task_began if config.anneal_per_task else 0)
+        since = self.clock.steps - max(config.learning_starts, self.clock.task_began if config.anneal_per_task else 0)
         return 1.0 if since < 0 else linear_schedule(config.start_e, config.end_e, config.exploration_steps, since)
 
     def act(self, observations: np.ndarray) -> np.ndarray:
@@ -112,23 +112,23 @@ class ValueAgent:
     def observe(self, transitions: Transitions) -> None:
         """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""
         ended = transitions.terminated | transitions.truncated
-        require_finite_transitions(self.steps, transitions, ended)
+        require_finite_transitions(self.clock.steps, transitions, ended)
         rewards = self.transform(transitions.rewards, ended)
-        require_finite(self.steps, transformed_reward=rewards)
+        require_finite(self.clock.steps, transformed_reward=rewards)
         self.replay.add(transitions, rewards, self.config.life_loss_discount)
-        self.steps += self.num_envs
+        self.clock.steps += self.num_envs
         if transitions.tasks is not None:
-            self.task = int(transitions.next_tasks.min())
+            self.clock.task = int(transitions.next_tasks.min())
 
     def update_due(self) -> bool:
         """Whether the replay ratio asks for another gradient step now."""
-        owed = int((self.steps - self.config.learning_starts) * self.config.replay_ratio)
-        return self.learner.gradient_steps < owed and self.replay.ready(self.config.batch_size)
+        owed = int((self.clock.steps - self.config.learning_starts) * self.config.replay_ratio)
+        return self.clock.gradient_steps < owed and self.replay.ready(self.config.batch_size)
 
     def update(self) -> dict[str, Tensor]:
         """One gradient step; metrics as 0-d tensors on the device."""
         metrics = self.learn(self.replay.sample(self.config.batch_size))
-        if self.learner.gradient_steps % self.config.target_period == 0:
+        if self.clock.gradient_steps % self.config.target_period == 0:
             self.learner.sync_target(self.config.tau)
         return metrics
 
@@ -145,7 +145,7 @@ class ValueAgent:
 
         # a support clips an infinite target, and the loss does not show it
         watched = {} if target.clipped_share is None else {"target": statistics[0]}
-        step = self.learner.step(batch.observations, loss_of, self.steps, **watched)
+        step = self.learner.step(batch.observations, loss_of, **watched)
         return self._metrics(step, self.head.values(step.aside), target, statistics)
 
     @torch.no_grad()
@@ -174,25 +174,22 @@ class ValueAgent:
     def scalars(self) -> dict[str, float]:
         """Settings that change with the steps, for the log."""
         scalars = {"charts/epsilon": self.epsilon, "charts/learning_rate": self.learner.learning_rate}
-        if self.task is not None:
-            scalars["replay/current_task_share"] = self.replay.task_share(self.task)
+        if self.clock.task is not None:
+            scalars["replay/current_task_share"] = self.replay.task_share(self.clock.task)
         return scalars
 
     def on_task_change(self) -> None:
         """Told when every environment has entered the new task."""
-        self.task_began = self.steps
+        self.clock.task_began = self.clock.steps
         if self.config.replay.on_task_change == "clear":
-            self.replay.keep_task(self.task)
+            self.replay.keep_task(self.clock.task)
         self.learner.on_task_change()
 
     def state_dict(self) -> dict:
         """Weights, optimizer and counters (not the replay)."""
-        own = {"transform": self.transform.state_dict(), "steps": self.steps, "task_began": self.task_began}
-        return self.learner.state_dict() | own
+        return self.learner.state_dict() | {"transform": self.transform.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
         self.learner.load_state_dict(state)
         self.transform.load_state_dict(state["transform"])
-        self.steps = state["steps"]
-        self.task_began = state.get("task_began", 0)

@@ -111,13 +111,13 @@ class TimedAgent:
 
     def seconds(self, updates: int) -> float:
         """Time of a gradient step."""
-        clock, before = time.perf_counter if self.cuda else time.process_time, self.agent.learner.gradient_steps
+        clock, before = time.perf_counter if self.cuda else time.process_time, self.agent.clock.gradient_steps
         begun = clock()
         for _ in range(updates):
             self.update()
         if self.cuda:
             torch.cuda.synchronize()
-        return (clock() - begun) / (self.agent.learner.gradient_steps - before)
+        return (clock() - begun) / (self.agent.clock.gradient_steps - before)
 
 
 def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:

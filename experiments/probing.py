@@ -23,7 +23,7 @@ class Probing:
         self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, tell: Callable[[str], None]
     ) -> None:
         self.folder = directory.path / "probes"
-        self.steps, self.optimization = config.run.steps, agent.learner.optimization
+        self.steps, self.clock = config.run.steps, agent.clock
         self.measured: int | None = None  # step of the latest probe,
         self.learned = 0  # and gradient steps until then
         self.prober: Prober | None = None
@@ -45,7 +45,7 @@ class Probing:
         before a replay is learned from, the network is the same. At the run's last step they are `last`'s."""
         if self.prober is None or step >= self.steps or not self.prober.due(step):
             return None
-        if self.measured is not None and self.optimization.gradient_steps == self.learned:
+        if self.measured is not None and self.clock.gradient_steps == self.learned:
             return None
         return self._measure(step, boundary=False)
 
@@ -77,7 +77,7 @@ class Probing:
             self._keep(CURRENT, self.prober.current)
         if step != self.measured:  # TensorBoard takes a line of two points for outliers, and draws it at the end alone
             findings.scalars |= self.prober.fresh_line()
-        self.measured, self.learned = step, self.optimization.gradient_steps
+        self.measured, self.learned = step, self.clock.gradient_steps
         return findings
 
     def _keep(self, group: str, batch: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.config import AgentConfig, NetworkConfig, require_float32
 from agents.heads import ValueHead
 from agents.interventions import expanded, intervention_class
@@ -129,11 +130,15 @@ class Lifecycle:
     each remembers its network."""
 
     def __init__(
-        self, chosen: Sequence[Intervention | str] = (), context: Callable[[], AbstractContextManager] = nullcontext
+        self,
+        chosen: Sequence[Intervention | str] = (),
+        context: Callable[[], AbstractContextManager] = nullcontext,
+        clock: Clock | None = None,
     ) -> None:
         self.members = tuple(dataclasses.replace(member) for member in as_interventions(chosen))
         check_together(self.members)
         self.context = context  # what the agent's forward passes run in (autocast)
+        self.clock = clock or Clock()
         self.networks: dict[str, nn.Module] = {}
         self.network: nn.Module | None = None
         self.layers: list[HiddenLayer] = []
@@ -198,6 +203,7 @@ class Lifecycle:
             self.surgery = Surgery(
                 self.networks, optimizer, self.layers, generator, sample, self.members, self.capture, moments
             )
+            self.surgery.clock = self.clock
 
     def capture(self, network: nn.Module, observations: Tensor) -> Captured:
         """What the hidden layers of `network`, of the trained one's structure, hold for `observations`: before and
@@ -229,14 +235,13 @@ class Lifecycle:
                 )
         return found
 
-    def after_step(self, forward: Forward | None, gradient_step: int, steps: int) -> None:
-        """The optimizer has made step number `gradient_step`, after `steps` steps in the world."""
+    def after_step(self, forward: Forward | None) -> None:
+        """The optimizer has made a step, and the clock has counted it."""
         if self.surgery is not None:
-            self.surgery.steps = steps
             self.surgery.after_optimizer_step()
         for member in self._stepping:
             self.surgery.acting = member.name
-            member.after_step(self.surgery, forward, gradient_step)
+            member.after_step(self.surgery, forward, self.clock.gradient_steps)
 
     def on_target_sync(self) -> None:
         """The target network has just been copied; an update phase begins."""

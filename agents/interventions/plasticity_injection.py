@@ -173,7 +173,7 @@ class PlasticityInjection(Intervention):
 
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """The birth, at its time."""
-        if gradient_step == self.at_gradient_step or 0 < (self.at_step or 0) <= surgery.steps:
+        if gradient_step == self.at_gradient_step or 0 < (self.at_step or 0) <= surgery.clock.steps:
             self._birth(surgery)
 
     def on_task_change(self, surgery: Surgery) -> None:

@@ -96,7 +96,7 @@ class Reset(Intervention):
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """Reset where the next multiple of the period has been reached: once, however many were passed."""
         if self.period:
-            now = gradient_step if self.every_gradient_steps else surgery.steps
+            now = gradient_step if self.every_gradient_steps else surgery.clock.steps
             if self.multiples is None:  # what passed before there was anything to learn from is no reason for a reset
                 self.multiples = (now - 1) // self.period
             multiples = now // self.period

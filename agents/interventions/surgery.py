@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.interventions.slices import Reinitializer, Slices, Slots, TensorSlices, UnitSet
 from agents.layers import Captured
 from agents.moments import MOMENTS, AdamState, initialise_adam
@@ -63,7 +64,7 @@ class Surgery:
         self.interventions = tuple(interventions)
         self._sample, self._capture, self.moments = sample, capture, moments
         self.acting = ""  # the intervention whose hook is being called
-        self.steps = 0  # of the agent in its world, as it last told
+        self.clock = Clock()
         self.done: dict[tuple[str, str, str], Tensor | int] = {}
         self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
         self.replaced = {

@@ -58,11 +58,8 @@ class SupervisedLearner:
                 rows = list(torch.randperm(len(labels), generator=self.order).split(batch_size))[::-1]
             chosen = rows.pop()
             wanted = labels[chosen]
-            self.learner.step(
-                self.images[chosen],
-                lambda outputs, wanted=wanted: (self.loss(outputs, wanted), None),
-                self.learner.gradient_steps + 1,
-            )
+            self.learner.clock.steps += 1
+            self.learner.step(self.images[chosen], lambda outputs, wanted=wanted: (self.loss(outputs, wanted), None))
         self.watch.flush()
 
     @torch.no_grad()

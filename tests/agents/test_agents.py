@@ -58,7 +58,7 @@ def observations(spaces, rows=64):
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_seed_decides_everything(name):
     first, second, other = trained(name), trained(name), trained(name, seed=1)
-    assert first.learner.optimization.gradient_steps > 5
+    assert first.clock.gradient_steps > 5
     assert same_tree(snapshot(first), snapshot(second))
     assert not same_tree(snapshot(first.network), snapshot(other.network))
 
@@ -133,7 +133,7 @@ def test_epsilon_by_hand():
     config = DQNConfig(network=SMALL, learning_starts=10, start_e=0.8, end_e=0.2, exploration_steps=20)
     agent, found = build(config), {}
     for steps in (0, 9, 10, 15, 20, 30, 1000):
-        agent.steps = steps
+        agent.clock.steps = steps
         found[steps] = agent.epsilon
     # 1 before step 10, then .8 falling by .03 a step to .2 at step 30
     assert found == pytest.approx({0: 1.0, 9: 1.0, 10: 0.8, 15: 0.65, 20: 0.5, 30: 0.2, 1000: 0.2})
@@ -141,14 +141,14 @@ def test_epsilon_by_hand():
 
 def test_epsilon_without_exploration_steps_is_constant():
     agent = build(DQNConfig(network=SMALL, learning_starts=10, end_e=0.05, exploration_steps=0))
-    agent.steps = 10
+    agent.clock.steps = 10
     assert agent.epsilon == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("name", VALUE_AGENTS)
 def test_exploration_is_epsilon_greedy(name):
     agent, spaces = trained(name), AGENTS[name][1]
-    agent.steps = 20 + 50
+    agent.clock.steps = 20 + 50
     epsilon = 1.0 - 0.99 * 0.5  # half way from 1 to .01
     inputs = observations(spaces, 4000)
     greedy = agent.player(True, Generators(0))(inputs)
@@ -181,26 +181,26 @@ def test_updates_follow_the_replay_ratio(ratio, num_envs):
     config = DQNConfig(network=NetworkConfig(width=4), buffer_size=500, learning_starts=24, batch_size=8)
     config = DQNConfig(**{**vars(config), "replay_ratio": ratio})
     agent, world = build(config, VECTOR, num_envs), NoiseWorld(VECTOR, num_envs)
-    while agent.steps < 72:
+    while agent.clock.steps < 72:
         drive(agent, world, 1)
         # one gradient step for each 1 / ratio steps after the 24th, whatever the number of environments
-        assert agent.learner.optimization.gradient_steps == int(max(agent.steps - 24, 0) * ratio)
+        assert agent.clock.gradient_steps == int(max(agent.clock.steps - 24, 0) * ratio)
 
 
 def test_no_update_before_the_replay_holds_more_than_a_batch():
     agent = build(DQNConfig(network=SMALL, buffer_size=100, learning_starts=0, batch_size=32, replay_ratio=1.0))
     world = NoiseWorld(VECTOR, 2, terminates=0.0, truncates=0.0)
     drive(agent, world, 16)  # 32 slots
-    assert agent.learner.optimization.gradient_steps == 0
+    assert agent.clock.gradient_steps == 0
     drive(agent, world, 1)
-    assert agent.learner.optimization.gradient_steps == 34
+    assert agent.clock.gradient_steps == 34
 
 
 def test_learning_can_start_as_soon_as_something_is_stored():
     # three steps are summed but a batch is one transition: the first update must wait for the third step, not fail
     config = DQNConfig(network=SMALL, buffer_size=100, learning_starts=0, batch_size=1, n_step=3, replay_ratio=1.0)
     agent = drive(build(config, VECTOR, 1), NoiseWorld(VECTOR, 1, terminates=0.0, truncates=0.0), 10)
-    assert agent.learner.optimization.gradient_steps == 10
+    assert agent.clock.gradient_steps == 10
 
 
 def test_the_target_network_stands_still_between_copies():
@@ -300,8 +300,8 @@ def test_the_greedy_player_takes_the_mode():
 
 def test_ppo_updates_once_a_rollout_with_epochs_times_minibatches_steps():
     agent = drive(build(PPOConfig(**ON_POLICY, update_epochs=3, num_minibatches=4), VECTOR), NoiseWorld(VECTOR, 2), 35)
-    assert agent.learner.optimization.gradient_steps == 2 * 3 * 4  # rollouts end at ticks 16 and 32
-    assert agent.steps == 70 and agent.rollout.row == 3
+    assert agent.clock.gradient_steps == 2 * 3 * 4  # rollouts end at ticks 16 and 32
+    assert agent.clock.steps == 70 and agent.rollout.row == 3
 
 
 def test_the_learning_rate_is_annealed_by_hand():
@@ -367,7 +367,7 @@ def test_a_ppo_update_on_cuda_stays_close_to_the_cpu(name):
     fill_rollout(cpu, NoiseWorld(spaces, 2))
     for field, value in vars(copy.deepcopy(cpu.rollout)).items():
         setattr(cuda.rollout, field, value.cuda() if isinstance(value, torch.Tensor) else value)
-    cuda._next_observations, cuda.steps = cpu._next_observations, cpu.steps
+    cuda._next_observations, cuda.clock.steps = cpu._next_observations, cpu.clock.steps
     for agent in (cpu, cuda):
         agent.update()
     cuda.learner.optimization.guard.flush()

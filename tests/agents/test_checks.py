@@ -59,7 +59,7 @@ def test_the_smallest_buffer_that_is_allowed_lets_the_agent_learn(num_envs):
     sizes = range(1, 200)
     config = next(filter(None, (allowed(size, num_envs) for size in sizes)))
     agent = drive(build(config, VECTOR, num_envs), NoiseWorld(VECTOR, num_envs), 100)
-    assert agent.learner.optimization.gradient_steps > 0
+    assert agent.clock.gradient_steps > 0
 
 
 def allowed(size, num_envs):

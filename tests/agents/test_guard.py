@@ -155,7 +155,7 @@ def test_a_refused_step_is_not_counted(latching):
     optimization = prepared(network, latching)
     with pytest.raises(NonFiniteError):
         step(optimization, good_loss(network) * NAN, good_loss(network))
-    assert optimization.gradient_steps == 2
+    assert optimization.clock.gradient_steps == 2
 
 
 def test_the_latch_names_the_parameter_though_others_learn_later():
@@ -208,7 +208,7 @@ def test_no_step_on_cuda_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
     with pytest.raises(NonFiniteError, match="target is not finite at gradient step 4"):
         optimization.flush()
-    assert optimization.gradient_steps == 3
+    assert optimization.clock.gradient_steps == 3
 
 
 def test_latching_steps_are_the_immediate_ones_where_all_is_finite():
@@ -245,7 +245,7 @@ def trained(name, ticks=20, **changes):
 def test_observe_refuses_what_is_not_finite_and_stores_nothing(name, field, message):
     agent, world = trained(name)
     memory = len(agent.replay) if name == "huber" else agent.rollout.row
-    weights, steps = snapshot(agent), agent.steps
+    weights, steps = snapshot(agent), agent.clock.steps
     transitions = world.step(agent.act(world.observations))
     transitions = transitions._replace(truncated=np.array([False, True]), terminated=np.array([False, False]))
     transitions = transitions._replace(final_observations=np.zeros_like(transitions.observations))
@@ -291,7 +291,7 @@ def test_the_target_is_not_synchronised_by_a_refused_step(latching):
     agent, _ = trained("huber", target_period=1_000_000)
     if latching:
         latch(agent.learner.optimization)
-    agent.config = DQNConfig(**{**vars(agent.config), "target_period": agent.learner.optimization.gradient_steps + 1})
+    agent.config = DQNConfig(**{**vars(agent.config), "target_period": agent.clock.gradient_steps + 1})
     sample = agent.replay.sample
     agent.replay.sample = lambda size: sample(size)._replace(rewards=torch.full((size,), NAN))
     before = snapshot(agent.learner.target)
@@ -443,7 +443,7 @@ def test_an_action_that_is_not_finite_does_not_reach_the_world(value):
     agent, world = trained("ppo")
     with torch.no_grad():
         agent.network.policy_head.bias[0] = value  # the space's bounds would clip infinity and pass NaN on
-    with pytest.raises(NonFiniteError, match=rf"action is not finite in environment 0 at step {agent.steps}"):
+    with pytest.raises(NonFiniteError, match=rf"action is not finite in environment 0 at step {agent.clock.steps}"):
         agent.act(world.observations)
     with pytest.raises(NonFiniteError, match="action is not finite"):
         agent.player(True, Generators(0))(world.observations)

@@ -45,7 +45,7 @@ def test_a_run_tells_logs_and_sums_up_its_tasks(tmp_path: Path) -> None:
 def test_the_agent_hears_of_a_task_once_when_the_last_environment_has_entered_it(num_envs: int) -> None:
     config = settings("dqn", "CartPole-v1", *SMALL["dqn"], *SHIFTING, "--num-envs", str(num_envs))
     world, agent = build(config)
-    heard, agent.on_task_change = [], lambda: heard.append(agent.steps)
+    heard, agent.on_task_change = [], lambda: heard.append(agent.clock.steps)
     step, tasks, told = world.step, [], []
     world.step = lambda actions: (tasks.append(step(actions)), tasks[-1])[1]
     for event in training(agent, world, 900):

@@ -83,12 +83,12 @@ def spoiled(after: int, stop: type[BaseException] | None):
 
     def training(agent, *arguments):
         def blind(loss, **watched):
-            agent.learner.optimization.gradient_steps += 1
+            agent.clock.gradient_steps += 1
             return torch.zeros(())
 
         for event in original(agent, *arguments):
             yield event
-            if agent.learner.optimization.gradient_steps == after:
+            if agent.clock.gradient_steps == after:
                 with torch.no_grad():
                     list(agent.network.parameters())[-1][-1] = NAN
                 agent.learner.optimization.step = blind

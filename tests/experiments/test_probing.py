@@ -163,7 +163,7 @@ def test_boundary_probes_come_before_the_agent_hears_of_the_task() -> None:
     config = parse_train(["dqn", "--env", "CartPole-v1", "--steps", "600", *flags])
     world, agent = build(config)
     heard = []
-    agent.on_task_change = lambda: heard.append(agent.steps)
+    agent.on_task_change = lambda: heard.append(agent.clock.steps)
     for event in training(agent, world, 600):
         if isinstance(event, TaskChange) and event.step:
             assert event.step not in heard

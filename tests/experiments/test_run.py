@@ -144,7 +144,7 @@ def test_ppo_variants_train(flags: list[str], tmp_path: Path) -> None:
 
 def test_replay_ratio_above_one(tmp_path: Path) -> None:
     path, _, _ = run(tmp_path, "dqn", "CartPole-v1", 200, *SMALL["dqn"], "--replay-ratio", "2.5")
-    assert load_checkpoint(path / "checkpoints" / "final.pt")[2]["optimization"]["gradient_steps"] == 250
+    assert load_checkpoint(path / "checkpoints" / "final.pt")[2]["clock"]["gradient_steps"] == 250
 
 
 @pytest.mark.parametrize("what", ["reward", "observation"])

@@ -21,6 +21,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.config import require
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.lifecycle import Lifecycle, as_interventions
@@ -73,11 +74,9 @@ class InterventionCallback(HookingCallback):
         self.chosen, self.moments, self.seed = as_interventions(interventions), moments, whole("seed", seed, least=0)
         self.lifecycle = Lifecycle(self.chosen)
         """Calls the interventions; `lifecycle.members` are the copies that act."""
-        self.gradient_steps = 0
-        """Of the model since the callback was first used on it."""
+        self.clock = Clock()
+        """The model's steps, and its gradient steps since the callback was first used on it."""
         self._policy: nn.Module | None = None
-        self._steps = 0
-        self._task: int | None = None
         self._updating = False
         self._forward: Forward | None = None
         self._watch: CaptureHooks | None = None
@@ -92,13 +91,13 @@ class InterventionCallback(HookingCallback):
             )
 
     def _take_hold(self) -> None:
-        if self._policy is not self.model.policy or self.model.num_timesteps < self._steps:
-            self._policy, self.gradient_steps, self._task, self._forward = None, 0, None, None
+        if self._policy is not self.model.policy or self.model.num_timesteps < self.clock.steps:
+            self._policy, self._forward, self.clock = None, None, Clock()
             require_supported(self.model)
             refuse(self.chosen)
             self._begin()
             self._policy = self.model.policy
-        self._steps, self._syncs = self.model.num_timesteps, self._target_syncs()
+        self.clock.steps, self._syncs = self.model.num_timesteps, self._target_syncs()
         if self.chosen:
             self._hook()
         self._take_over()
@@ -106,7 +105,7 @@ class InterventionCallback(HookingCallback):
     def _begin(self) -> None:
         """Attach the interventions to a model that they have not seen."""
         model, generators = self.model, Generators(self.seed)
-        self.lifecycle = Lifecycle(self.chosen)
+        self.lifecycle = Lifecycle(self.chosen, clock=self.clock)
         if not self.chosen:
             return
         self._view, networks = networks_of(model)
@@ -167,15 +166,15 @@ class InterventionCallback(HookingCallback):
 
     def _idle(self) -> list[str]:
         """A sentence for each intervention that edits weights now and then and has not since it met this model."""
-        if not self.chosen or not self.gradient_steps:
+        if not self.chosen or not self.clock.gradient_steps:
             return []
         done = self.lifecycle.surgery.done.items()
         acted = self._report.acted | {who for (who, *_), amount in done if int(amount)}
         idle = [one for one in self.lifecycle.members if one.is_surgery and one.name not in acted]
         none_came = "waits for a task change, and none came: no environment's info has had a larger task_index"
         return [
-            f"{one.name}: {none_came if one.waits_for_a_task_change else 'never acted'}, in {self.gradient_steps:,}"
-            " gradient steps"
+            f"{one.name}: {none_came if one.waits_for_a_task_change else 'never acted'}, in "
+            f"{self.clock.gradient_steps:,} gradient steps"
             for one in idle
         ]
 
@@ -184,14 +183,14 @@ class InterventionCallback(HookingCallback):
 
     def _on_step(self) -> bool:
         super()._on_step()
-        self._steps = self.model.num_timesteps
+        self.clock.steps = self.model.num_timesteps
         self._hear_of_sync()
         tasks = [info.get("task_index") for info in self.locals.get("infos", ())]
         if tasks and None not in tasks:
-            task = int(min(tasks))
-            if self._task is not None and task > self._task:
+            before, task = self.clock.task, int(min(tasks))
+            self.clock.task = task if before is None else max(task, before)
+            if before is not None and task > before:
                 self.on_task_change()
-            self._task = task if self._task is None else max(task, self._task)
         return True
 
     def _on_rollout_end(self) -> None:
@@ -219,6 +218,7 @@ class InterventionCallback(HookingCallback):
         """Tell the interventions that every environment has entered a new task. RuntimeError before any training."""
         if self._policy is None:
             raise RuntimeError("on_task_change: training has not started")
+        self.clock.task_began = self.clock.steps
         with self._acting():
             self.lifecycle.on_task_change()
 
@@ -227,7 +227,7 @@ class InterventionCallback(HookingCallback):
         if self.lifecycle.surgery is None:
             yield
             return
-        self.lifecycle.surgery.steps = self.model.num_timesteps
+        self.clock.steps = self.model.num_timesteps
         with quiet(self._view), nullcontext() if self._training is not None else laws(self.model):
             yield
 
@@ -269,16 +269,16 @@ class InterventionCallback(HookingCallback):
 
     def _after_step(self) -> None:
         forward, self._forward = self._forward, None
-        self.gradient_steps += 1
+        self.clock.gradient_steps += 1
         with self._acting():
-            self.lifecycle.after_step(forward, self.gradient_steps, self.model.num_timesteps)
+            self.lifecycle.after_step(forward)
 
     def state_dict(self) -> dict[str, Any]:
         """What the interventions remember, as tensors and primitives; beside what `model.save` writes. {} before any
         training."""
         if self._pending is not None or self._policy is None:
             return self._pending or {}
-        state = {"gradient_steps": self.gradient_steps, "task": self._task}
+        state = {"clock": self.clock.state_dict()}
         if self.chosen:
             state["interventions"] = self.lifecycle.state_dict()
             state["drawing"] = self._observations.generator.get_state()
@@ -299,7 +299,7 @@ class InterventionCallback(HookingCallback):
         state, self._pending = self._pending, None
         if state is None:
             return
-        self.gradient_steps, self._task = state["gradient_steps"], state["task"]
+        self.clock.load_state_dict(state["clock"])
         if self.chosen:
             self.lifecycle.load_state_dict(state["interventions"])
             self._observations.generator.set_state(state["drawing"].cpu())

@@ -134,7 +134,7 @@ class Heard:
         self.events, self.do = [], do
 
     def __call__(self, event, *arguments):
-        self.events.append(event if event != "step" else (event, arguments[3], arguments[1].steps))
+        self.events.append(event if event != "step" else (event, arguments[3], arguments[1].clock.steps))
         return self.do[event](*arguments) if event in self.do else None
 
     def steps(self):

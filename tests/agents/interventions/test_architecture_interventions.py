@@ -107,7 +107,7 @@ def reload(agent, other, kept):
 def test_each_is_called_as_its_file_and_changes_what_is_learned(intervention):
     assert intervention_class(intervention.name) is type(intervention)
     plain, agent = trained("dqn", ()), trained("dqn", [intervention])
-    assert agent.learner.optimization.gradient_steps == plain.learner.optimization.gradient_steps > 5
+    assert agent.clock.gradient_steps == plain.clock.gradient_steps > 5
     assert not same_tree(snapshot(agent.network), snapshot(plain.network))
     assert len(modules(agent.network.head, (nn.LayerNorm, nn.BatchNorm1d))) == 0
     assert type(agent.network.head) is nn.Linear
@@ -119,7 +119,7 @@ def test_each_keeps_its_effect_beside_the_others(name, together):
     before = global_random_states()
     agent = trained(name, together)
     assert global_random_states() == before
-    assert agent.learner.optimization.gradient_steps > 5
+    assert agent.clock.gradient_steps > 5
     every = agent.learner.interventions.layers
     torsos = 2 if name == "continuous ppo" else 1
     for layer in every:
@@ -146,13 +146,13 @@ def test_each_keeps_its_effect_beside_the_others(name, together):
 def test_a_reloaded_agent_goes_on_to_the_bit(name, together):
     agent, world = made(name, together), NoiseWorld(AGENTS[name][1], 2)
     drive(agent, world, 32)
-    steps = agent.learner.optimization.gradient_steps
+    steps = agent.clock.gradient_steps
     on_policy = ("rollout", "shuffle", "exploration", "_acted", "_next_observations")
     kept = on_policy if "ppo" in name else ("replay", "exploration")
     other, twin = reload(agent, made(name, together, seed=9), kept), copy.deepcopy(world)
     drive(agent, world, 20)
     drive(other, twin, 20)
-    assert agent.learner.optimization.gradient_steps >= steps + 5
+    assert agent.clock.gradient_steps >= steps + 5
     assert same_tree(snapshot(agent), snapshot(other))
 
 

@@ -607,7 +607,7 @@ def test_nature_cnn_has_one_utility_a_channel(padding, absorbs):
     replaced = {
         where: int(n) for (_, what, where), n in agent.learner.interventions.surgeries().items() if what == "replaced"
     }
-    steps = agent.learner.optimization.gradient_steps
+    steps = agent.clock.gradient_steps
     for layer in cbp.layers:  # all are eligible from the first step on, but for those that were just replaced
         assert replaced[layer.name] == pytest.approx(0.1 * layer.units * steps, rel=0.15)
 
@@ -668,4 +668,4 @@ def test_a_copied_agent_goes_on_alike(config):
         drive(each, around, 40)
     assert same_tree(copied.network.state_dict(), agent.network.state_dict())
     assert same_tree(copied.learner.interventions.state_dict(), agent.learner.interventions.state_dict())
-    assert agent.learner.optimization.gradient_steps >= 4
+    assert agent.clock.gradient_steps >= 4

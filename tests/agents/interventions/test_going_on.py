@@ -30,4 +30,4 @@ def test_goes_on(case):
     for agent, world in (first[:2], second):
         learn(agent, world, on)
     assert same_tree(first[0].state_dict(), second[0].state_dict())
-    assert first[0].learner.gradient_steps == at + on
+    assert first[0].clock.gradient_steps == at + on

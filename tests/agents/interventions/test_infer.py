@@ -117,7 +117,7 @@ def test_without_dense_layers_the_features_are_the_last_convolutions():
     config = DQNConfig(**{**VALUE, "network": NetworkConfig(depth=0)})
     agent = build_agent(config, SMALL_IMAGE, 2, Generators(0), CPU, interventions=[InFeR()])
     drive(agent, NoiseWorld(SMALL_IMAGE, 2), 12)
-    assert agent.learner.optimization.gradient_steps > 3
+    assert agent.clock.gradient_steps > 3
     assert member(agent, InFeR).trained[0].in_features == agent.network.torso.features
 
 
@@ -194,7 +194,7 @@ def test_together_each_keeps_its_effect(name, backwards):
     chosen = TOGETHER + ([] if name == "c51" else [PopArt()])
     agent = make(name, *(chosen[::-1] if backwards else chosen))
     world, metrics = NoiseWorld(AGENTS[name][1], 2), {}
-    while agent.learner.optimization.gradient_steps < 14:
+    while agent.clock.gradient_steps < 14:
         agent.observe(world.step(agent.act(world.observations)))
         while agent.update_due():
             metrics = agent.update()
@@ -206,9 +206,7 @@ def test_together_each_keeps_its_effect(name, backwards):
     done = agent.learner.interventions.surgeries()
     assert done["optimizer_reset", "forgotten", "target_sync"] > 0
     heads = list(member(agent, InFeR).trained.parameters())
-    assert all(
-        agent.learner.optimization.adam.state[p]["step"] == agent.learner.optimization.gradient_steps for p in heads
-    )
+    assert all(agent.learner.optimization.adam.state[p]["step"] == agent.clock.gradient_steps for p in heads)
     if name != "c51":
         assert agent.head.online.mean != 0
 

@@ -64,7 +64,7 @@ class Diary(Intervention):
 
     def after_step(self, surgery, forward, gradient_step):
         self.page.append(f"step {gradient_step}")
-        self.seen = (surgery.acting, surgery.steps)
+        self.seen = (surgery.acting, surgery.clock.steps)
 
     def on_target_sync(self, surgery):
         self.page.append("sync")
@@ -87,7 +87,7 @@ def test_an_intervention_that_does_nothing_changes_nothing(kind):
     for other in (idle, watched):
         assert same_tree(other.network.state_dict(), plain.network.state_dict())
         assert same_tree(other.learner.optimization.state_dict(), plain.learner.optimization.state_dict())
-    assert plain.learner.optimization.gradient_steps >= 20
+    assert plain.clock.gradient_steps >= 20
 
 
 def regression(config, network, target, batch):
@@ -180,11 +180,11 @@ def test_hooks_of_a_value_agent_in_their_order():
     (diary,) = agent.learner.interventions.members
     assert diary.networks == {"online": agent.network, "target": agent.learner.target}
     expected = []
-    for step in range(1, agent.learner.optimization.gradient_steps + 1):
+    for step in range(1, agent.clock.gradient_steps + 1):
         expected += ["penalty", f"step {step}"] + ["sync"] * (step % 7 == 0)
     assert diary.page == expected
-    assert diary.seen == ("diary", agent.steps)
-    agent.task = 1
+    assert diary.seen == ("diary", agent.clock.steps)
+    agent.clock.task = 1
     agent.on_task_change()
     assert diary.page[-1] == "task"
 

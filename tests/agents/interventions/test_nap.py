@@ -145,7 +145,7 @@ def test_a_weight_of_zeros_stays_finite():
 def test_through_the_agents(kind):
     agent = driven(kind, Reset(every_gradient_steps=9, last=2), ShrinkAndPerturb(form="dohare", perturb=1e-3), NaP())
     fresh = agent_with(kind, Reset(every_gradient_steps=9, last=2), ShrinkAndPerturb(form="dohare"), NaP())
-    assert agent.learner.optimization.gradient_steps > 20
+    assert agent.clock.gradient_steps > 20
     for mine, start in zip(agent.learner.interventions.layers, fresh.learner.interventions.layers, strict=True):
         found, wanted = (layer.producer.weight.detach().double().norm() for layer in (mine, start))
         assert found / wanted == pytest.approx(1, abs=1e-6)

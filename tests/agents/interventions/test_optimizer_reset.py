@@ -52,16 +52,16 @@ def test_what_is_forgotten_when(name, what, at):
 @pytest.mark.parametrize("name", ["dqn", "c51"])
 def test_value_agents_forget_at_each_target_copy(name):
     agent, world = make(name, OptimizerReset()), NoiseWorld(AGENTS[name][1], 2)
-    while agent.learner.optimization.gradient_steps < 17:
+    while agent.clock.gradient_steps < 17:
         drive(agent, world, 1)
         steps = {int(state["step"]) for state in state_of(agent).values()}
-        assert steps == {agent.learner.optimization.gradient_steps % agent.config.target_period}
+        assert steps == {agent.clock.gradient_steps % agent.config.target_period}
     assert agent.learner.interventions.surgeries() == {("optimizer_reset", "forgotten", "target_sync"): 3}
 
 
 def test_ppo_forgets_at_the_start_of_each_update_phase():
     agent = drive(make("ppo", OptimizerReset()), NoiseWorld(AGENTS["ppo"][1], 2), 48)
-    assert agent.learner.optimization.gradient_steps == 36
+    assert agent.clock.gradient_steps == 36
     assert {int(state["step"]) for state in state_of(agent).values()} == {12}
 
 

@@ -56,7 +56,7 @@ def test_actor_and_critic_are_averaged_apart_and_added():
 
 def test_before_the_first_synchronisation_it_is_the_network_as_made():
     agent = drive(make("dqn", PFO()), NoiseWorld(AGENTS["dqn"][1], 2), 8)
-    assert 0 < agent.learner.optimization.gradient_steps < 5
+    assert 0 < agent.clock.gradient_steps < 5
     assert same_tree(snapshot(member(agent, PFO).old), snapshot(make("dqn").network))
     assert not same_tree(snapshot(agent.network), snapshot(make("dqn").network))
 
@@ -66,9 +66,9 @@ def test_it_is_refreshed_with_the_target_network(name):
     agent, world = make(name, PFO()), NoiseWorld(AGENTS[name][1], 2)
     for _ in range(30):
         drive(agent, world, 1)
-        if agent.learner.optimization.gradient_steps:
+        if agent.clock.gradient_steps:
             assert same_tree(snapshot(member(agent, PFO).old), snapshot(agent.learner.target))
-    assert agent.learner.optimization.gradient_steps > 15
+    assert agent.clock.gradient_steps > 15
 
 
 def test_in_ppo_it_is_refreshed_at_the_start_of_an_update_phase():

@@ -127,7 +127,7 @@ def test_the_birth(kind):
     drive(agent, world, 12)
     assert all(map(torch.equal, held, parts(agent, "live") + parts(agent, "b")))
     assert all(not torch.equal(p, moved[name]) for name, p in [*encoder.items(), *enumerate(parts(agent, "a"))])
-    steps = agent.learner.optimization.gradient_steps - int(max(s["step"] for s in states["state"].values()))
+    steps = agent.clock.gradient_steps - int(max(s["step"] for s in states["state"].values()))
     assert steps > 2 and all(adam.state[p]["step"] == steps for p in parts(agent, "a"))
     agent.on_task_change()  # once a run
     assert ("plasticity_injection", "born") not in {key[:2] for key in agent.learner.interventions.surgeries()}
@@ -159,8 +159,8 @@ def test_the_birth_comes_at_its_time(time, expected):
         while agent.update_due():
             agent.update()
             if agent.learner.interventions.members[0].born and found is None:
-                found = agent.learner.optimization.gradient_steps
-    assert agent.learner.optimization.gradient_steps > 20 and found == expected
+                found = agent.clock.gradient_steps
+    assert agent.clock.gradient_steps > 20 and found == expected
     agent.on_task_change()
     assert agent.learner.interventions.members[0].born == (expected is not None)
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_is_refused():
 def test_together_with_others(kind):
     others = [LayerNorm(), Reset(every_gradient_steps=8, last=2), WeightClip(kappa=2.0), NaP()]
     agent = driven(kind, *others, PlasticityInjection(at_gradient_step=10), ticks=30)
-    assert agent.learner.optimization.gradient_steps > 20 and agent.learner.interventions.members[-1].born
+    assert agent.clock.gradient_steps > 20 and agent.learner.interventions.members[-1].born
     whats = {(who, what) for who, what, _ in agent.learner.interventions.surgeries()}
     assert whats >= {
         ("nap", "projected"),

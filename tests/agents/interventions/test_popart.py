@@ -157,14 +157,14 @@ def test_the_target_network_keeps_its_own_statistics_until_the_copy():
     agent, world, kept = make("dqn", PopArt()), NoiseWorld(VECTOR, 2), None
     for _ in range(30):
         drive(agent, world, 1)
-        steps, target = agent.learner.optimization.gradient_steps, snapshot(agent.learner.target)
+        steps, target = agent.clock.gradient_steps, snapshot(agent.learner.target)
         if steps % 5 == 0:
             assert same_tree(target, snapshot(agent.network))
         else:
             assert same_tree(target, kept)
             assert not torch.equal(target["head.mean"], agent.network.head.mean)
         kept = target
-    assert agent.learner.optimization.gradient_steps > 15
+    assert agent.clock.gradient_steps > 15
 
 
 class LargeRewards(NoiseWorld):

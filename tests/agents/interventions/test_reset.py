@@ -123,7 +123,7 @@ def resets(intervention, times):
     patient = operated("mlp", intervention)
     found = []
     for gradient_step, steps in times:
-        patient.surgery.steps = steps
+        patient.surgery.clock.steps = steps
         if redrawn(patient, lambda step=gradient_step: stepped(patient, intervention, step)):
             found.append((gradient_step, steps))
     return found
@@ -241,7 +241,7 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 @pytest.mark.parametrize("last", [1, 0])
 def test_through_the_agents(kind, last):
     agent = driven(kind, LayerNorm(), NaP(), Reset(last=last, every_gradient_steps=10), WeightClip())
-    steps, done = agent.learner.optimization.gradient_steps, agent.learner.interventions.surgeries()
+    steps, done = agent.clock.gradient_steps, agent.learner.interventions.surgeries()
     counts = [count for (who, what, _), count in done.items() if (who, what) == ("reset", "reset")]
     assert steps > 20 and set(counts) == {steps // 10}
     assert len(counts) == (len(list(agent.network.parameters())) if last == 0 else 2 + 2 * kind.startswith("ppo"))

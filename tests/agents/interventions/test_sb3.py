@@ -64,7 +64,7 @@ def test_several_work_together_in_every_model(name, monkeypatch):
     ]
     heard = Heard()
     model, callback = learnt(MODELS[name](), [*chosen, Listener(heard=heard)])
-    assert heard.steps() == list(range(1, callback.gradient_steps + 1))
+    assert heard.steps() == list(range(1, callback.clock.gradient_steps + 1))
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     assert all(int(count) > 0 for count in callback.lifecycle.surgery.replaced.values())
     wanted = {("redo", "replaced"), ("cbp", "replaced"), ("shrink_perturb", "projected"), ("reset", "reset")}
@@ -182,7 +182,7 @@ def test_target_syncs_are_heard_before_the_next_gradient_step(envs, tau):
 def test_task_changes():
     for envs, model in ((1, dqn({"task_steps": 25})), (2, ppo({"task_steps": 15}, envs=2))):
         heard, at = Heard(), []
-        heard.do["task"] = lambda listener, surgery, at=at: at.append(surgery.steps)
+        heard.do["task"] = lambda listener, surgery, at=at: at.append(surgery.clock.steps)
         _, callback = learnt(model, [Listener(heard=heard)])
         assert at == [25, 50, 75] if envs == 1 else at == [30, 60]
         callback.on_task_change()  # between two calls of learn, as well

@@ -160,7 +160,7 @@ def test_the_model_is_plain_again_and_trains_on_as_if_it_had_never_been_held(kin
     callbacks = [PlasticityCallback(20, samples=16), InterventionCallback(idle)]
     model, before = interrupted(kind, end, error, callbacks)
     plain, _ = interrupted(kind, end, error)
-    assert callbacks[1].gradient_steps > 0 and callbacks[0].latest
+    assert callbacks[1].clock.gradient_steps > 0 and callbacks[0].latest
     after = traces(model)
     assert {**after, "moments": 0} == before
     assert after == traces(plain)
@@ -194,7 +194,7 @@ def test_an_end_before_the_first_step(kind):
         model.learn(80, callback=[*callbacks, Odd()])
     assert {**traces(model), "moments": 0} == before
     model.learn(80, callback=callbacks)
-    assert callbacks[1].gradient_steps > 0
+    assert callbacks[1].clock.gradient_steps > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,7 +226,7 @@ def test_an_end_within_an_intervention(kind, error, event):
     learnt = model.q_net if kind == "dqn" else model.policy
     assert set(model.policy.optimizer.state) <= set(learnt.parameters())
     model.learn(80, callback=callback)
-    assert callback.gradient_steps > 10
+    assert callback.clock.gradient_steps > 10
 
 
 @pytest.mark.parametrize("following", ["the same", "another", "none"])
@@ -235,7 +235,7 @@ def test_the_next_learn_begins_anew(kind, following):
     heard, other = Heard(), Heard()
     callback = InterventionCallback([ReDo(period=3, tau=0.5), InFeR(), Listener(heard=heard)])
     model, _ = interrupted(kind, "at a step, after", KeyboardInterrupt, [callback])
-    done = callback.gradient_steps
+    done = callback.clock.gradient_steps
     assert heard.steps() == list(range(1, done + 1)) and done > 0
     heard.events.clear()
     new = InterventionCallback([ReDo(period=3, tau=0.5), InFeR(), Listener(heard=other)])
@@ -258,9 +258,9 @@ def test_what_was_interrupted_goes_on_as_if_training_had_ended(kind):
             model.observation_space.seed(9)
             model.set_logger(configure(None, []))
             model.learn(90, callback=[callback, ConvertCallback(lambda local, _: local["self"].num_timesteps < 60)])
-        first = callback.gradient_steps
+        first = callback.clock.gradient_steps
         on(model, callback)
-        assert callback.gradient_steps > first > 0
+        assert callback.clock.gradient_steps > first > 0
         runs.append([whole_state(model), callback.state_dict()])
     assert same(*runs)
 
@@ -334,7 +334,7 @@ def test_two_intervention_callbacks_are_refused_by_name(kind, place):
         model.learn(80, callback=callback)
     assert traces(model)["hooks"] == [] and {**traces(model), "moments": 0} == before
     model.learn(80, callback=first)
-    assert first.gradient_steps > 0
+    assert first.clock.gradient_steps > 0
 
 
 @pytest.mark.parametrize("make", [lambda: InterventionCallback([L2()]), lambda: PlasticityCallback(20, samples=16)])
@@ -413,7 +413,7 @@ def test_names_stand_for_interventions_with_their_defaults():
     assert both.chosen[2].parameters()["period"] == 100  # as Dohare24's
     model = dqn()
     model.learn(80, callback=both)
-    assert both.gradient_steps == 20
+    assert both.clock.gradient_steps == 20
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ def test_a_run_goes_on_from_what_was_saved(kind, tmp_path):
     begin = other._begin
     other._begin = lambda: (begin(), setattr(other._observations, "_rollout", rollout))
     update(loaded, other)
-    assert heard.steps() == list(range(callback.gradient_steps - len(heard.steps()) + 1, callback.gradient_steps + 1))
+    end = callback.clock.gradient_steps + 1
+    assert heard.steps() == list(range(end - len(heard.steps()), end))
     assert same(loaded.policy.state_dict(), model.policy.state_dict())
     assert same(loaded.policy.optimizer.state_dict()["state"], model.policy.optimizer.state_dict()["state"])
     assert same(other.state_dict(), callback.state_dict())
@@ -138,13 +139,14 @@ def test_learning_goes_on_and_begins_anew_with_another_model(kind):
     heard = Heard()
     model, callback = KINDS[kind][0](), InterventionCallback([*MANY, Listener(heard=heard)])
     model.learn(80, callback=callback)
-    first, members = callback.gradient_steps, callback.lifecycle.members
+    first, members = callback.clock.gradient_steps, callback.lifecycle.members
     auxiliary = [int(state["step"]) for state in callback.state_dict()["auxiliary"]]
     model.learn(80, callback=callback, reset_num_timesteps=False)
-    assert heard.steps() == list(range(1, callback.gradient_steps + 1)) and callback.gradient_steps > first > 10
+    last = callback.clock.gradient_steps
+    assert heard.steps() == list(range(1, last + 1)) and last > first > 10
     assert callback.lifecycle.members is members
     assert auxiliary and all(step == first for step in auxiliary)
-    assert all(int(state["step"]) == callback.gradient_steps for state in callback.state_dict()["auxiliary"])
+    assert all(int(state["step"]) == callback.clock.gradient_steps for state in callback.state_dict()["auxiliary"])
     heard.events.clear()
     other = KINDS[kind][0]()
     other.learn(80, callback=callback)

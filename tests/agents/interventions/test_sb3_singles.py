@@ -156,7 +156,7 @@ def test_adams_state_is_forgotten_at_each_sync(name):
     assert len(forgotten) >= 2
     assert not any(forgotten)
     states = [callback.lifecycle.surgery.optimizer.state[p] for p in model.policy.optimizer.param_groups[0]["params"]]
-    assert 0 < max(int(state["step"]) for state in states) < callback.gradient_steps
+    assert 0 < max(int(state["step"]) for state in states) < callback.clock.gradient_steps
 
 
 @every_model
@@ -181,7 +181,7 @@ def test_surgeries_are_told(name, intervention, what, monkeypatch):
     monkeypatch.setattr(Surgery, "note", hear)
     _, callback = learnt(MODELS[name](), [intervention])
     assert {(who, done) for who, done, *_ in told} == {(intervention.name, what)}
-    steps = callback.gradient_steps
+    steps = callback.clock.gradient_steps
     if isinstance(intervention, ReDo):  # asks every layer at every third step
         assert len(told) == steps // 3 * len(callback.lifecycle.layers)
     if isinstance(intervention, Reset):

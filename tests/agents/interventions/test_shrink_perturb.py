@@ -121,7 +121,7 @@ def test_dohare_decays_every_parameter_inside_adam_and_spares_log_std_the_noise(
     assert group["weight_decay"] == 0.02 and not group.get("decoupled_weight_decay", False)
     assert len(group["params"]) == len(list(agent.network.parameters()))
     before = {name: p.detach().clone() for name, p in agent.network.named_parameters()}
-    agent.learner.interventions.after_step(agent.learner.interventions.forward(None, None), 1, 2)
+    agent.learner.interventions.after_step(agent.learner.interventions.forward(None, None))
     for name, parameter in agent.network.named_parameters():
         assert torch.equal(parameter, before[name]) == (name == "log_std")
     actor = agent_with("ppo, two torsos", ShrinkAndPerturb(form="dohare", only="actor"))
@@ -175,9 +175,9 @@ def test_a_part_without_parameters_is_refused():
 @pytest.mark.parametrize("kind", ["dqn", "c51 on images", "ppo", "ppo, two torsos"])
 def test_through_the_agents(kind):
     agent = driven(kind, LayerNorm(), NaP(), ShrinkAndPerturb(form="juliani", when="every_step"))
-    assert agent.learner.optimization.gradient_steps > 20
+    assert agent.clock.gradient_steps > 20
     done = agent.learner.interventions.surgeries()
-    steps = agent.learner.optimization.gradient_steps
+    steps = agent.clock.gradient_steps
     assert {count for (who, what, _), count in done.items() if who == "shrink_perturb"} == {steps}
     assert all(p.isfinite().all() for p in agent.network.parameters())
     for layer, norm in zip(

@@ -94,7 +94,7 @@ def test_nothing_to_clip_is_refused():
 @pytest.mark.parametrize("kind", ["dqn", "c51 on images", "ppo", "ppo, two torsos"])
 def test_through_the_agents(kind):
     agent = driven(kind, LayerNorm(), NaP(), WeightClip(kappa=0.9))
-    assert agent.learner.optimization.gradient_steps > 20
+    assert agent.clock.gradient_steps > 20
     for module in agent.network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             bounds = initial_bounds(module)

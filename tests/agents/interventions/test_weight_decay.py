@@ -62,7 +62,7 @@ def goes_on_after_a_restart(name, *interventions):
             getattr(second, generator).set_state(getattr(first, generator).get_state())
     drive(first, world, 20)
     drive(second, other_world, 20)
-    assert first.learner.optimization.gradient_steps > 30
+    assert first.clock.gradient_steps > 30
     return restored and same_tree(snapshot(first), snapshot(second))
 
 

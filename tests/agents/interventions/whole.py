@@ -57,7 +57,7 @@ def continues_alike(kind, make, before=20, after=5):
     second.replay = copy.deepcopy(first.replay)
     for agent in (first, second):
         for _ in range(after):
-            agent.steps += 2
+            agent.clock.steps += 2
             agent.update()
         agent.on_task_change()
         agent.update()

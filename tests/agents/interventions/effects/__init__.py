@@ -34,7 +34,7 @@ def learned(history):
     assert all(np.isfinite(part).all() for part in history.take())
     trained = {id(p) for group in history.adam.param_groups for p in group["params"]}
     assert all(id(p) in trained for p in history.network.parameters())
-    assert history.agent.learner.optimization.gradient_steps == len(history.adam_steps) == STEPS
+    assert history.agent.clock.gradient_steps == len(history.adam_steps) == STEPS
     for _, before, after in history.adam_steps[-1], history.adam_steps[STEPS // 2]:
         for trains, (name, place) in zip(before.trains, history.places.items(), strict=True):
             moved = (before.weights[place] != after.weights[place]).any()

@@ -143,7 +143,7 @@ class History:
             before = self.take()
             self._replaced, self._reset, self._seen = [], [], {}
             call(*args)
-            step = self.agent.learner.optimization.gradient_steps
+            step = self.agent.clock.gradient_steps
             told = (self._replaced, self._reset, self._seen)
             self.edits.append(Edit(name, hook, step, before, self.take(), *told))
 
@@ -179,7 +179,7 @@ class History:
 
     def _on_penalty(self, name, result, forward):
         if result is not None:
-            step = self.agent.learner.optimization.gradient_steps + 1
+            step = self.agent.clock.gradient_steps + 1
             captured = {}
             if step in CHECKED:
                 held = forward.captured.items()

@@ -57,10 +57,10 @@ def prepare(kind, agent):
 
 def learn(agent, world, steps=STEPS):
     """Let the agent take `steps` gradient steps (whole update phases)."""
-    wanted = agent.learner.optimization.gradient_steps + steps
-    while agent.learner.optimization.gradient_steps < wanted:
+    wanted = agent.clock.gradient_steps + steps
+    while agent.clock.gradient_steps < wanted:
         if world is None:
-            agent.steps += agent.num_envs
+            agent.clock.steps += agent.num_envs
             agent.update()
         else:
             drive(agent, world, 1)
