@@ -5,19 +5,19 @@ Importing this package is light; `build_agent` brings torch in.
 
 from typing import TYPE_CHECKING
 
-from agents.config import AgentConfig, C51Config, DQNConfig, PPOConfig
+from agents.config import AgentConfig
+from agents.kinds import C51Config, DQNConfig, PPOConfig, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
+    from agents.agent import Agent
     from agents.clock import Clock
     from agents.interventions.base import Intervention
-    from agents.ppo import PPO
     from agents.randomness import Generators
     from agents.transitions import Spaces
-    from agents.value_agent import ValueAgent
 
 __all__ = ["AgentConfig", "C51Config", "DQNConfig", "PPOConfig", "build_agent"]
 
@@ -32,17 +32,12 @@ def build_agent(
     interventions: "Sequence[Intervention | str]" = (),
     moments: str = "own",
     clock: "Clock | None" = None,
-) -> "ValueAgent | PPO":
+) -> "Agent":
     """The agent that `config` describes, for `num_envs` environments with `spaces`.
 
     `precision`: fp32, tf32 or bf16, as `--precision`. It is a policy for the whole process, set here: torch's switches
     are global (agents/precision.py). A name among `interventions` stands for one with its defaults. `moments` other
     than "own" takes the place of what each of them does to Adam's moments by itself. `clock`: the run's.
     """
-    from agents.c51 import C51
-    from agents.dqn import DQN
-    from agents.ppo import PPO
-
-    build = {DQNConfig: DQN, C51Config: C51, PPOConfig: PPO}[type(config)]
     wanted = {"interventions": interventions, "moments": moments, "clock": clock}
-    return build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)
+    return kind_of(config).build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)

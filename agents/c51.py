@@ -2,8 +2,8 @@
 
 import torch
 
-from agents.config import C51Config
 from agents.heads import DistributionalHead
+from agents.kinds import C51Config
 from agents.value_agent import ValueAgent
 
 

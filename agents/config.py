@@ -192,8 +192,8 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
-class ValueAgentConfig:
-    """What DQN and C51 share."""
+class AgentConfig:
+    """What the settings of every agent hold; agents/kinds.py has those that there are."""
 
     learning_rate: float = 2.5e-4
     """Adam's step size; > 0."""
@@ -201,163 +201,16 @@ class ValueAgentConfig:
     """Adam's other constants."""
     network: Annotated[NetworkConfig, Flat] = NetworkConfig()
     """The torso."""
-    support: Annotated[SupportConfig, Flat] = SupportConfig()
-    """Atoms of a categorical head."""
     reward: Annotated[RewardConfig, Flat] = RewardConfig()
     """Reward transform."""
-    replay: ReplayConfig = ReplayConfig()
-    """The replay where the world changes."""
     gamma: float = 0.99
     """Discount in [0, 1]."""
-    batch_size: int = 32
-    """Transitions in a gradient step."""
-    buffer_size: int = 1_000_000
-    """Replay capacity in observations kept (steps, plus one a finished episode), over all environments."""
-    replay_device: Literal["host", "device"] = "host"
-    """Where replayed observations lie: main memory or the training device's."""
-    learning_starts: int = 20_000
-    """Steps of uniformly random actions before the first gradient step."""
-    replay_ratio: float = 0.25
-    """Gradient steps per step (over all environments); above 1 too."""
-    target_period: int = 2_000
-    """GRADIENT steps between copies of the online network into the target network (Dopamine's 8,000 steps at replay
-    ratio .25 are 2,000)."""
-    tau: float = 1.0
-    """Weight of the online network at each target copy, in (0, 1]; below 1 usually with target_period 1."""
-    n_step: int = 1
-    """Rewards summed before bootstrapping."""
-    double: bool = False
-    """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
-    start_e: float = 1.0
-    """Epsilon at learning_starts."""
-    end_e: float = 0.01
-    """Epsilon from learning_starts + exploration_steps on."""
-    exploration_steps: int = 250_000
-    """Steps over which epsilon falls linearly; 0: constant at end_e."""
-    anneal_per_task: bool = False
-    """Let epsilon fall anew from start_e in every task of a changing world."""
-    life_loss_discount: bool = False
-    """Treat a lost life as the end of the future for learning (zero discount). The game goes on."""
     max_grad_norm: float = 0.0
     """Clip the global gradient norm to this; 0: off."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.learning_rate < inf, "learning_rate", self.learning_rate, "> 0 and finite")
-        require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
-        require(self.n_step >= 1, "n_step", self.n_step, ">= 1")
-        require(self.learning_starts >= 0, "learning_starts", self.learning_starts, ">= 0")
-        for name in ("batch_size", "n_step"):  # beyond the usual, it is they that are wrong beside the replay
-            value, allowed = getattr(self, name), f"below buffer_size = {self.buffer_size}"
-            require(value < max(self.buffer_size, 10_000), name, value, allowed)
-        least = self.batch_size + self.n_step + 4
-        require(self.buffer_size >= least, "buffer_size", self.buffer_size, f">= batch_size + n_step + 4 = {least}")
-        require(0 < self.replay_ratio < inf, "replay_ratio", self.replay_ratio, "> 0 and finite")
-        require(self.target_period >= 1, "target_period", self.target_period, ">= 1")
-        require(0 < self.tau <= 1, "tau", self.tau, "in (0, 1]")
-        require(0 <= self.start_e <= 1, "start_e", self.start_e, "in [0, 1]")
-        require(0 <= self.end_e <= 1, "end_e", self.end_e, "in [0, 1]")
-        require(self.exploration_steps >= 0, "exploration_steps", self.exploration_steps, ">= 0")
-        require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, ">= 0")
-
-
-@dataclass(frozen=True)
-class DQNConfig(ValueAgentConfig):
-    """DQN (Mnih et al. 2015) with a regression or a categorical loss on scalar targets."""
-
-    loss: Literal["huber", "mse", "two_hot", "hl_gauss"] = "huber"
-    """huber, mse: regression; two_hot, hl_gauss: cross-entropy to the target spread over atoms (Farebrother24)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ends = self.support.support_ends
-        allowed = "centres with loss = 'two_hot', whose atoms have no bins around them"
-        require(ends == "centres" or self.loss != "two_hot", "support_ends", ends, allowed)
-
-
-@dataclass(frozen=True)
-class C51Config(ValueAgentConfig):
-    """C51 (Bellemare et al. 2017): the return's distribution over fixed atoms, cross-entropy to its projection."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sigma, usual = self.support.hl_gauss_sigma, SupportConfig().hl_gauss_sigma
-        require(sigma == usual, "hl_gauss_sigma", sigma, f"{usual} in C51, which has no use for it")
-        ends = self.support.support_ends
-        require(ends == "centres", "support_ends", ends, "centres in C51, whose atoms have no bins around them")
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """PPO (Schulman et al. 2017) with clipped ratios and generalised advantages."""
-
-    learning_rate: float = 2.5e-4
-    """Adam's step size at the start; > 0."""
-    anneal_steps: int = 0
-    """Steps over which the learning rate falls linearly to 0; 0: constant."""
-    anneal_per_task: bool = False
-    """Let the learning rate fall anew in every task of a changing world."""
-    adam: AdamConfig = AdamConfig(eps=1e-5)
-    """Adam's other constants."""
-    network: Annotated[NetworkConfig, Flat] = NetworkConfig(initializer="orthogonal")
-    """The torso."""
-    support: Annotated[SupportConfig, Flat] = SupportConfig()
-    """Atoms of an HL-Gauss value head."""
-    reward: Annotated[RewardConfig, Flat] = RewardConfig()
-    """Reward transform."""
-    shared_torso: bool = True
-    """One torso for policy and value; otherwise two of the same shape."""
-    normalize_observations: bool = False
-    """Standardise vector observations by their running mean and variance, clipped to [-10, 10]."""
-    rollout_steps: int = 128
-    """Steps in each environment between updates (CleanRL's num_steps)."""
-    num_minibatches: int = 4
-    """Minibatches an epoch; must divide rollout_steps * num_envs."""
-    update_epochs: int = 4
-    """Passes over each rollout."""
-    gamma: float = 0.99
-    """Discount in [0, 1]."""
-    gae_lambda: float = 0.95
-    """Lambda of the generalised advantage estimate, in [0, 1]."""
-    clip_coef: float = 0.1
-    """Clip range of the probability ratio; > 0."""
-    norm_adv: Literal["minibatch", "rollout", "off"] = "minibatch"
-    """Standardise advantages over each minibatch, once over the rollout (Dohare24), or not."""
-    value_loss: Literal["mse", "hl_gauss"] = "mse"
-    """mse: mean squared error WITHOUT a factor 1/2; hl_gauss: cross-entropy over atoms (Farebrother24)."""
-    clip_vloss: bool = False
-    """Clip the value's change as well (mse only)."""
-    vf_coef: float = 0.5
-    """Weight of the value loss (CleanRL's .5 on half a squared error is .25 here)."""
-    ent_coef: float = 0.01
-    """Weight of the entropy bonus."""
-    max_grad_norm: float = 0.5
-    """Clip the global gradient norm to this; 0: off."""
-    clip_actions: bool = True
-    """Clip continuous actions to the action space before the world sees them; the policy's own draw is learned from."""
-    action_scaling: ActionScaling = "auto"
-    """Draw continuous actions in [-1, 1] and map them to the action space's bounds, as gymnasium's RescaleAction. auto:
-    in each dimension whose bounds leave out 0, or are less than .25 or more than 4 from their centre; on: in all that
-    have bounds; off: in none."""
     life_loss_discount: bool = False
     """Treat a lost life as the end of the future for learning (zero discount). The game goes on."""
-    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
-    """A time limit bootstraps from final_obs, or counts as the end (Dohare24's code)."""
 
     def __post_init__(self) -> None:
         require(0 < self.learning_rate < inf, "learning_rate", self.learning_rate, "> 0 and finite")
-        require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, ">= 0")
-        require(self.rollout_steps >= 1, "rollout_steps", self.rollout_steps, ">= 1")
-        require(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, ">= 1")
-        require(1 <= self.update_epochs <= 100_000, "update_epochs", self.update_epochs, "in [1, 100,000]")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
-        require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
-        require(0 < self.clip_coef < inf, "clip_coef", self.clip_coef, "> 0 and finite")
-        require(0 <= self.vf_coef < inf, "vf_coef", self.vf_coef, ">= 0 and finite")
-        require(0 <= self.ent_coef < inf, "ent_coef", self.ent_coef, ">= 0 and finite")
         require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, ">= 0")
-        mse = self.value_loss == "mse"
-        require(mse or not self.clip_vloss, "clip_vloss", self.clip_vloss, "off with value_loss = 'hl_gauss'")
-
-
-AgentConfig = DQNConfig | C51Config | PPOConfig

@@ -2,8 +2,8 @@
 
 import torch
 
-from agents.config import DQNConfig
 from agents.heads import head_for
+from agents.kinds import DQNConfig
 from agents.value_agent import ValueAgent
 
 

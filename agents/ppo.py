@@ -9,13 +9,12 @@ from torch import Tensor
 
 from agents import losses
 from agents.actions import ActionMap
-from agents.checks import check_ppo
 from agents.clock import Clock
-from agents.config import PPOConfig
 from agents.guard import require_finite, require_finite_transitions
 from agents.heads import head_for
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import check_interventions, value_head
+from agents.kinds import PPOConfig, check_agent
 from agents.learner import Configure, Learner
 from agents.networks import ActorCritic
 from agents.optimization import autocast, linear_schedule
@@ -41,7 +40,7 @@ class PPO:
         moments: str = "own",
         clock: Clock | None = None,
     ) -> None:
-        check_ppo(config, spaces, num_envs)
+        check_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
         self.batch_size = config.rollout_steps * num_envs
         self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators

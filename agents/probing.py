@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from agents import losses
+from agents.agent import Agent
+from agents.kinds import kind_of
 from agents.ppo import PPO
 from agents.randomness import Generators
 from agents.value_agent import ValueAgent, take
@@ -12,9 +14,9 @@ from plasticity_probes.subject import Readout, Subject
 CONTAINERS = frozenset({"torso", "layers", "convolutions", "dense", "encoder", "linear"})
 
 
-def subject_of(agent: ValueAgent | PPO, generators: Generators) -> Subject:
+def subject_of(agent: Agent, generators: Generators) -> Subject:
     """`agent` as a `Prober` measures it; every random number comes from `generators`' streams for probes."""
-    return _ppo(agent, generators) if isinstance(agent, PPO) else _value_agent(agent, generators)
+    return kind_of(agent.config).subject(agent, generators)
 
 
 def layer_name(name: str) -> str:
@@ -23,7 +25,8 @@ def layer_name(name: str) -> str:
     return "/".join(part.removesuffix("_torso") for part in parts)
 
 
-def _value_agent(agent: ValueAgent, generators: Generators) -> Subject:
+def subject_of_values(agent: ValueAgent, generators: Generators) -> Subject:
+    """One that learns Q-values from a replay."""
     head, drawing, init = agent.head, generators.numpy("probes"), generators.torch("probes' fresh network")
 
     def draw(samples: int) -> dict[str, Tensor] | None:
@@ -76,7 +79,8 @@ class _Recent:
 PPO_COLUMNS = ("observations", "actions", "log_probs", "advantages", "returns", "values")
 
 
-def _ppo(agent: PPO, generators: Generators) -> Subject:
+def subject_of_ppo(agent: PPO, generators: Generators) -> Subject:
+    """PPO, on the last rollout that it learned from."""
     recent, init = _Recent(generators.torch("probes", agent.device)), generators.torch("probes' fresh network")
     agent.keep_recent = recent.keep
 

@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from agents.checks import uses_nature_cnn
-from agents.config import AgentConfig, C51Config, NetworkConfig, PPOConfig
+from agents.config import AgentConfig, NetworkConfig
+from agents.kinds import kind_of
 from agents.transitions import Spaces
 
 NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -67,16 +68,13 @@ def torso_size(config: NetworkConfig, spaces: Spaces, width: int, depth: int) ->
 
 
 def network_size(agent: AgentConfig, spaces: Spaces, width: int, depth: int, num_atoms: int) -> Size:
-    """Of the network that `agent` learns with, heads included; its features are all outputs."""
+    """Of the network that `agent` learns with, heads included; its features are all outputs. `num_atoms`: of a value,
+    where it has more than one output."""
     torso = torso_size(agent.network, spaces, width, depth)
-    if isinstance(agent, PPOConfig):
-        torsos = 1 if agent.shared_torso else 2
-        atoms = 1 if agent.value_loss == "mse" else num_atoms
-        outputs = spaces.action_size + atoms
-        free = spaces.action_size if spaces.actions == "continuous" else 0
-    else:
-        torsos, free = 1, 0
-        categorical = isinstance(agent, C51Config) or agent.loss in ("two_hot", "hl_gauss")
-        outputs = spaces.action_size * (num_atoms if categorical else 1)
+    kind = kind_of(agent)
+    parts, atoms = kind.parts(agent), num_atoms if kind.atoms(agent) > 1 else 1
+    torsos = 1 if "encoder" in parts else len(parts)
+    outputs = spaces.action_size + atoms if "actor" in parts else spaces.action_size * atoms
+    free = spaces.action_size if spaces.actions == "continuous" else 0
     parameters = torsos * torso.parameters + (torso.features + 1) * outputs + free
     return Size(parameters, outputs, torsos * torso.activations + outputs)

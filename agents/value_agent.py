@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.checks import check_value_agent
 from agents.clock import Clock
-from agents.config import ValueAgentConfig
 from agents.guard import require_finite, require_finite_transitions
 from agents.heads import Target, ValueHead
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import check_interventions, value_head
+from agents.kinds import ValueAgentConfig, check_agent
 from agents.learner import Configure, Learner, Step
 from agents.networks import QNetwork, build_torso
 from agents.optimization import autocast, linear_schedule
@@ -44,7 +43,7 @@ class ValueAgent:
         moments: str = "own",
         clock: Clock | None = None,
     ) -> None:
-        check_value_agent(config, spaces, num_envs)
+        check_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
         self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators
         self.head = value_head(head, interventions)

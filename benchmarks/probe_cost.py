@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from agents.config import PPOConfig
+from agents.kinds import kind_of
 from agents.probing import subject_of
 from agents.randomness import Generators
 from benchmarks.throughput import LEARNING_STARTS
@@ -143,7 +143,7 @@ def cadences(config: TrainConfig) -> list[int]:
     agent, found = config.agent, []
     for steps in (LONG, SHORT):
         every = replace(config, run=replace(config.run, steps=steps)).probe_every
-        learns = config.world.num_envs * agent.rollout_steps if isinstance(agent, PPOConfig) else 1
+        learns = config.world.num_envs * agent.rollout_steps if kind_of(agent).on_policy else 1
         found.append(max(every, learns))
     return found
 

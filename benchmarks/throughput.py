@@ -22,7 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning th
 
 import torch
 
-from agents.config import AgentConfig, C51Config
+from agents.config import AgentConfig
+from agents.kinds import kind_of
 from experiments.config import RunConfig, TrainConfig
 from experiments.loop import Update, training
 from experiments.presets import preset_config
@@ -69,7 +70,7 @@ def value_row(algorithm: str, window: int) -> Row:
 
     def settings(agent: AgentConfig) -> AgentConfig:
         agent = replace(agent, network=replace(agent.network, padding="valid"), **changes)  # as theirs is
-        return agent if isinstance(agent, C51Config) else replace(agent, loss="huber")
+        return replace(agent, loss="huber") if kind_of(agent).value_loss else agent
 
     presets = (preset_config(name, "auto", "atari", "ALE/Breakout-v5", 20_000) for name in (algorithm, "dqn"))
     ours, theirs = (replace(preset, agent=settings(preset.agent), run=replace(RUN, steps=20_000)) for preset in presets)

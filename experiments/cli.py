@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from agents.config import require, require_float32
 from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
+from agents.kinds import KINDS
 from envs.config import backends_of, changes_of, foreign_fields
 from envs.ids import canonical, family_of, usual_family
-from experiments.config import AGENTS, TrainConfig, load_config
+from experiments.config import TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, value_of
 from experiments.foreign_flags import EVALUATE, about_agent, about_flag
@@ -48,7 +49,7 @@ def overview(program: str = "train.py") -> str:
     worlds += " ids, FrictionAnt-v0, ImageMDP-v0, any other gymnasium id, MODULE:ID of one that a module"
     worlds += " registers. --task.period N changes the world every N steps."
     parts = (
-        f"usage: {program} {{{','.join(AGENTS)}}} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]\n"
+        f"usage: {program} {{{','.join(KINDS)}}} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]\n"
         f"       {program} --config runs/NAME/config.json [FLAGS]",
         "Worlds\n" + wrapped(worlds, 4),
         wrapped("Presets, of which the world's usual one is taken without --preset") + f"\n{presets}",
@@ -71,9 +72,9 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
     algorithm, env = None, ""
     if not is_flag(arguments[0]):
         algorithm, *arguments = arguments
-        if algorithm not in AGENTS:
-            hint = about_agent(algorithm, list(AGENTS))
-            fail(f"algorithm = {algorithm!r}: must be one of {', '.join(AGENTS)}{hint}")
+        if algorithm not in KINDS:
+            hint = about_agent(algorithm, list(KINDS))
+            fail(f"algorithm = {algorithm!r}: must be one of {', '.join(KINDS)}{hint}")
     try:
         refuse_empty_paths(arguments, PATHS)
         line = _Line(algorithm, arguments)
@@ -116,9 +117,9 @@ class _Line:
         self.loaded = None if self.file is None else _loaded(self.file, algorithm)
         self.algorithm = algorithm if self.loaded is None else self.loaded.agent_name
         if self.algorithm is None:
-            named = [word for word in self.words if word in AGENTS]
+            named = [word for word in self.words if word in KINDS]
             where = f" first: train.py {named[0]} ..." if named else " first, or give --config FILE"
-            raise ValueError(f"algorithm: name one of {', '.join(AGENTS)}{where}")
+            raise ValueError(f"algorithm: name one of {', '.join(KINDS)}{where}")
         self.env = canonical(_word_after(self.words, "--env") or ("" if self.loaded is None else self.loaded.world.env))
 
     @property
@@ -159,7 +160,7 @@ class _Line:
 
     def config(self) -> tuple[TrainConfig, list[str]]:
         """(the settings, what should be said although it is allowed). ValueError: a sentence about what is wrong."""
-        blank = self.loaded or TrainConfig(agent=AGENTS[self.algorithm]())
+        blank = self.loaded or TrainConfig(agent=KINDS[self.algorithm].settings())
         flags = [*self.flags(blank), *DECIDING]
         refuse_unlisted(self.words, self.listed)
         given = read(self.words, flags, partial(self._unknown, flags))
@@ -184,8 +185,8 @@ class _Line:
     def _unknown(self, flags: list[Flag], written: str) -> NoReturn:
         visible = [flag.name for flag in flags if not _hidden(flag, self.algorithm, self.env)]
         elsewhere: dict[str, list[str]] = {}
-        for agent, kind in AGENTS.items():
-            for flag in flags_of(TrainConfig(agent=kind())) if agent != self.algorithm else ():
+        for agent, kind in KINDS.items():
+            for flag in flags_of(TrainConfig(agent=kind.settings())) if agent != self.algorithm else ():
                 elsewhere.setdefault(flag.name, []).append(agent)
         whose = {name: " and ".join(agents) for name, agents in elsewhere.items()}
         raise ValueError(about_flag(written, self.algorithm, [*visible, "--interventions"], whose))
@@ -292,7 +293,7 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
 def _hidden(flag: Flag, algorithm: str, env: str) -> bool:
     """Whether `flag` means nothing to this agent or in this world, so that it would be refused."""
     part, name = flag.path[0], flag.path[-1]
-    if algorithm == "c51" and name in ("hl_gauss_sigma", "support_ends"):
+    if part == "agent" and name in KINDS[algorithm].unused:
         return True
     if part == "world" and env:
         return flag.path[1] in foreign_fields(env)
@@ -307,7 +308,7 @@ def _hidden(flag: Flag, algorithm: str, env: str) -> bool:
 def _help(line: _Line, program: str) -> str:
     """Every flag that means something to the agent in the world, with its default there."""
     words = {flag: [word] for flag in (*_DECIDE_THE_PRESET, "--preset") if (word := _word_after(line.words, flag))}
-    blank = line.loaded or TrainConfig(agent=AGENTS[line.algorithm]())
+    blank = line.loaded or TrainConfig(agent=KINDS[line.algorithm].settings())
     config = line.defaults(words, [*flags_of(blank), PRESET])
     config = config if line.loaded is None else line.loaded
     flags = [flag for flag in line.flags(config) if not _hidden(flag, line.algorithm, line.env)]

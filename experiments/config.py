@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from agents.config import AsFlag, C51Config, DQNConfig, Flat, Hidden, PPOConfig, Precision, SurgeryConfig, require
+from agents.config import AgentConfig, AsFlag, Flat, Hidden, Precision, SurgeryConfig, require
+from agents.kinds import KINDS, kind_of
 from agents.spelling import did_you_mean
 from envs.config import WorldConfig
 from experiments.json_file import Digits, read_json
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 else:
     Intervention = Any  # whose class would bring torch
 
-AgentT = TypeVar("AgentT", DQNConfig, C51Config, PPOConfig)
+AgentT = TypeVar("AgentT", bound=AgentConfig)
 NOT_IN_THE_NAME = (
     "seed",
     "runs_dir",
@@ -40,7 +41,6 @@ MOST_THREADS = 1024
 """More than any machine's cores, and few enough to be started."""
 BEFORE_THERE_WERE = {"ppo": {"action_scaling": "off"}}
 """What runs did before these settings existed, where the default is another: for files that do not hold them."""
-AGENTS: dict[str, type] = {"dqn": DQNConfig, "c51": C51Config, "ppo": PPOConfig}
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class TrainConfig(Generic[AgentT]):
 
     @property
     def agent_name(self) -> str:
-        """dqn, c51 or ppo."""
-        return next(name for name, kind in AGENTS.items() if type(self.agent) is kind)
+        """dqn, c51, ppo: its kind's."""
+        return kind_of(self.agent).name
 
     @property
     def log_every(self) -> int:
@@ -180,11 +180,11 @@ def from_dict(settings: dict) -> TrainConfig:
     """The inverse of `to_dict`. Unknown or missing parts raise ValueError naming the field."""
     require(isinstance(settings, dict), "settings", settings, "a JSON object")
     algorithm = settings.get("algorithm")
-    require(isinstance(algorithm, str) and algorithm in AGENTS, "algorithm", algorithm, "one of " + ", ".join(AGENTS))
+    require(isinstance(algorithm, str) and algorithm in KINDS, "algorithm", algorithm, "one of " + ", ".join(KINDS))
     parts = {"agent": {}} | {name: value for name, value in settings.items() if name != "algorithm"}
     if isinstance(parts["agent"], dict):
         parts["agent"] = BEFORE_THERE_WERE.get(algorithm, {}) | parts["agent"]
-    return _build(TrainConfig, parts, "", {"agent": AGENTS[algorithm], "interventions": _interventions})
+    return _build(TrainConfig, parts, "", {"agent": KINDS[algorithm].settings, "interventions": _interventions})
 
 
 def _interventions(listed: object) -> tuple[Intervention, ...]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from agents.checks import check_network, uses_convolutions
-from agents.config import AgentConfig, PPOConfig, require
+from agents.config import AgentConfig, require
+from agents.kinds import kind_of
 from envs import describe
 from envs.config import TaskConfig, WorldConfig
 from envs.datasets import require_content
@@ -147,7 +148,7 @@ def playing_world(trained: WorldConfig, settings: EvaluateConfig) -> tuple[World
 
 def small_memory(agent: AgentConfig, num_envs: int) -> AgentConfig:
     """The agent's settings with the least memory that they allow: nothing is remembered while playing."""
-    if isinstance(agent, PPOConfig):
+    if kind_of(agent).on_policy:
         return replace(agent, rollout_steps=agent.num_minibatches * 2)
     slots = agent.batch_size + agent.n_step + 8
     return replace(agent, buffer_size=num_envs * slots, replay_device="host")

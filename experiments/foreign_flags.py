@@ -4,10 +4,11 @@ zoo, Dopamine), with the difference in units where there is one. Data and words 
 from collections.abc import Mapping
 
 from agents.interventions import ALSO_CALLED, COMBINATIONS, NAMES, parameters_of
+from agents.kinds import KINDS
 from agents.spelling import did_you_mean, folded, nearest
 
 VALUE, PPO, EVALUATE = "value", "ppo", "evaluate.py"
-"""Whom an answer is for, where it is not for dqn, c51 and ppo alike."""
+"""Whom an answer is for, where it is not for all alike: agents with a replay, those that learn from rollouts."""
 
 MINIBATCH = "--num-minibatches (a minibatch is rollout_steps * num_envs / num_minibatches)"
 RATE = "--replay-ratio (gradient steps per step: 1 over the steps between two updates)"
@@ -226,7 +227,9 @@ PROBES_ELSEWHERE = {
 
 def _answers(table: Mapping[str, str | Mapping[str, str]], program: str) -> dict[str, str]:
     """By folded foreign name, the answer to the user of `program`: dqn, c51, ppo or evaluate.py."""
-    mine, other, theirs = (PPO, VALUE, "dqn and c51") if program == PPO else (VALUE, PPO, PPO)
+    on_policy = program in KINDS and KINDS[program].on_policy
+    mine, other = (PPO, VALUE) if on_policy else (VALUE, PPO)
+    theirs = " and ".join(kind.name for kind in KINDS.values() if kind.on_policy != on_policy)
     found = {}
     for names, answer in table.items():
         text = answer if isinstance(answer, str) else answer.get(mine) or f"of {theirs} it is {answer[other]}"

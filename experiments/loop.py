@@ -7,9 +7,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from agents.ppo import PPO
+from agents.agent import Agent
 from agents.transitions import Transitions
-from agents.value_agent import ValueAgent
 
 
 class Episode(NamedTuple):
@@ -72,7 +71,7 @@ def hindmost_task(infos: dict) -> tuple[int, dict[str, float | int | str]]:
     return int(infos["task_index"][hindmost]), parameters
 
 
-def training(agent: ValueAgent | PPO, world: VectorEnv, steps: int) -> Iterator[Tick | TaskChange | TaskDrift | Update]:
+def training(agent: Agent, world: VectorEnv, steps: int) -> Iterator[Tick | TaskChange | TaskDrift | Update]:
     """Act, observe, learn for `steps` steps over all environments; yields what happened.
 
     An agent hears of a task when the last environment has entered it. What is learned at a tick is learned before that.

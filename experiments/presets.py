@@ -3,17 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from agents.config import (
-    AdamConfig,
-    AgentConfig,
-    C51Config,
-    DQNConfig,
-    NetworkConfig,
-    PPOConfig,
-    RewardConfig,
-    SupportConfig,
-    require,
-)
+from agents.config import AdamConfig, AgentConfig, NetworkConfig, RewardConfig, SupportConfig, require
+from agents.kinds import C51Config, DQNConfig, PPOConfig, kind_of
 from agents.spelling import did_you_mean
 from envs.config import FRICTION_ANT, TaskConfig, WorldConfig
 from experiments.config import TrainConfig
@@ -273,7 +264,7 @@ def unchecked(algorithm: str, name: str, env: str, steps: int, period: int = 0) 
 
 
 def _steady(agent: AgentConfig, period: int) -> AgentConfig:
-    if isinstance(agent, PPOConfig):
+    if kind_of(agent).on_policy:
         return replace(agent, anneal_steps=0)
     if not agent.exploration_steps:
         return agent

@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from agents.ppo import PPO
+from agents.agent import Agent
 from agents.probing import subject_of
-from agents.value_agent import ValueAgent
 from experiments.config import TrainConfig
 from experiments.run_directory import RunDirectory, write_tensors
 from plasticity_probes.probe import Findings
@@ -19,9 +18,7 @@ FILES = {REFERENCE: "reference.pt", CURRENT: "current.pt"}
 class Probing:
     """The prober of a run. What its methods return goes to the logger as it is."""
 
-    def __init__(
-        self, config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: TrainConfig, agent: Agent, directory: RunDirectory, tell: Callable[[str], None]) -> None:
         self.folder = directory.path / "probes"
         self.steps, self.clock = config.run.steps, agent.clock
         self.measured: int | None = None  # step of the latest probe,

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from gymnasium.vector import VectorEnv
 
+from agents.agent import Agent
 from agents.checks import uses_convolutions
-from agents.ppo import PPO
-from agents.value_agent import ValueAgent
 from envs.errors import WorldError
 
 TRACEBACK = "traceback.txt"
 
 
-def remarks(world: VectorEnv, agent: ValueAgent | PPO) -> list[str]:
+def remarks(world: VectorEnv, agent: Agent) -> list[str]:
     """Sentences on how observations and actions of `world` are taken, where that is not as they come."""
     shape, network = agent.spaces.observation_shape, agent.config.network
     said = list(world.notes)

@@ -28,8 +28,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from agents.checks import uses_convolutions
-from agents.config import DQNConfig, PPOConfig
 from agents.initializers import initialize
+from agents.kinds import DQNConfig, kind_of
 from agents.optimization import linear_schedule
 from agents.precision import set_precision
 from agents.randomness import Generators
@@ -67,7 +67,7 @@ def _sb3_world(config: TrainConfig, seed: int) -> tuple[VecEnv, Spaces]:
     """The world of `config` as Stable-Baselines3 takes it, rewards and observations transformed as ours would be."""
     agent = config.agent
     world = make_vec_from_config(world_config(config), seed, threads=config.run.threads)
-    transform, ppo = agent.reward.reward_transform, isinstance(agent, PPOConfig)
+    transform, ppo = agent.reward.reward_transform, kind_of(agent).on_policy
     ends = ppo and agent.time_limit == "terminal"
     adapted: VecEnv = SB3World(world, clip_rewards=transform == "clip", time_limits_end=ends)
     normalize = ppo and agent.normalize_observations
@@ -91,7 +91,7 @@ def make_sb3(config: TrainConfig) -> PPO | DQN:
         convolutional = uses_convolutions(config.agent.network, spaces)
         device = place(config.run.device, config.run.threads, convolutional).device
         set_precision(config.run.precision, device)
-        if isinstance(config.agent, PPOConfig):
+        if kind_of(config.agent).on_policy:
             model: PPO | DQN = PPO(env=env, device=device, **ppo_settings(config, spaces))
         else:
             model = DQN(env=env, device=device, **dqn_settings(config, spaces))

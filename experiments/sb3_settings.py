@@ -10,7 +10,8 @@ from torch import nn
 
 from agents.actions import scaled_dimensions
 from agents.checks import uses_nature_cnn
-from agents.config import C51Config, PPOConfig, require
+from agents.config import require
+from agents.kinds import kind_of
 from agents.networks import ACTIVATIONS
 from agents.optimization import linear_schedule
 from agents.transitions import Spaces
@@ -34,7 +35,8 @@ class DenseTorso(BaseFeaturesExtractor):
 
 def _refuse_common(config: TrainConfig, spaces: Spaces) -> None:
     network = config.agent.network
-    require(not isinstance(config.agent, C51Config), "algorithm", "c51", "ppo or dqn: Stable-Baselines3 has no C51")
+    name, allowed = config.agent_name, "ppo or dqn, which Stable-Baselines3 has too"
+    require(name in ("ppo", "dqn"), "algorithm", name, allowed)
     allowed = "none for this baseline; agents.interventions.sb3.InterventionCallback takes them to its models"
     require(not config.interventions, "interventions", [one.name for one in config.interventions], allowed)
     require(config.run.precision == "fp32", "precision", config.run.precision, "fp32 for Stable-Baselines3")
@@ -51,7 +53,7 @@ def _refuse_common(config: TrainConfig, spaces: Spaces) -> None:
 def _policy_settings(config: TrainConfig, spaces: Spaces) -> tuple[str, dict[str, Any]]:
     """(policy's name, policy_kwargs) for a torso as ours; Adam's constants included."""
     agent, network = config.agent, config.agent.network
-    ppo, cnn = isinstance(agent, PPOConfig), uses_nature_cnn(network, spaces)
+    ppo, cnn = kind_of(agent).on_policy, uses_nature_cnn(network, spaces)
     own_layers = [network.width] * (network.depth - 1 if cnn else network.depth)
     settings = {
         "activation_fn": ACTIVATIONS[network.activation],

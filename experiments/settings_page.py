@@ -6,7 +6,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from experiments.config import AGENTS, TrainConfig
+from agents.kinds import KINDS
+from experiments.config import TrainConfig
 from experiments.flags import flags_of
 from experiments.naming import differences, in_a_word, in_the_name
 
@@ -60,7 +61,7 @@ def settings(config: TrainConfig) -> dict[str, bool | str | float | int]:
 
 def _of_all_agents(config: TrainConfig) -> dict[str, Any]:
     """TensorBoard asks one run, any, which settings there are: so each names those of all agents."""
-    others = [settings(TrainConfig(agent=kind())) for name, kind in AGENTS.items() if name != config.agent_name]
+    others = [settings(TrainConfig(agent=kind.settings())) for name, kind in KINDS.items() if name != config.agent_name]
     # its own last, so that their types are the ones that count
     return {name: value for other in others for name, value in other.items()} | settings(config)
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.checks import check_network, check_ppo, check_value_agent, uses_convolutions
-from agents.config import PPOConfig, ValueAgentConfig, require, require_float32
+from agents.checks import check_network, uses_convolutions
+from agents.config import require, require_float32
+from agents.kinds import ValueAgentConfig, check_agent, kind_of
 from agents.transitions import Spaces
 from envs import WorldInfo, describe
 from envs.config import WorldConfig
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     import torch
     from gymnasium.vector import VectorEnv
 
-    from agents.ppo import PPO
+    from agents.agent import Agent
     from agents.randomness import Generators
-    from agents.value_agent import ValueAgent
 
 
 def check(config: TrainConfig) -> None:
@@ -48,10 +48,8 @@ def check(config: TrainConfig) -> None:
     check_network(config.agent.network, spaces)
     on_gpu = may_be_a_gpu(config.run.device, uses_convolutions(config.agent.network, spaces)) and has_gpu_driver()
     check_sizes(config, spaces, on_gpu)
-    if isinstance(config.agent, PPOConfig):
-        check_ppo(config.agent, spaces, config.world.num_envs)
-    else:
-        check_value_agent(config.agent, spaces, config.world.num_envs)
+    check_agent(config.agent, spaces, config.world.num_envs)
+    if not kind_of(config.agent).on_policy:
         check_memory(config.agent, spaces, on_gpu)
     if config.run.wandb:
         require(wandb_is_installed(), "wandb", True, "off unless wandb is installed (pip install wandb)")
@@ -74,10 +72,10 @@ def never_learns(config: TrainConfig, steps: int) -> str | None:
     """Why a run of `steps` steps ends before the first gradient step; None where it does not."""
     agent, environments = config.agent, config.world.num_envs
     ticks = -(-steps // environments)
-    if isinstance(agent, PPOConfig):
+    if kind_of(agent).on_policy:
         whole = f"{environments} x {agent.rollout_steps:,} = {environments * agent.rollout_steps:,} steps"
-        short = f"PPO learns from whole rollouts of {whole} (--num-envs, --rollout-steps), and the run has {steps:,}"
-        return short if ticks < agent.rollout_steps else None
+        rollouts = f"{config.agent_name} learns from whole rollouts of {whole} (--num-envs, --rollout-steps)"
+        return f"{rollouts}, and the run has {steps:,}" if ticks < agent.rollout_steps else None
     if int((ticks * environments - agent.learning_starts) * agent.replay_ratio) < 1:
         begins = f"step {agent.learning_starts:,} (--learning-starts)"
         ratio = f", {agent.replay_ratio:g} gradient steps a step (--replay-ratio)"
@@ -132,7 +130,7 @@ def check_annealing(config: TrainConfig) -> None:
     if not period or agent.anneal_per_task:
         return
     why = f"where the world changes (task.period = {period}), or --anneal-per-task: annealed once, it slows later tasks"
-    if isinstance(agent, PPOConfig):
+    if kind_of(agent).on_policy:
         require(not agent.anneal_steps, "anneal_steps", agent.anneal_steps, f"0 (a constant learning rate) {why}")
     elif agent.start_e != agent.end_e:
         allowed = f"0 (epsilon constant at end_e) {why}"
@@ -176,7 +174,7 @@ def require_device_memory(config: TrainConfig, spaces: Spaces, device: object) -
     available = torch.cuda.mem_get_info(device)[0] if gpu else available_memory()
     if gpu:
         check_sizes(config, spaces, False, available, where)
-    if isinstance(agent, ValueAgentConfig) and agent.replay_device == "device":
+    if not kind_of(agent).on_policy and agent.replay_device == "device":
         _require_fits(agent, spaces, available, where)
 
 
@@ -195,7 +193,7 @@ def spaces_of(world: "VectorEnv") -> Spaces:
     )
 
 
-def build(config: TrainConfig) -> "tuple[VectorEnv, ValueAgent | PPO]":
+def build(config: TrainConfig) -> "tuple[VectorEnv, Agent]":
     """The world and the agent of `config`, every random stream derived from its seed."""
     from agents.randomness import Generators
     from envs import make_vec_from_config
@@ -219,7 +217,7 @@ def agent_of(
     num_envs: int,
     generators: "Generators",
     device: "torch.device",
-) -> "ValueAgent | PPO":
+) -> "Agent":
     """The agent of `config`, its interventions included."""
     from agents import build_agent
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 
-from agents.config import PPOConfig, require
+from agents.config import require
+from agents.kinds import kind_of
 from agents.sizes import FLOAT, network_size
 from agents.transitions import Spaces
 from envs.config import WorldConfig
@@ -94,16 +95,15 @@ def refuse_too_large(
 
 def sizes_of(config: TrainConfig) -> Sizes:
     """By flag, the settings that memory grows with."""
-    agent = config.agent
+    agent, kind = config.agent, kind_of(config.agent)
+    learned_from = "rollout_steps" if kind.on_policy else "batch_size"
     found = {
         "width": agent.network.width,
         "depth": max(1, agent.network.depth),
-        "num_atoms": agent.support.num_atoms,
+        kind.atoms_setting: kind.atoms(agent),
         "num_envs": config.world.num_envs,
+        learned_from: getattr(agent, learned_from),
     }
-    found |= (
-        {"rollout_steps": agent.rollout_steps} if isinstance(agent, PPOConfig) else {"batch_size": agent.batch_size}
-    )
     if config.run.probes not in ((), ("none",)):
         found |= {"probe.samples": config.probe.samples, "probe.heavy_samples": config.probe.heavy_samples}
     for one in config.interventions:
@@ -113,16 +113,16 @@ def sizes_of(config: TrainConfig) -> Sizes:
 
 def needed_bytes(config: TrainConfig, spaces: Spaces, sizes: Sizes, on_gpu: bool) -> int:
     """Bytes that a run with these sizes takes at least, soon after its start, without its replay."""
-    agent, ppo = config.agent, isinstance(config.agent, PPOConfig)
+    agent, kind = config.agent, kind_of(config.agent)
     depth = sizes["depth"] if agent.network.depth else 0
-    network = network_size(agent, spaces, sizes["width"], depth, sizes["num_atoms"])
+    network = network_size(agent, spaces, sizes["width"], depth, sizes[kind.atoms_setting])
     observation = math.prod(spaces.observation_shape) * (1 if spaces.is_image else FLOAT)
-    copies = 1 if on_gpu else 4 if ppo else 5  # weights, gradients and Adam's two moments; a target network
+    copies = 1 if on_gpu else 4 + kind.target_network  # weights, gradients and Adam's two moments; a target network
     total = copies * network.parameters * FLOAT + depth * OF_A_LAYER
     total += worlds_bytes(config.world, observation, sizes["num_envs"])
     if on_gpu:
         return total
-    if ppo:
+    if kind.on_policy:
         rows = sizes["rollout_steps"] * sizes["num_envs"]
         total += rows * (observation + 18 + 8)
         batch = rows // agent.num_minibatches

@@ -9,10 +9,9 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console
 from rich.markup import escape
 
+from agents.agent import Agent
 from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError, Watch
-from agents.ppo import PPO
-from agents.value_agent import ValueAgent
 from envs.errors import WorldError
 from experiments.config import TrainConfig
 from experiments.logger import Logger
@@ -31,9 +30,7 @@ from experiments.task_report import TaskReport, TaskSummary, in_words, table
 from experiments.wandb_log import WandbError, WandbLog
 
 
-def train(
-    config: TrainConfig, world: VectorEnv, agent: ValueAgent | PPO, console: Console | None = None
-) -> tuple[Path, int]:
+def train(config: TrainConfig, world: VectorEnv, agent: Agent, console: Console | None = None) -> tuple[Path, int]:
     """Train the `agent` that `setup.build` made of `config` in its `world` and return (run directory, exit code).
 
     Exit code 0: finished; 1: stopped because something was not finite, the world failed or a file could not be written
@@ -114,9 +111,7 @@ def _save_what_is_finite(directory: RunDirectory, state: dict, step: int, consol
         console.print(escape(f"nothing was saved of it; {good}"), highlight=False, soft_wrap=True)
 
 
-def _introduce(
-    config: TrainConfig, agent: ValueAgent | PPO, directory: RunDirectory, placement: str, say: Callable
-) -> None:
+def _introduce(config: TrainConfig, agent: Agent, directory: RunDirectory, placement: str, say: Callable) -> None:
     """What is about to be run, and where."""
     size = sum(parameter.numel() for parameter in agent.network.parameters())
     say(f"[bold]{escape(str(directory.path))}[/]  {size:,} parameters", markup=True)
@@ -147,7 +142,7 @@ class _Watchers:
     def __init__(
         self,
         config: TrainConfig,
-        agent: ValueAgent | PPO,
+        agent: Agent,
         directory: RunDirectory,
         console: Console,
         watch: Watch,

@@ -28,6 +28,7 @@ MUST_NOT_IMPORT = {"agents": WORLDS | SCREENS_AND_FILES, "envs": {"torch"} | SCR
 LIGHT_MODULES = [
     "agents.config",
     "agents.checks",
+    "agents.kinds",
     "agents.interventions",
     "envs.config",
     "experiments.config",

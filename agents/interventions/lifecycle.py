@@ -18,6 +18,7 @@ from agents.heads import ValueHead
 from agents.interventions import expanded, intervention_class
 from agents.interventions.base import Forward, Intervention, Part, Role
 from agents.interventions.surgery import Surgery
+from agents.kinds import kind_of
 from agents.layers import MODED, Capture, Captured
 from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
 
@@ -74,7 +75,7 @@ def check_interventions(chosen: Sequence[Intervention | str], agent: AgentConfig
     """Raise `ValueError`, before anything is built, where these cannot work together or beside the agent's settings."""
     members = as_interventions(chosen)
     check_together(members)
-    parts = parts_of(agent)
+    parts = kind_of(agent).parts(agent)
     torsos = [part for part in parts if part == "encoder"] or list(parts)
     for member in members:
         if member.only not in ("all", *parts):
@@ -89,14 +90,6 @@ def check_interventions(chosen: Sequence[Intervention | str], agent: AgentConfig
         network = agent.network
         for member in members:
             network = member.configure(network) if member.only in ("all", torso) else network
-
-
-def parts_of(agent: AgentConfig) -> tuple[Part, ...]:
-    """The parts that this agent's network has."""
-    shared = getattr(agent, "shared_torso", None)
-    if shared is None:
-        return ("encoder", "critic")
-    return ("encoder", "actor", "critic") if shared else ("actor", "critic")
 
 
 def roles(network: nn.Module) -> dict[str, Role]:

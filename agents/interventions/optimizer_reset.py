@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from agents.config import AgentConfig, PPOConfig, require
+from agents.config import AgentConfig, require
 from agents.interventions.base import Intervention
 from agents.interventions.surgery import Surgery
+from agents.kinds import kind_of
 
 
 @dataclass(eq=False)
@@ -44,7 +45,7 @@ class OptimizerReset(Intervention):
 
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """Refuse a target copy at every gradient step."""
-        if self.at == "target_sync" and not isinstance(agent, PPOConfig):
+        if self.at == "target_sync" and kind_of(agent).target_network:
             allowed = "> 1 beside optimizer_reset.at = target_sync, or Adam would never have a state"
             require(agent.target_period > 1, "target_period", agent.target_period, allowed)
 

@@ -14,6 +14,7 @@ from agents.config import AgentConfig
 from agents.initializers import Initializer, initializer_for
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
+from agents.kinds import kind_of
 from agents.layers import FROM_SCRATCH, MODED, Capture, Captured, SpectralScale
 from agents.networks import ConvolutionalTorso, QNetwork, through
 from plasticity_probes.units import CONVOLUTIONS
@@ -120,7 +121,7 @@ class PlasticityInjection(Intervention):
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """The birth needs a time. A torso that two heads share, or that is the encoder, is injected with its heads."""
         self._require_a_time()
-        separate = not getattr(agent, "shared_torso", True)
+        separate = "encoder" not in kind_of(agent).parts(agent)
         allowed = "all" + (", actor or critic" if separate else ": the torso is injected with every head that reads it")
         self.require(self.only == "all" or (separate and self.only != "encoder"), "only", allowed)
 

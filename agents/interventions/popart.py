@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agents.config import AgentConfig, C51Config, DQNConfig, require
+from agents.config import AgentConfig, require
 from agents.heads import PopArtHead, ValueHead
 from agents.interventions.base import Intervention
+from agents.kinds import kind_of
 
 
 @dataclass(eq=False)
@@ -40,15 +41,16 @@ class PopArt(Intervention):
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """Refuse value heads that do not learn by plain regression, and targets that move by degrees."""
         beside = "beside popart"
-        if isinstance(agent, C51Config):
-            raise ValueError("popart: needs a value head that is learned by regression, C51's is categorical")
-        if isinstance(agent, DQNConfig):
-            require(agent.loss in ("huber", "mse"), "loss", agent.loss, f"huber or mse {beside}")
+        kind = kind_of(agent)
+        if not kind.regressions:
+            raise ValueError(f"popart: needs a value head that is learned by regression, {kind.name}'s is not")
+        loss = getattr(agent, kind.value_loss)
+        require(loss in kind.regressions, kind.value_loss, loss, f"{' or '.join(kind.regressions)} {beside}")
+        if kind.target_network:
             why = "the mean of two heads with scales of their own is no head's output"
             require(agent.tau == 1, "tau", agent.tau, f"1 {beside}: {why}")
-        else:
-            require(agent.value_loss == "mse", "value_loss", agent.value_loss, f"mse {beside}")
-            require(not agent.clip_vloss, "clip_vloss", agent.clip_vloss, f"off {beside}: it clips in units of return")
+        clips = getattr(agent, "clip_vloss", False)
+        require(not clips, "clip_vloss", clips, f"off {beside}: it clips in units of return")
 
     def value_head(self, head: ValueHead) -> ValueHead:
         """The same regression on standardised values and targets."""

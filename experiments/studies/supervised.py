@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from agents.config import DQNConfig, NetworkConfig
+from agents.config import NetworkConfig
 from agents.guard import Watch
 from agents.heads import ValueHead
 from agents.interventions.base import Intervention
+from agents.kinds import DQNConfig
 from agents.learner import Configure, Learner
 from agents.losses import squared_error
 from agents.networks import MLP, QNetwork

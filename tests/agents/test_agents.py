@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig, RewardConfig
+from agents.config import NetworkConfig, RewardConfig
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.randomness import Generators
 from tests.agents.helpers import (
     BOUND,

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from agents.checks import check_ppo, check_value_agent, fits_nature_cnn, fits_small_cnn
-from agents.config import AdamConfig, C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
+from agents.checks import fits_nature_cnn, fits_small_cnn
+from agents.config import AdamConfig, NetworkConfig, SupportConfig
+from agents.kinds import C51Config, DQNConfig, PPOConfig, check_agent
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
 
 CNN = NetworkConfig(torso="nature_cnn")
@@ -29,29 +30,29 @@ def test_small_cnn_fits_images_from_9_pixels_on():
     small = SMALL_IMAGE._replace(observation_shape=(1, 9, 9))
     assert fits_small_cnn(small) and not fits_small_cnn(small._replace(observation_shape=(1, 8, 9)))
     config = DQNConfig(network=NetworkConfig(torso="small_cnn"))
-    check_value_agent(config, small, 1)
+    check_agent(config, small, 1)
     with pytest.raises(ValueError, match="torso = 'small_cnn': must be auto or mlp"):
-        check_value_agent(config, VECTOR, 1)
+        check_agent(config, VECTOR, 1)
 
 
 @pytest.mark.parametrize("config", [DQNConfig(), C51Config()])
 def test_value_agents_refuse_continuous_actions(config):
     with pytest.raises(ValueError, match="algorithm = '(dqn|c51)'.*discrete"):
-        check_value_agent(config, CONTINUOUS, 1)
+        check_agent(config, CONTINUOUS, 1)
 
 
 def test_a_cnn_on_vectors_is_refused():
     with pytest.raises(ValueError, match="torso = 'nature_cnn'"):
-        check_value_agent(DQNConfig(network=CNN), VECTOR, 1)
+        check_agent(DQNConfig(network=CNN), VECTOR, 1)
     with pytest.raises(ValueError, match="torso = 'nature_cnn'"):
-        check_ppo(PPOConfig(network=CNN), STACK, 1)
+        check_agent(PPOConfig(network=CNN), STACK, 1)
 
 
 def test_a_buffer_too_small_for_its_environments_is_refused():
     config = DQNConfig(buffer_size=100, batch_size=8, n_step=3)
-    check_value_agent(config, ATARI, 10)  # ten rings of 10 slots
+    check_agent(config, ATARI, 10)  # ten rings of 10 slots
     with pytest.raises(ValueError, match="buffer_size = 100"):
-        check_value_agent(config, ATARI, 13)  # 13 * (4 + 3 + 1) = 104
+        check_agent(config, ATARI, 13)  # 13 * (4 + 3 + 1) = 104
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
@@ -65,33 +66,33 @@ def test_the_smallest_buffer_that_is_allowed_lets_the_agent_learn(num_envs):
 def allowed(size, num_envs):
     try:
         config = DQNConfig(buffer_size=size, batch_size=32, learning_starts=0, network=NetworkConfig(width=4))
-        check_value_agent(config, VECTOR, num_envs)
+        check_agent(config, VECTOR, num_envs)
     except ValueError:
         return None
     return config
 
 
 def test_minibatches_must_divide_the_rollout():
-    check_ppo(PPOConfig(rollout_steps=6, num_minibatches=4), VECTOR, 2)
+    check_agent(PPOConfig(rollout_steps=6, num_minibatches=4), VECTOR, 2)
     with pytest.raises(ValueError, match="num_minibatches = 4"):
-        check_ppo(PPOConfig(rollout_steps=7, num_minibatches=4), VECTOR, 2)
+        check_agent(PPOConfig(rollout_steps=7, num_minibatches=4), VECTOR, 2)
 
 
 @pytest.mark.parametrize(("norm_adv", "minibatches"), [("minibatch", 8), ("rollout", 1)])
 def test_a_single_advantage_cannot_be_standardised(norm_adv, minibatches):
     config = PPOConfig(rollout_steps=minibatches, num_minibatches=minibatches, norm_adv=norm_adv)
     with pytest.raises(ValueError, match="norm_adv"):
-        check_ppo(config, VECTOR, 1)
+        check_agent(config, VECTOR, 1)
 
 
 def test_a_single_advantage_is_fine_where_it_is_not_standardised():
-    check_ppo(PPOConfig(rollout_steps=8, num_minibatches=8, norm_adv="rollout"), VECTOR, 1)
-    check_ppo(PPOConfig(rollout_steps=1, num_minibatches=1, norm_adv="off"), VECTOR, 1)
+    check_agent(PPOConfig(rollout_steps=8, num_minibatches=8, norm_adv="rollout"), VECTOR, 1)
+    check_agent(PPOConfig(rollout_steps=1, num_minibatches=1, norm_adv="off"), VECTOR, 1)
 
 
 def test_normalising_images_is_refused():
     with pytest.raises(ValueError, match="normalize_observations"):
-        check_ppo(PPOConfig(normalize_observations=True), ATARI, 8)
+        check_agent(PPOConfig(normalize_observations=True), ATARI, 8)
 
 
 BAD = {

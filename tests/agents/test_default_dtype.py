@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from agents.config import DQNConfig, NetworkConfig, PPOConfig
+from agents.config import NetworkConfig
 from agents.interventions import NAMES, expanded, intervention_class
+from agents.kinds import DQNConfig, PPOConfig
 from plasticity_probes import activations, hidden_layers
 from tests.agents.helpers import CONTINUOUS, VECTOR, NoiseWorld, build, drive, same_tree, snapshot
 

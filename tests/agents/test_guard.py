@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from agents.config import AdamConfig, C51Config, DQNConfig, PPOConfig, RewardConfig
+from agents.config import AdamConfig, RewardConfig
 from agents.guard import NonFiniteError, Watch, as_float32, require_finite
 from agents.interventions import BatchNorm, L2Init, PopArt
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.networks import ObservationNormalizer
 from agents.optimization import Optimization
 from agents.randomness import Generators

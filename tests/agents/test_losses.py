@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from agents import losses
-from agents.config import C51Config, DQNConfig, SupportConfig
+from agents.config import SupportConfig
+from agents.kinds import C51Config, DQNConfig
 from tests.agents.helpers import needs_cuda
 
 

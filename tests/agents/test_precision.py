@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agents.config import DQNConfig, PPOConfig
+from agents.kinds import DQNConfig, PPOConfig
 from agents.precision import set_precision
 from tests.agents.helpers import CPU, VECTOR, build, needs_cuda
 

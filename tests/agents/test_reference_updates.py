@@ -13,7 +13,8 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
-from agents.config import AdamConfig, C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
+from agents.config import AdamConfig, NetworkConfig, SupportConfig
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.randomness import Generators
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
 from tests.agents.test_losses import farebrother24, gaussian_bins

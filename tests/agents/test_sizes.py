@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from agents import build_agent
-from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig
+from agents.config import NetworkConfig
 from agents.interventions import CReLU
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.randomness import Generators
 from agents.sizes import network_size
 from agents.transitions import Spaces

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.config import C51Config, DQNConfig, PPOConfig
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from experiments.cli import parse_evaluate, parse_train
 
 ROOT = Path(__file__).parents[2]

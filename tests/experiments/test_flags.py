@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.config import DQNConfig
 from agents.described import fields_in_source, texts_of
 from agents.interventions import NAMES, intervention_class, parameters_of
+from agents.kinds import KINDS, DQNConfig
 from agents.spelling import nearest
 from experiments.cli import parse_evaluate, parse_train
-from experiments.config import AGENTS, TrainConfig, from_dict
+from experiments.config import TrainConfig, from_dict
 from experiments.flags import flags_of, whole_number
 from experiments.foreign_flags import FOREIGN, FOREIGN_TO_EVALUATE
 from experiments.setup import check
@@ -265,7 +265,7 @@ def test_the_flags_of_other_projects_are_answered_with_ours(agent: str, capsys: 
     import stable_baselines3
 
     theirs = inspect.signature(getattr(stable_baselines3, "PPO" if agent == "ppo" else "DQN").__init__).parameters
-    ours = {flag.name for flag in flags_of(TrainConfig(agent=AGENTS[agent]()))}
+    ours = {flag.name for flag in flags_of(TrainConfig(agent=KINDS[agent].settings()))}
     foreign = [*CLEANRL[agent].split(), *(set(theirs) - SB3_WITHOUT_MEANING_HERE)]
     for name in foreign:
         flag = "--" + name.replace("_", "-")
@@ -275,7 +275,7 @@ def test_the_flags_of_other_projects_are_answered_with_ours(agent: str, capsys: 
 
 
 def test_answers_name_flags_that_there_are() -> None:
-    all_flags = {flag.name for kind in AGENTS.values() for flag in flags_of(TrainConfig(agent=kind()))}
+    all_flags = {flag.name for kind in KINDS.values() for flag in flags_of(TrainConfig(agent=kind.settings()))}
     deciding = {"--env", "--config", "--help", "--interventions", "--preset", "--device", "--video"}
     of_interventions = {f"--{name}.{field.name}".replace("_", "-") for name in NAMES for field in parameters_of(name)}
     for table, extra in ((FOREIGN, of_interventions), (FOREIGN_TO_EVALUATE, set())):
@@ -331,7 +331,7 @@ def test_a_help_shows_no_flag_of_another_world_and_what_it_hides_is_refused_by_n
     hidden = set(FOREIGN_IN[where].split())
     assert not hidden & shown(text)
     assert {"--interventions", "--preset", "--config", "--help", "--env", "--steps"} <= shown(text)
-    everything = {flag.name for flag in flags_of(TrainConfig(agent=AGENTS[agent]()))}
+    everything = {flag.name for flag in flags_of(TrainConfig(agent=KINDS[agent].settings()))}
     for flag in sorted(everything - shown(text)):
         field = flag.removeprefix("--").replace("-", "_")
         words = OTHERWISE.get(flag, ["true"] if flag in hidden else [])
@@ -349,8 +349,8 @@ def test_a_help_shows_no_flag_of_another_world_and_what_it_hides_is_refused_by_n
 
 
 def test_without_a_world_a_help_shows_every_flag(capsys) -> None:
-    for agent, kind in AGENTS.items():
-        everything = {flag.name for flag in flags_of(TrainConfig(agent=kind()))}
+    for agent, kind in KINDS.items():
+        everything = {flag.name for flag in flags_of(TrainConfig(agent=kind.settings()))}
         assert everything - shown(help_of(capsys, agent)) <= {"--hl-gauss-sigma", "--support-ends"}
 
 
@@ -387,7 +387,7 @@ def test_parameters_of_interventions_are_read_in_their_files_as_the_classes_have
 def test_every_field_has_a_text() -> None:
     from experiments.evaluate_config import EvaluateConfig
 
-    for settings in (*(TrainConfig(agent=kind()) for kind in AGENTS.values()), EvaluateConfig):
+    for settings in (*(TrainConfig(agent=kind.settings()) for kind in KINDS.values()), EvaluateConfig):
         for flag in flags_of(settings):
             assert texts_of(flag.owner).get(flag.path[-1]), flag.name
     assert texts_of(DQNConfig)["loss"].startswith("huber, mse: regression;")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO
 
-from agents.config import AdamConfig, C51Config, DQNConfig, NetworkConfig, PPOConfig, RewardConfig
+from agents.config import AdamConfig, NetworkConfig, RewardConfig
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from envs import WorldConfig, make_vec
 from experiments.config import RunConfig, TrainConfig
 from experiments.logger import read_metrics

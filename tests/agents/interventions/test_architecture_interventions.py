@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from agents import build_agent
-from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig
+from agents.config import NetworkConfig
 from agents.interventions import Intervention, intervention_class
 from agents.interventions.activation import Activation
 from agents.interventions.batch_norm import BatchNorm
@@ -18,6 +18,7 @@ from agents.interventions.crelu import CReLU
 from agents.interventions.dropout import Dropout
 from agents.interventions.layer_norm import LayerNorm
 from agents.interventions.spectral_norm import SpectralNorm
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.layers import SpectralScale
 from agents.randomness import Generators
 from tests.agents.helpers import (

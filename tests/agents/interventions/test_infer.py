@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from agents.config import DQNConfig, NetworkConfig
+from agents.config import NetworkConfig
 from agents.interventions import Forward
 from agents.interventions.adam_betas import AdamBetas
 from agents.interventions.infer import InFeR, last_layers
@@ -15,6 +15,7 @@ from agents.interventions.parseval import Parseval
 from agents.interventions.pfo import PFO
 from agents.interventions.popart import PopArt
 from agents.interventions.weight_decay import WeightDecay
+from agents.kinds import DQNConfig
 from agents.randomness import Generators
 from tests.agents.helpers import CPU, SMALL_IMAGE, NoiseWorld, drive, same_tree, snapshot
 from tests.agents.interventions.models import MODELS, Patient

@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents import losses
-from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig, SupportConfig
+from agents.config import NetworkConfig, SupportConfig
 from agents.heads import ValueHead
 from agents.interventions import CBP, L2, ReDo, WeightDecay
 from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, parts_of, roles
+from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, roles
+from agents.kinds import C51Config, DQNConfig, PPOConfig, kind_of
 from agents.networks import MLP, ActorCritic, QNetwork
 from agents.randomness import Generators
 from plasticity_probes import activations
@@ -295,9 +296,12 @@ def test_a_torso_that_is_limited_is_configured_alone():
 
 
 def test_parts():
-    assert parts_of(DQNConfig()) == parts_of(C51Config()) == ("encoder", "critic")
-    assert parts_of(PPOConfig()) == ("encoder", "actor", "critic")
-    assert parts_of(PPOConfig(shared_torso=False)) == ("actor", "critic")
+    def parts(agent):
+        return kind_of(agent).parts(agent)
+
+    assert parts(DQNConfig()) == parts(C51Config()) == ("encoder", "critic")
+    assert parts(PPOConfig()) == ("encoder", "actor", "critic")
+    assert parts(PPOConfig(shared_torso=False)) == ("actor", "critic")
     with pytest.raises(ValueError, match=r"diary\.only = 'actor': must be all, encoder or critic"):
         check_interventions([Diary(only="actor")], DQNConfig())
     with pytest.raises(ValueError, match=r"must be all, actor or critic: actor and critic have torsos of their own"):

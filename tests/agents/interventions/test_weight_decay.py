@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from agents import build_agent
-from agents.config import C51Config, DQNConfig, NetworkConfig, PPOConfig
+from agents.config import NetworkConfig
 from agents.interventions.infer import InFeR
 from agents.interventions.l2 import L2
 from agents.interventions.lifecycle import Lifecycle, roles
 from agents.interventions.plasticity_injection import PlasticityInjection
 from agents.interventions.weight_decay import WeightDecay
+from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.randomness import Generators
 from tests.agents.helpers import CONTINUOUS, CPU, SMALL, VECTOR, NoiseWorld, drive, same_tree, snapshot
 

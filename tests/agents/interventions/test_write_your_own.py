@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.config import DQNConfig, PPOConfig
+from agents.kinds import DQNConfig, PPOConfig
 from tests.agents.helpers import SMALL, VECTOR, NoiseWorld, build, drive
 
 ROOT = Path(__file__).parents[3]
