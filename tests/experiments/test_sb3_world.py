@@ -219,8 +219,8 @@ def test_dqn_settings():
     model = make_sb3(config)
     assert (model.train_freq.frequency, model.gradient_steps, model.target_update_interval) == (4, 1, 40)
     assert (model.n_steps, model.tau, model.buffer_size) == (3, 0.5, 140)
-    for ours.steps in (40, 65, 90, 139, 140):
-        assert model.exploration_schedule(1 - ours.steps / 140) == pytest.approx(ours.epsilon)
+    for ours.clock.steps in (40, 65, 90, 139, 140):
+        assert model.exploration_schedule(1 - ours.clock.steps / 140) == pytest.approx(ours.epsilon)
     model.learn(140)
     assert model._n_updates == 25  # (140 - 40) / 4, as ours
     world.close()
