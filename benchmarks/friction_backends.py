@@ -37,7 +37,8 @@ import mujoco
 import numpy as np
 from mujoco.rollout import Rollout
 
-from envs.config import FRICTION_ANT, WorldConfig
+from envs.config import WorldConfig
+from envs.families.friction_ant import FRICTION_ANT
 from envs.friction import FrictionGymnasiumPool, NativeFrictionPool
 from envs.pools import EnvPool, Outcome
 from envs.tasks import Task

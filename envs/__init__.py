@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from envs.config import FrictionConfig, ImageConfig, TaskConfig, WorldConfig
+from envs.config import TaskConfig, WorldConfig
+from envs.families.friction_ant import FrictionConfig
+from envs.families.image_mdp import ImageConfig
 
 __all__ = [
     "FrictionConfig",
@@ -28,7 +30,7 @@ _HOMES = {
     "PeriodicReset": "envs.single",
     "SingleWorld": "envs.single",
     "TaskSchedule": "envs.tasks",
-    "WorldInfo": "envs.registry",
+    "WorldInfo": "envs.family",
     "describe": "envs.registry",
     "make_vec": "envs.make",
     "make_vec_from_config": "envs.make",

@@ -16,7 +16,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from envs import npz
-from envs.config import WorldConfig
 from envs.npz import refusal as _refusal
 
 EMBEDDED = "fashion_mnist_test"
@@ -128,19 +127,6 @@ def dataset_count(name: str) -> tuple[int, int]:
         return shape[0], int(labels.max()) + 1
     source = _source(name)
     return source.count, source.num_classes
-
-
-def located(config: WorldConfig, anew: bool) -> WorldConfig:
-    """`config` with the absolute path of an ``.npz`` that it names, so that it is found from elsewhere, and the file's
-    SHA-256 where that is not known yet, or to be taken `anew`. ValueError: there is no such file."""
-    if not config.dataset.endswith(".npz"):
-        return replace(config, dataset_sha256="") if anew else config
-    try:
-        path = Path(config.dataset).absolute()
-    except FileNotFoundError:
-        raise _refusal(config.dataset, "the current directory is gone", "must be an absolute path") from None
-    known = "" if anew else config.dataset_sha256
-    return replace(config, dataset=str(path), dataset_sha256=known or npz.sha256_of(path, config.dataset))
 
 
 def require_content(name: str, sha256: str) -> None:

@@ -38,7 +38,12 @@ def in_words(error: BaseException) -> str:
 def _is_passing(filename: str) -> bool:
     """Whether a frame only passes calls on: ours, gymnasium's wrappers, or Python's import."""
     path = Path(filename)
-    return path.parent == _OURS or "gymnasium" in path.parts or "importlib" in path.parts or filename.startswith("<")
+    return (
+        path.parent in (_OURS, _OURS / "families")
+        or "gymnasium" in path.parts
+        or "importlib" in path.parts
+        or filename.startswith("<")
+    )
 
 
 def message_of(error: BaseException) -> str:

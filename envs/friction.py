@@ -2,7 +2,7 @@
 
 After Dohare et al. 2024 (Nature 632:768-774): the sliding friction, the first of MuJoCo's three numbers, of all 14
 geoms, floor included, drawn log-uniformly from [0.02, 2]. (The floor's alone would not do: MuJoCo takes the larger of
-the two that touch.) The agent is not told. Observation and reward variants are those of ant.py.
+the two that touch.) The agent is not told. Observation and reward variants are those of families/mujoco.py.
 
 Both backends are gymnasium's Ant-v5 to the bit, initial states included; the native one steps many Ants at once. Why
 neither envpool nor mujoco.rollout: envpool must build a new pool for every friction and is slower with few Ants, and
@@ -12,7 +12,6 @@ mujoco.rollout returns no contact forces; benchmarks/friction_backends.py measur
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,53 +19,18 @@ import mujoco
 import numpy as np
 from gymnasium.utils.seeding import np_random
 
-from envs.ant import STATE_SIZE, single_robot
-from envs.config import FrictionConfig, WorldConfig
+from envs.config import WorldConfig
 from envs.cores import usable_cores
 from envs.errors import failed
-from envs.ids import FRICTION_ANT
-from envs.pools import GymnasiumPool, Outcome, TaskPool
-from envs.tasks import Task, generator
+from envs.families.mujoco import ANT, REPORTED, STATE_SIZE, single_robot
+from envs.pools import GymnasiumPool, Outcome
+from envs.tasks import Task
 
 # Ant-v5's own numbers.
 SUBSTEPS = 5
 CONTROL_COST_WEIGHT = 0.5
 HEALTHY_HEIGHTS = (0.2, 1.0)
 RESET_NOISE = 0.1
-
-
-class FrictionLaw:
-    """A friction for each task, drawn independently (a `TaskLaw`; contents are floats)."""
-
-    distinct: int | None = None
-    listed = False
-    gradual = True
-
-    def __init__(self, config: FrictionConfig) -> None:
-        self.low, self.high, self.logarithmic = config.low, config.high, config.law == "log_uniform"
-
-    def draw(self, seed: int, variant: int) -> float:
-        """The friction of task `variant`, in [low, high]."""
-        random = generator(seed, variant)
-        if not self.logarithmic:
-            return random.uniform(self.low, self.high)
-        friction = 10.0 ** random.uniform(math.log10(self.low), math.log10(self.high))
-        return min(max(friction, self.low), self.high)  # 10 ** log10(x) may miss x by a rounding
-
-    def between(self, start: float, end: float, share: float) -> float:
-        """The friction `share` of the way: by equal factors where the law is log-uniform, else by equal differences."""
-        return start * (end / start) ** share if self.logarithmic else start + share * (end - start)
-
-    def describe(self, content: float) -> dict[str, float]:
-        """{"friction": friction}."""
-        return {"friction": content}
-
-
-def make_pool(config: WorldConfig, threads: int, render_mode: str | None) -> TaskPool:
-    """The pool of `config`'s backend: ``"gymnasium"`` or, else, `NativeFrictionPool`."""
-    if config.resolved_backend == "gymnasium":
-        return FrictionGymnasiumPool(config, render_mode)
-    return NativeFrictionPool(config, threads)
 
 
 class FrictionGymnasiumPool(GymnasiumPool):
@@ -82,7 +46,7 @@ class FrictionGymnasiumPool(GymnasiumPool):
     carries_over = False  # it could, but an episode is to see one friction
 
     def __init__(self, config: WorldConfig, render_mode: str | None) -> None:
-        super().__init__(lambda: single_robot(config, render_mode), config.num_envs, config.env)
+        super().__init__(lambda: single_robot(config, render_mode, ANT), config.num_envs, config.env, REPORTED)
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
         """See `TaskPool.enter`."""
@@ -104,8 +68,8 @@ class NativeFrictionPool:
     carries_over = False
 
     def __init__(self, config: WorldConfig, threads: int) -> None:
-        ant = single_robot(config, None)
-        self.num_envs = config.num_envs
+        ant = single_robot(config, None, ANT)
+        self.num_envs, self._env = config.num_envs, config.env
         self.single_observation_space = ant.observation_space
         self.single_action_space = ant.action_space
         self._contact_weight = config.contact_cost_weight
@@ -171,7 +135,7 @@ class NativeFrictionPool:
                 mujoco.mj_step(self.models[i], self.states[i], SUBSTEPS)
                 mujoco.mj_rnePostConstraint(self.models[i], self.states[i])  # the contact forces
             except mujoco.FatalError as error:
-                raise failed(FRICTION_ANT, i, "at a step", error) from error
+                raise failed(self._env, i, "at a step", error) from error
             self._look(i, row, raw)
             after[row] = self._torsos[i][0]  # not qpos[0]: see `_judge`
 

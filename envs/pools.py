@@ -1,4 +1,4 @@
-"""What a backend is: E environments that are stepped and reset. Gymnasium's own and envpool's; ALE's is in atari.py,
+"""What a backend is: E environments that are stepped and reset. Gymnasium's own and envpool's; ALE's is in ale_pool.py,
 and that of worlds that other people made in foreign_pool.py."""
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ from envs.tasks import Task
 
 NO_LIMIT = 2**30
 """A time limit in steps that no episode reaches; the backends' own limits are set to it, `World` counts instead."""
-
-REPORTED = frozenset({"reward_forward", "reward_ctrl", "reward_contact", "reward_survive", "x_velocity"})
-"""Columns of the backends' infos that are passed on, where a world has them. Positions are not: the two MuJoCo backends
-define them differently (envpool's lags by one physics step)."""
 
 
 class Outcome(NamedTuple):
@@ -132,10 +128,13 @@ class PythonPool:
 
 
 class GymnasiumPool(PythonPool):
-    """Atari games and robots of gymnasium's: trusted to keep its API, with infos that are known."""
+    """Atari games and robots of gymnasium's: trusted to keep its API, with infos of which the `reported` ones pass."""
 
-    def __init__(self, make_one: Callable[[], Any], num_envs: int, env: str) -> None:
+    def __init__(
+        self, make_one: Callable[[], Any], num_envs: int, env: str, reported: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(make_one, num_envs, env)
+        self._reported = reported
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
 
@@ -151,7 +150,9 @@ class GymnasiumPool(PythonPool):
         rows = [self._call(i, self.at_step, self.envs[i].step, action) for i, action in zip(ids, actions, strict=True)]
         self.steps += len(rows)
         observations, rewards, terminated, truncated, infos = zip(*rows, strict=True)
-        columns = {key: np.array([info[key] for info in infos], np.float64) for key in infos[0] if key in REPORTED}
+        columns = {
+            key: np.array([info[key] for info in infos], np.float64) for key in infos[0] if key in self._reported
+        }
         return Outcome(
             np.stack(observations),
             np.array(rewards, dtype=np.float64),
@@ -190,15 +191,23 @@ class EnvPool:
         threads: C++ threads, 0 for one a core.
         settings: envpool's own options.
         terminated: state column that says a game ended by itself.
+        reported: columns of its infos that pass.
     """
 
     def __init__(
-        self, task: str, num_envs: int, seed: int, threads: int, settings: dict[str, Any], terminated: str = "done"
+        self,
+        task: str,
+        num_envs: int,
+        seed: int,
+        threads: int,
+        settings: dict[str, Any],
+        terminated: str = "done",
+        reported: frozenset[str] = frozenset(),
     ) -> None:
         self.num_envs = num_envs
         self._task = task
         self._settings = {**settings, "num_threads": threads, "max_episode_steps": NO_LIMIT}
-        self._terminated = terminated
+        self._terminated, self._passing = terminated, reported
         self._ids = np.arange(num_envs, dtype=np.int32)
         self._build(seed)
         self.single_observation_space = self._native.single_observation_space
@@ -212,7 +221,7 @@ class EnvPool:
         self._born_with: int | None = seed
         keys = self._native._state_keys
         self._column = {key: index for index, key in enumerate(keys)}
-        self._reported = [(key[5:], self._column[key]) for key in keys if key[5:] in REPORTED]
+        self._reported = [(key[5:], self._column[key]) for key in keys if key[5:] in self._passing]
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Pool.start`."""

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs import registration
 
-from envs.ids import FRICTION_ANT, IMAGE_MDP
+from envs.families import FAMILIES
 
 if TYPE_CHECKING:
     from envs.vector import World
 
 _SINGLE, _HERE = "envs.single", "envs.registration"
 _WORLDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # id: entry point, vector entry point, arguments of both
-    FRICTION_ANT: (f"{_SINGLE}:SingleWorld", f"{_HERE}:vector_world", {"env_id": FRICTION_ANT}),
-    IMAGE_MDP: (f"{_SINGLE}:SingleWorld", f"{_HERE}:vector_world", {"env_id": IMAGE_MDP}),
+    **{
+        env_id: (f"{_SINGLE}:SingleWorld", f"{_HERE}:vector_world", {"env_id": env_id})
+        for family in FAMILIES
+        for env_id in family.registered
+    },
     "GameCycle-v0": (f"{_SINGLE}:GameCycle", f"{_HERE}:vector_game_cycle", {}),
     "PeriodicReset-v0": (f"{_SINGLE}:PeriodicResetWorld", f"{_HERE}:vector_periodic_reset", {}),
 }

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from envs.config import FrictionConfig, ImageConfig, TaskConfig, WorldConfig
+from envs.config import TaskConfig, WorldConfig
 from envs.make import make_vec_from_config
 from envs.pools import Outcome, Pool
 from envs.task_laws import ResetLaw
 from envs.tasks import Task, TaskSchedule
 from envs.vector import SEED_LIMIT, World
 
-_SECTIONS = {"task": TaskConfig, "friction": FrictionConfig, "image": ImageConfig}
+_SECTIONS = {field.name: type(field.default) for field in fields(WorldConfig) if is_dataclass(field.default)}
 _OF_THE_STATE = ("lives", "life_lost", "task_index", "task_stage", "task")  # of an observation, not of a transition
-_FPS = {"atari": 15, "image": 4}  # steps a second: 60 frames a second at 4 a step; slow enough to read a picture
 
 
 def world_config(env_id: str, num_envs: int, task_seed: int, backend: str, options: Mapping[str, Any]) -> WorldConfig:
@@ -96,8 +95,8 @@ class SingleWorld(gymnasium.Env):
         **options: Any,
     ) -> None:
         config = world_config(env_id, 1, task_seed, backend, options)
-        if config.backend == "auto" and config.family != "image":
-            config = replace(config, backend="gymnasium")
+        if config.backend == "auto":
+            config = replace(config, backend=config.family.drawn_by)
         self._world = make_vec_from_config(config, seed=0, render_mode=render_mode)  # reset() gives the true seed
         self._world.pool = self._last = _LastMoment(self._world.pool, render_mode is not None)
         self.render_mode = render_mode
@@ -216,9 +215,9 @@ class _LastMoment:
 
 def _metadata(config: WorldConfig, world: World) -> dict[str, Any]:
     """What can be rendered, and how many steps make a second."""
-    if config.family != "image" and config.backend != "gymnasium":
+    if config.backend != config.family.drawn_by:
         return {"render_modes": []}
-    fps = _FPS.get(config.family) or world.envs[0].metadata.get("render_fps")
+    fps = config.family.pictures_a_second or world.envs[0].metadata.get("render_fps")
     return {"render_modes": ["rgb_array"], **({"render_fps": fps} if fps else {})}
 
 

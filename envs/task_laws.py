@@ -21,6 +21,17 @@ class _Jump:
         raise NotImplementedError("this change is a jump")
 
 
+class UnseenLaw(_Jump):
+    """Stands for a law of jumps that building the world would tell: as much as decides which tasks there are."""
+
+    def draw(self, seed: int, variant: int) -> None:
+        """No content."""
+
+    def describe(self, content: None) -> dict[str, Any]:
+        """No parameters."""
+        return {}
+
+
 class PermutationLaw(_Jump):
     """Orders of `size` things: task 0 leaves them as they are, every task rearranges the one before it by a permutation
     drawn uniformly from those that change something.

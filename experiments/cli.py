@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from agents.config import require, require_float32
 from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
 from agents.kinds import KINDS
-from envs.config import backends_of, changes_of, foreign_fields
-from envs.ids import canonical, family_of, usual_family
+from envs.config import backends_of, changes_of, foreign_fields, more_of_backends, more_of_changes
+from envs.families import FAMILIES, canonical, family_of, usual_family
 from experiments.config import TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, value_of
@@ -45,9 +45,7 @@ def fail(message: str) -> NoReturn:
 def overview(program: str = "train.py") -> str:
     """What `train.py` without arguments says."""
     presets = "\n".join(wrapped(f"{agent}: {', '.join(names)}", 4) for agent, names in PRESETS.items())
-    worlds = "ALE/<Game>-v5 (Atari; several with commas between them are played in turn), Ant-v5 and the other MuJoCo"
-    worlds += " ids, FrictionAnt-v0, ImageMDP-v0, any other gymnasium id, MODULE:ID of one that a module"
-    worlds += " registers. --task.period N changes the world every N steps."
+    worlds = ", ".join(family.worlds for family in FAMILIES) + ". --task.period N changes the world every N steps."
     parts = (
         f"usage: {program} {{{','.join(KINDS)}}} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]\n"
         f"       {program} --config runs/NAME/config.json [FLAGS]",
@@ -95,10 +93,8 @@ def _the_world_first(env: str) -> str:
     """What is wrong with the name of the world, if anything: other sentences speak of a world that there is not."""
     from envs.registry import check_known
 
-    if "," in env or family_of(env) not in ("atari", "gymnasium"):
-        return ""
     try:
-        if env:
+        if env and "," not in env:
             check_known(env)
     except ValueError as error:
         return str(error)
@@ -156,7 +152,7 @@ class _Line:
         env, period = canonical(env or USUAL_WORLD), said.get("--task.period", 0)
         if not period and ("--task.first" in said or "--task.change" in said):
             period = steps  # one task alone is learned as it would be among others
-        return preset_config(self.algorithm, preset or "auto", usual_family(env), env, steps, period)
+        return preset_config(self.algorithm, preset or "auto", usual_family(env).name, env, steps, period)
 
     def config(self) -> tuple[TrainConfig, list[str]]:
         """(the settings, what should be said although it is allowed). ValueError: a sentence about what is wrong."""
@@ -175,11 +171,8 @@ class _Line:
         }
         own = {path[1:]: value for path, value in values.items() if path[0] == "interventions"}
         config = rebuilt(default, {path: value for path, value in values.items() if path[0] != "interventions"})
-        if config.world.family == "image":
-            from envs.datasets import located
-
-            anew = ("world", "dataset") in values and ("world", "dataset_sha256") not in values
-            config = replace(config, world=located(config.world, anew))
+        said = {path[1] for path in values if path[0] == "world"}
+        config = replace(config, world=config.world.family.settled(config.world, said))
         return replace(config, interventions=_made(self.listed, own)), given.notes
 
     def _unknown(self, flags: list[Flag], written: str) -> NoReturn:
@@ -299,8 +292,8 @@ def _hidden(flag: Flag, algorithm: str, env: str) -> bool:
         return flag.path[1] in foreign_fields(env)
     if part == "agent" and env:
         family = family_of(env)
-        return (name == "life_loss_discount" and family in ("mujoco", "image")) or (
-            name == "normalize_observations" and family in ("atari", "image")
+        return (name == "life_loss_discount" and not family.lives) or (
+            name == "normalize_observations" and family.observes == "pixels"
         )
     return False
 
@@ -314,6 +307,8 @@ def _help(line: _Line, program: str) -> str:
     flags = [flag for flag in line.flags(config) if not _hidden(flag, line.algorithm, line.env)]
     env, known = config.world.env, [*NAMES, *COMBINATIONS]
     narrowed = {"--backend": backends_of(env), "--task.change": ("auto", *changes_of(env))} if line.env else {}
+    endings = {"--backend": more_of_backends(), "--task.change": more_of_changes()}
+    endings |= {"--probes": f"{about_the_probes()}."}
     presets = PRESETS[line.algorithm]
     first = [
         Entry("-h, --help", "Show this text."),
@@ -337,7 +332,7 @@ def _help(line: _Line, program: str) -> str:
     sections = [Section("What to begin with.", first)]
     for part in IN_THE_HELP[:-1]:
         own = [flag for flag in flags if flag.path[0] == part]
-        sections += sections_of(own, narrowed, {"--probes": f"{about_the_probes()}."})
+        sections += sections_of(own, narrowed, endings)
     for name in line.listed:
         sections.append(_of_an_intervention(name, flags))
     return rendered(usage, introduction, sections)

@@ -17,6 +17,7 @@ from agents.checks import uses_convolutions
 from agents.config import require, shown
 from envs.config import WorldConfig
 from envs.errors import WorldError
+from envs.family import Family
 from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
 from experiments.loop import finished_episodes
@@ -78,19 +79,17 @@ class VideoFrames:
         self.writer.append_data(np.ascontiguousarray(even))
 
 
-def steps_per_second(world: VectorEnv, family: str) -> int:
-    """The speed at which the game is meant to be seen: Atari's 60 frames in fours, an image long enough to be looked
-    at, else what the world itself says."""
-    given = {"atari": 15, "image": 4}.get(family)
-    if given:
-        return given
+def steps_per_second(world: VectorEnv, family: Family) -> int:
+    """The speed at which the game is meant to be seen: its family's, else what the world itself says."""
+    if family.pictures_a_second:
+        return family.pictures_a_second
     metadata = getattr(world.envs[0], "metadata", None)
     says = metadata.get("render_fps") if isinstance(metadata, dict) else None
     return int(says) if isinstance(says, int | float) and 1 <= says <= 1000 else 30
 
 
 @contextmanager
-def video_frames(path: Path | None, world: VectorEnv, family: str) -> Iterator[VideoFrames | None]:
+def video_frames(path: Path | None, world: VectorEnv, family: Family) -> Iterator[VideoFrames | None]:
     """Frames that end up in an MP4 at `path`, at the speed of the game; None without a path.
 
     Raises ValueError where the world cannot be drawn on this machine.
@@ -104,14 +103,14 @@ def video_frames(path: Path | None, world: VectorEnv, family: str) -> Iterator[V
         world.reset()
         world.render()
     except Exception as error:  # every renderer has failures of its own
-        hint = "; without a screen, try MUJOCO_GL=egl or osmesa" if family == "mujoco" else ""
-        raise ValueError(f"video = {str(path)!r}: this world cannot be drawn here ({error}){hint}") from error
+        words = f"this world cannot be drawn here ({error}){family.drawing_hint}"
+        raise ValueError(f"video = {str(path)!r}: {words}") from error
     fps = steps_per_second(world, family)
     path.parent.mkdir(parents=True, exist_ok=True)
     # absolute, or ffmpeg takes -x.mp4 for a flag and a:b.mp4 for a protocol
     writer = imageio.get_writer(path.absolute(), fps=fps, codec="libx264", macro_block_size=2, quality=8)
     try:
-        yield VideoFrames(writer, scale=2 if family == "atari" else 1)
+        yield VideoFrames(writer, scale=family.enlarged)
     except OSError as error:  # ffmpeg has gone
         raise _unwritten(path) from error
     finally:

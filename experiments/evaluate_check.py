@@ -141,8 +141,7 @@ def playing_world(trained: WorldConfig, settings: EvaluateConfig) -> tuple[World
     if settings.dataset is not None:
         world = replace(world, dataset=settings.dataset, dataset_sha256="")
     if settings.video is not None:
-        backend = "auto" if world.family == "image" else "gymnasium"
-        return replace(world, num_envs=1, backend=backend), "rgb_array"
+        return replace(world, num_envs=1, backend=world.family.drawn_by), "rgb_array"
     return world if settings.backend == "same" else replace(world, backend=settings.backend), None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.config import SurgeryConfig
-from envs.config import family_of
+from envs.families import family_of
 from experiments.config import NOT_IN_THE_NAME, TrainConfig, to_dict
 from experiments.flags import as_written, flags_of
 
@@ -78,7 +78,7 @@ def _presets(config: TrainConfig) -> tuple[str, str]:
     """(the preset of `config`, the one that is usual for its world); of settings without one, the usual one."""
     from experiments.presets import PRESETS, usual_preset
 
-    usual = usual_preset(config.agent_name, family_of(config.world.env), config.world.env)
+    usual = usual_preset(config.agent_name, family_of(config.world.env).name, config.world.env)
     return (config.run.preset if config.run.preset in PRESETS[config.agent_name] else usual), usual
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from agents.config import AdamConfig, AgentConfig, NetworkConfig, RewardConfig, SupportConfig, require
 from agents.kinds import C51Config, DQNConfig, PPOConfig, kind_of
 from agents.spelling import did_you_mean
-from envs.config import FRICTION_ANT, TaskConfig, WorldConfig
+from envs.config import TaskConfig, WorldConfig
 from experiments.config import TrainConfig
 
 CLIP = RewardConfig("clip")
@@ -218,32 +218,32 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
 }
 FOR_FAMILY = {
-    "dqn": {"atari": "dopamine", "image": "lyle23"},
-    "c51": {"atari": "dopamine", "image": "lyle23"},
+    "dqn": {"atari": "dopamine", "image_mdp": "lyle23"},
+    "c51": {"atari": "dopamine", "image_mdp": "lyle23"},
     "ppo": {
         "atari": "cleanrl_atari",
         "mujoco": "cleanrl_continuous",
-        "image": "image",
-        FRICTION_ANT: "dohare24_friction_ant",
+        "image_mdp": "image",
+        "friction_ant": "dohare24_friction_ant",
     },
 }
-"""What "auto" means by world, or else by family of worlds; "classic" for the rest."""
+"""What "auto" means by family of worlds; "classic" for the rest."""
 
 NEEDS = {
     "dopamine": "atari",
     "cleanrl_atari": "atari",
-    "lyle23": "image",
-    "image": "image",
+    "lyle23": "image_mdp",
+    "image": "image_mdp",
     "dohare24_ant": "Ant-v5",
-    "dohare24_friction_ant": FRICTION_ANT,
-    "dohare24_friction_ant_scaled_down": FRICTION_ANT,
+    "dohare24_friction_ant": "friction_ant",
+    "dohare24_friction_ant_scaled_down": "friction_ant",
 }
 """The family of worlds, or the one world, that a preset is for."""
 
 
 def usual_preset(algorithm: str, family: str, env: str) -> str:
     """What "auto" means for `env`."""
-    return FOR_FAMILY[algorithm].get(env) or FOR_FAMILY[algorithm].get(family, "classic")
+    return FOR_FAMILY[algorithm].get(family, "classic")
 
 
 def preset_config(algorithm: str, name: str, family: str, env: str, steps: int, period: int = 0) -> TrainConfig:

@@ -118,9 +118,9 @@ def check_probes(names: tuple[str, ...], flag: str = "probes") -> None:
 
 def check_lives(config: TrainConfig) -> None:
     """Raise ValueError where lost lives should count in a world in which none can be lost."""
-    lifeless = config.world.family in ("mujoco", "image")
     asked = config.agent.life_loss_discount
-    require(not (lifeless and asked), "life_loss_discount", asked, f"off: there are no lives in {config.world.env}")
+    allowed = f"off: there are no lives in {config.world.env}"
+    require(config.world.family.lives or not asked, "life_loss_discount", asked, allowed)
 
 
 def check_annealing(config: TrainConfig) -> None:

@@ -14,8 +14,6 @@ from experiments.config import TrainConfig
 
 WHOLE = 2**53
 """Counts below it are exact in JSON and as floats."""
-OF_A_WORLD = {"atari": 2**20, "mujoco": 2**18, "image": 2**7, "gymnasium": 2**11}
-"""Bytes that one environment takes at least, beside its observations."""
 OF_A_LAYER = 2**13
 """Bytes of Python's own for a layer, at least."""
 USUAL = {"width": 512, "depth": 2, "num_atoms": 51, "num_envs": 8, "rollout_steps": 2048, "batch_size": 256}
@@ -141,4 +139,4 @@ def needed_bytes(config: TrainConfig, spaces: Spaces, sizes: Sizes, on_gpu: bool
 
 def worlds_bytes(world: WorldConfig, observation: int, num_envs: int) -> int:
     """Bytes that so many environments take at least; an observation has `observation` bytes."""
-    return num_envs * (OF_A_WORLD[world.family] + 2 * observation)
+    return num_envs * (world.family.bytes_each + 2 * observation)

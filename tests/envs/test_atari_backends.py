@@ -61,7 +61,7 @@ def test_every_backend_equals_the_emulator_driven_by_hand(backend, env, rom, ste
             assert infos["lives"][i] == game.ale.lives() or ended
             if ended:
                 over += 1
-                # The newest frame of a game that is over is each backend's own (envs/atari.py says why).
+                # The newest frame of a game that is over is each backend's own (envs/families/atari.py says why).
                 assert np.array_equal(infos["final_obs"][i, :3], expected[:3])
                 expected = game.reset()
             assert np.array_equal(observations[i], expected)

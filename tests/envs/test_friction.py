@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from envs import make_vec
-from envs.config import FRICTION_ANT, FrictionConfig, TaskConfig, WorldConfig
-from envs.friction import FrictionGymnasiumPool, FrictionLaw, NativeFrictionPool
+from envs import FrictionConfig, TaskConfig, WorldConfig, make_vec
+from envs.families.friction_ant import FRICTION_ANT, FrictionLaw
+from envs.friction import FrictionGymnasiumPool, NativeFrictionPool
 from envs.tasks import Task
 
 BACKENDS = ["native", "gymnasium"]

@@ -284,7 +284,7 @@ def test_what_laws_refuse():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"change": "weather"}, "task.change = 'weather': must be one of auto, friction"),
+        ({"change": "weather"}, "task.change = 'weather': must be one of auto, games, modes, friction"),
         ({"period": -1}, "task.period = -1: must be at least 0"),
         ({"count": -1}, "task.count = -1: must be at least 0"),
         ({"stages": 0}, "task.stages = 0: must be at least 1"),

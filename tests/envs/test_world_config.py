@@ -8,9 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import describe, make_vec
-from envs.config import FrictionConfig, ImageConfig, TaskConfig, WorldConfig
-from envs.ids import FRICTION_ANT, MUJOCO_WORLDS
+from envs import FrictionConfig, ImageConfig, TaskConfig, WorldConfig, describe, make_vec
+from envs.families.mujoco import ROBOTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +63,11 @@ def test_bad_fields_are_refused_by_name(fields, message):
         (TaskConfig, {"stages": 0}, "task.stages = 0: must be at least 1"),
         (TaskConfig, {"at": "later"}, "task.at = 'later': must be one of episode_end, now"),
         (TaskConfig, {"order": "random"}, "task.order = 'random': must be one of auto"),
-        (TaskConfig, {"change": "gravity"}, "task.change = 'gravity': must be one of auto, friction"),
+        (
+            TaskConfig,
+            {"change": "gravity"},
+            "task.change = 'gravity': must be one of auto, games, modes, friction",
+        ),
         (TaskConfig, {"reward_step": float("nan")}, "task.reward_step = nan: must be a finite number"),
         (TaskConfig, {"seed": -3}, "task.seed = -3"),
         (FrictionConfig, {"low": 0.0}, "friction.low = 0.0: must be > 0"),
@@ -125,7 +128,7 @@ def test_counts_are_observed_one_hot(env, size):
 def test_the_description_is_what_is_built(config):
     info = describe(config)
     world = make_vec(config.env, 1, 0, **_options(config))
-    assert (info.family, info.backend) == (config.family, config.resolved_backend)
+    assert (info.family, info.backend) == (config.family.name, config.resolved_backend)
     assert info.observation_shape == world.single_observation_space.shape == world.reset()[0].shape[1:]
     assert np.dtype(info.observation_dtype) == world.single_observation_space.dtype
     assert info.frame_stack == world.frame_stack
@@ -141,24 +144,22 @@ def _options(config):
     return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(WorldConfig, name)}
 
 
-@pytest.mark.parametrize("env", MUJOCO_WORLDS)
+@pytest.mark.parametrize("env", ROBOTS)
 def test_the_table_of_robots_is_gymnasiums(env):
-    with gymnasium.make("Ant-v5" if env == FRICTION_ANT else env, disable_env_checker=True) as plain:
+    with gymnasium.make(env, disable_env_checker=True) as plain:
         limit = plain.spec.max_episode_steps
-        assert (*plain.observation_space.shape, *plain.action_space.shape, limit) == MUJOCO_WORLDS[env]
+        assert (*plain.observation_space.shape, *plain.action_space.shape, limit) == ROBOTS[env]
 
 
 def test_every_atari_game_is_known_to_envpool_by_its_rom():
     import envpool
 
-    from envs.registry import _atari_ids
+    from envs.families.atari import roms
 
     tasks = set(envpool.list_all_envs())
-    missing = [
-        env for env, rom in _atari_ids().items() if "".join(map(str.capitalize, rom.split("_"))) + "-v5" not in tasks
-    ]
+    missing = [env for env, rom in roms().items() if "".join(map(str.capitalize, rom.split("_"))) + "-v5" not in tasks]
     assert missing == []
-    assert "ALE/SpaceInvaders-v5" in _atari_ids() and len(_atari_ids()) > 90
+    assert "ALE/SpaceInvaders-v5" in roms() and len(roms()) > 90
 
 
 def test_imports_stay_light():

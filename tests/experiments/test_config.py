@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.config import family_of
+from envs.families import family_of
 from experiments.cli import parse_train
 from experiments.config import from_dict, load_config, to_dict
 from experiments.naming import digest, in_words
@@ -20,7 +20,7 @@ def settings(algorithm: str, name: str):
     worlds = {"dopamine": "ALE/Pong-v5", "cleanrl_atari": "ALE/Pong-v5", "classic": "CartPole-v1"}
     worlds |= {"lyle23": "ImageMDP-v0", "image": "ImageMDP-v0"}
     env = worlds.get(name, "FrictionAnt-v0" if "friction" in name else "Ant-v5")
-    return preset_config(algorithm, name, family_of(env), env, 10_000_000)
+    return preset_config(algorithm, name, family_of(env).name, env, 10_000_000)
 
 
 @pytest.mark.parametrize(("algorithm", "name"), ALL)

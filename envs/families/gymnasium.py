@@ -1,24 +1,89 @@
-"""Finding and building the worlds that other people made, by the one call that describing and playing share."""
+"""Worlds that other people made: found by gymnasium, and built by the one call that describing and playing share."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
-
-from envs.config import WorldConfig
-from envs.errors import in_words, message_of
-from envs.foreign_pool import ForeignPool, staying_here
-from envs.ids import newer_robot, split_id
-from envs.registry import is_gone, is_old_atari, unknown
+from envs.families import mujoco
+from envs.family import Backend, Family, Parts, WorldInfo
+from envs.ids import split_id
 
 if TYPE_CHECKING:
+    import gymnasium
     from gymnasium.envs.registration import EnvSpec
+
+    from envs.config import WorldConfig
+    from envs.foreign_pool import ForeignPool
+    from envs.tasks import TaskLaw, TaskSchedule
+
+
+class Gymnasium(Family):
+    """See the module."""
+
+    name = "gymnasium"
+    worlds = "any other gymnasium id, MODULE:ID of one that a module registers"
+    backends = ("gymnasium",)
+    fallback = True
+
+    def known_ids(self) -> list[str]:
+        """See `Family.known_ids`: those that are imported, without those that another has taken the place of."""
+        import gymnasium
+
+        return [name for name in gymnasium.registry if not _is_old_atari(name) and not _is_gone(name)]
+
+    def check_known(self, env: str) -> None:
+        """See `Family.check_known`. The module of MODULE:ID is imported."""
+        find(env)
+
+    def describe(self, config: WorldConfig) -> WorldInfo:
+        """See `Family.describe`: one environment is built."""
+        from envs.errors import WorldError
+
+        pool = make_pool(replace(config, num_envs=1), None)
+        with suppress(WorldError):  # what closing raises is told where it was played
+            pool.close()
+        space, actions = pool.single_observation_space, pool.single_action_space
+        kind = {"action_dim": actions.shape[0]} if actions.shape else {"num_actions": int(actions.n)}
+        return self.info(config, space.shape, space.dtype.name, **kind)
+
+    def build(self, config: WorldConfig, backend: Backend, schedule: Callable[[TaskLaw], TaskSchedule]) -> Parts:
+        """See `Family.build`."""
+        import numpy as np
+
+        from envs.pools import NO_LIMIT
+
+        pool = make_pool(config, backend.render_mode)
+        said, limit = notes(config) + pool.notes, config.max_episode_steps or NO_LIMIT
+        return Parts(pool, np.asarray, pool.single_observation_space, limit, notes=said)
+
+
+FAMILY = Gymnasium()
+
+
+def make_pool(config: WorldConfig, render_mode: str | None) -> ForeignPool:
+    """The pool of `config`'s world. Raises ValueError as `make_one` and `ForeignPool`."""
+    from envs.foreign_pool import ForeignPool
+
+    return ForeignPool(lambda: make_one(config, render_mode), config.num_envs, config.env)
+
+
+def _is_old_atari(name: str) -> bool:
+    """Whether gymnasium's id `name` is Breakout-v4, BreakoutNoFrameskip-v4 or the like."""
+    import gymnasium
+
+    return str(gymnasium.registry[name].entry_point).startswith("ale_py") if name in gymnasium.registry else False
+
+
+def _is_gone(name: str) -> bool:
+    """Whether gymnasium's id `name` is one of the robots that needed mujoco-py (Ant-v2, Ant-v3): it is only listed."""
+    return mujoco.FAMILY.newer(name) is not None and not name.endswith("-v4")
 
 
 def find(env: str) -> EnvSpec:
@@ -27,22 +92,28 @@ def find(env: str) -> EnvSpec:
     Raises:
         ValueError: there is no such world or module, or it is one whose place another has taken; the sentence names it.
     """
+    import gymnasium
+
+    from envs.foreign_pool import staying_here
+    from envs.registry import unknown
+
     module, name = split_id(env)
     if module:
         with staying_here():
             _import(env, module)
-    if is_gone(env):
-        raise ValueError(
-            f"env = {env!r}: must be {newer_robot(env)!r}, since v2 and v3 needed mujoco-py and are no longer there"
-        )
+    if _is_gone(env):
+        newer = mujoco.FAMILY.newer(env)
+        raise ValueError(f"env = {env!r}: must be {newer!r}, since v2 and v3 needed mujoco-py and are no longer there")
     spec = gymnasium.registry.get(name)
-    if spec is None or is_old_atari(name):
+    if spec is None or _is_old_atari(name):
         raise ValueError(unknown(env))
     return spec
 
 
 def _import(env: str, module: str) -> None:
     """Import `module`, from the working directory too, as `python -m` would."""
+    from envs.errors import in_words
+
     try:
         here = os.getcwd()
     except FileNotFoundError:
@@ -74,6 +145,9 @@ def make_one(config: WorldConfig, render_mode: str | None = None) -> gymnasium.E
     Raises:
         ValueError: there is no such world, or it cannot be built.
     """
+    from envs.errors import in_words
+    from envs.foreign_pool import staying_here
+
     spec = find(config.env)
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     if config.max_episode_steps:
@@ -91,6 +165,10 @@ def make_one(config: WorldConfig, render_mode: str | None = None) -> gymnasium.E
 
 
 def _made(spec: EnvSpec, options: dict[str, Any]) -> gymnasium.Env:
+    import gymnasium
+
+    from envs.errors import message_of
+
     try:
         return gymnasium.make(spec, disable_env_checker=True, **options)
     except TypeError as error:
@@ -101,7 +179,9 @@ def _made(spec: EnvSpec, options: dict[str, Any]) -> gymnasium.Env:
 
 
 def _hint(config: WorldConfig, error: BaseException) -> str:
-    text, newer = message_of(error), newer_robot(config.env)
+    from envs.errors import message_of
+
+    text, newer = message_of(error), mujoco.FAMILY.newer(config.env)
     if newer:
         return f"; {newer!r} can"
     if "missing" in text and "required" in text and "argument" in text:
@@ -109,14 +189,11 @@ def _hint(config: WorldConfig, error: BaseException) -> str:
     return "; a world that takes no render_mode cannot be drawn" if "'render_mode'" in text else ""
 
 
-def make_pool(config: WorldConfig, render_mode: str | None) -> ForeignPool:
-    """The pool of `config`'s world. Raises ValueError as `make_one` and `ForeignPool`."""
-    return ForeignPool(lambda: make_one(config, render_mode), config.num_envs, config.env)
-
-
 def notes(config: WorldConfig) -> tuple[str, ...]:
     """What a user should know of the id itself."""
-    spec, newer = find(config.env), newer_robot(config.env)
+    import gymnasium
+
+    spec, newer = find(config.env), mujoco.FAMILY.newer(config.env)
     if newer:
         what = "played as gymnasium defines it, by MuJoCo's usual protocol; its returns are not comparable"
         return (f"{config.env} is older than {newer}: {what}",)
