@@ -20,17 +20,18 @@ def main() -> int:
         world, agent = build(config)
     except ValueError as error:
         fail(str(error))
+    from experiments.progress import RunConsole
     from experiments.train import train
     from experiments.wandb_log import WandbError
 
     try:
-        directory, code = train(config, world, agent)
+        result = train(config, world, agent, RunConsole())
     except (PlaceError, WandbError) as error:
         fail(str(error))
-    print(f"curves:    tensorboard --logdir {quoted(directory.parent)}")
-    print(f"evaluate:  python evaluate.py {quoted(directory)}")
-    print(f"again:     python train.py --config {quoted(directory / 'config.json')}")
-    return code
+    print(f"curves:    tensorboard --logdir {quoted(result.directory.parent)}")
+    print(f"evaluate:  python evaluate.py {quoted(result.directory)}")
+    print(f"again:     python train.py --config {quoted(result.directory / 'config.json')}")
+    return result.exit_code
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from agents.clock import Clock
     from agents.config import AgentConfig
     from agents.learner import Learner
     from agents.randomness import Generators
@@ -20,6 +21,9 @@ class Agent(Protocol):
     spaces: "Spaces"
     device: "torch.device"
     learner: "Learner"
+    clock: "Clock"
+    generators: "Generators"
+    """Of all that it draws."""
 
     def act(self, observations: "np.ndarray") -> "np.ndarray":
         """Actions for observations [E, ...], as the world takes them."""
@@ -43,7 +47,8 @@ class Agent(Protocol):
         """Settings that change with the steps, for the log."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer and counters."""
+        """All of it between two ticks but what a replay stores, and where its generators stand: tensors and
+        primitives."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""

@@ -92,12 +92,10 @@ class PPO:
         return self.learner.network
 
     def _sample(self, n: int) -> Tensor:
-        """n observations of the rollout, with replacement: of the rows filled by now, or, where there is none, of the
-        rollout before. RuntimeError where there is no such."""
-        filled = self.rollout.row or (self.rollout.observations.shape[0] if self.clock.gradient_steps else 0)
-        if not filled:
+        """n observations of the rows that the rollout knows, with replacement. RuntimeError where there is none."""
+        if not self.rollout.known:
             raise RuntimeError("sample: the first rollout has no observation yet")
-        observations = self.rollout.observations[:filled].flatten(0, 1)
+        observations = self.rollout.observations[: self.rollout.known].flatten(0, 1)
         rows = torch.randint(len(observations), (n,), generator=self._drawing, device=self.device)
         return observations[rows]
 
@@ -268,10 +266,12 @@ class PPO:
         self.learner.on_task_change()
 
     def state_dict(self) -> dict:
-        """Weights, optimizer and counters (not the rollout)."""
-        return self.learner.state_dict() | {"transform": self.transform.state_dict()}
+        """All of it between two ticks but where its random generators stand, which their registry knows."""
+        memory = {"transform": self.transform.state_dict(), "rollout": self.rollout.state_dict()}
+        return self.learner.state_dict() | memory
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
         self.learner.load_state_dict(state)
         self.transform.load_state_dict(state["transform"])
+        self.rollout.load_state_dict(state["rollout"])

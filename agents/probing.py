@@ -1,5 +1,8 @@
 """What a prober needs to know of our agents."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +78,14 @@ class _Recent:
         """The first `samples` of the rows, or as many as there are."""
         return None if self.rows is None else {name: tensor[:samples] for name, tensor in self.rows.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.rows = state["rows"]
+
 
 PPO_COLUMNS = ("observations", "actions", "log_probs", "advantages", "returns", "values")
 
@@ -136,4 +147,5 @@ def subject_of_ppo(agent: PPO, generators: Generators) -> Subject:
         critic=value_of,
         fresh=fresh,
         layer_name=name_of,
+        recent=recent,
     )

@@ -121,7 +121,7 @@ class Replay:
         """Share of the stored transitions that were made in `task` or a later one; 0 where nothing is stored."""
         transitions = (self.tasks >= 0) & ~self.final
         stored = np.count_nonzero(transitions)
-        return np.count_nonzero(transitions & (self.tasks >= task)) / stored if stored else 0.0
+        return float(np.count_nonzero(transitions & (self.tasks >= task)) / stored) if stored else 0.0
 
     def keep_task(self, task: int) -> None:
         """Forget what was stored before the environments entered `task` or a later one (each its newest stretch)."""

@@ -1,9 +1,14 @@
 """What PPO remembers: one rollout, on the training device."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from agents.transitions import Spaces
+
+COLUMNS = ("observations", "actions", "log_probs", "values", "final_values", "rewards", "terminated", "ended")
 
 
 class Rollout:
@@ -25,6 +30,8 @@ class Rollout:
         )
         self.terminated, self.ended = torch.zeros(2, *rows, dtype=torch.bool, device=device)
         self.row = 0
+        self.known = 0
+        """Rows whose observations can be looked at: those filled, or, where there is none, the rollout before."""
 
     @property
     def full(self) -> bool:
@@ -38,10 +45,21 @@ class Rollout:
         for name, value in columns.items():
             getattr(self, name)[self.row] = value
         self.row += 1
+        self.known = self.row
 
     def clear(self) -> None:
         """Forget the rows."""
         self.row = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows known."""
+        return {"row": self.row, "rows": {name: getattr(self, name)[: self.known] for name in COLUMNS}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.row, self.known = state["row"], len(state["rows"]["rewards"])
+        for name, rows in state["rows"].items():
+            getattr(self, name)[: self.known] = rows
 
     def reached_values(self, last_values: Tensor) -> Tensor:
         """Value of the state each step reached, [steps, num_envs]: the next row's, or final_values at an end."""

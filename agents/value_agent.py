@@ -185,7 +185,8 @@ class ValueAgent:
         self.learner.on_task_change()
 
     def state_dict(self) -> dict:
-        """Weights, optimizer and counters (not the replay)."""
+        """All of it between two ticks but the replay, and where its random generators stand, which their registry
+        knows."""
         return self.learner.state_dict() | {"transform": self.transform.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

@@ -32,9 +32,9 @@ from agents.probing import subject_of
 from agents.randomness import Generators
 from benchmarks.throughput import LEARNING_STARTS
 from experiments.config import RunConfig, TrainConfig
-from experiments.loop import Update, training
 from experiments.machine import device_argument
 from experiments.presets import preset_config
+from experiments.run import Run, Update
 from experiments.setup import build
 from plasticity_probes.prober import Prober
 
@@ -70,7 +70,7 @@ class Timed:
 
     def __init__(self, config: TrainConfig, start: int) -> None:
         self.world, self.agent = build(config)
-        self.events, self.step, self.told = training(self.agent, self.world, 2**40), 0, 0
+        self.events, self.step, self.told = iter(Run(self.agent, self.world, 2**40)), 0, 0
         self.prober: Prober | None = None
         self.cuda = self.agent.device.type == "cuda"
         self.run(start)

@@ -25,8 +25,8 @@ import torch
 from agents.config import AgentConfig
 from agents.kinds import kind_of
 from experiments.config import RunConfig, TrainConfig
-from experiments.loop import Update, training
 from experiments.presets import preset_config
+from experiments.run import Run, Update
 from experiments.sb3_baseline import make_sb3
 from experiments.setup import build
 
@@ -95,7 +95,7 @@ class Ours:
 
     def __init__(self, config: TrainConfig) -> None:
         self.world, agent = build(config)
-        self.events, self.step = training(agent, self.world, ENDLESS), 0
+        self.events, self.step = iter(Run(agent, self.world, ENDLESS)), 0
 
     def run(self, steps: int) -> int:
         """Run on for at least `steps` steps, up to the end of the update that follows; the steps made."""
@@ -104,7 +104,7 @@ class Ours:
             if isinstance(event, Update) and event.step - begun >= steps:
                 self.step = event.step
                 return self.step - begun
-        raise RuntimeError("training() ended")
+        raise RuntimeError("the run ended")
 
     def close(self) -> None:
         """Close the world."""

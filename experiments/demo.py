@@ -14,12 +14,14 @@ def main() -> int:
     config = parse_train(["ppo", "--env", "Hopper-v5", "--steps", str(STEPS), *FLAGS.split()])
     print(f"PPO learns to hop: Hopper-v5 in MuJoCo, {STEPS:,} steps (a policy that knows nothing gets about 20)")
     from experiments.evaluate import evaluate
+    from experiments.progress import RunConsole
     from experiments.setup import build
     from experiments.train import train
 
-    directory, code = train(config, *build(config))
-    if code:
-        return code
+    trained = train(config, *build(config), RunConsole())
+    if trained.exit_code:
+        return trained.exit_code
+    directory = trained.directory
     result = evaluate(EvaluateConfig(directory, episodes=5))
     print(f"5 games with the trained policy: mean return {result['mean']:.0f}, {max(result['lengths'])} steps at most")
     print(f"curves:    .venv/bin/tensorboard --logdir {directory.parent}   then open http://localhost:6006")

@@ -20,8 +20,8 @@ from envs.errors import WorldError
 from envs.family import Family
 from experiments.evaluate_check import check_playing, playing_world, small_memory
 from experiments.evaluate_config import EvaluateConfig
-from experiments.loop import finished_episodes
 from experiments.progress import GamesShown
+from experiments.run import finished_episodes
 from experiments.run_directory import find_checkpoint, fitting, load_checkpoint
 
 TRACEBACK = "traceback_evaluate.txt"

@@ -5,23 +5,26 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.guard import NonFiniteError, Watch
-from experiments.loop import TaskChange, TaskDrift, Tick, Update
-from experiments.records import EpisodeFile, RecentReturns
+from experiments.records import EpisodeFile, RecentReturns, go_back, position
 from experiments.records import read_metrics as read_metrics
+from experiments.run import Event, TaskChange, TaskDrift, Tick, Update
 from experiments.surgery_report import USUAL, Done, SurgeryReport, scalars, sentences
 from experiments.task_report import TaskSummary, in_words
 from plasticity_probes.pictures import in_colours
 from plasticity_probes.probe import Findings
 
+KEPT = ("lines", "sums", "counts", "task", "tags", "due", "now", "flushed")
+"""What of a logger its state holds as it is."""
 MOST_WAITING = 100
 """Lines that may wait until what probes found, at the first of them, is read from the device at a flush."""
 
@@ -75,8 +78,18 @@ class Logger:
         self.due: dict[str, float] | None = None  # the scalars of a tick at whose end a flush is due
         self.now = self.flushed = 0
         self.started = time.perf_counter()
+        self._noticed = {
+            Tick: self._tick,
+            Update: self._update,
+            TaskChange: self._task_change,
+            TaskDrift: self._task_drift,
+        }
 
-    def tick(self, event: Tick) -> None:
+    def notice(self, event: Event) -> None:
+        """Take note of what happened. The log comes before the other watchers: what they find belongs to its lines."""
+        self._noticed[type(event)](event)
+
+    def _tick(self, event: Tick) -> None:
         """The tick before is over: write it, and flush when due. Then note this one's finished games."""
         if event.episodes:
             self.episodes.write(event.step, event.episodes)
@@ -97,15 +110,16 @@ class Logger:
         if event.step - self.flushed >= self.every:
             self.due = self.scalars()
 
-    def task_change(self, event: TaskChange) -> None:
+    def _task_change(self, event: TaskChange) -> None:
         """Write what has changed, in words and numbers."""
-        self.task_drift(event)
+        self._task_drift(event)
         self.recent.enter(event.task)
         self.write(event.step, self.task)
-        words = f"from step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
-        self.writer.add_text("tasks/changes", words, event.step)
+        words = f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
+        self.writer.add_text("tasks/changes", f"from {words}", event.step)
+        self.tell(words)
 
-    def task_drift(self, event: TaskChange | TaskDrift) -> None:
+    def _task_drift(self, event: TaskChange | TaskDrift) -> None:
         """Note the numbers of a task for the lines to come."""
         numbers = {name: value for name, value in event.parameters.items() if not isinstance(value, str)}
         self.task = {"tasks/index": event.task} | {f"tasks/{name}": value for name, value in numbers.items()}
@@ -125,7 +139,7 @@ class Logger:
         kept.images |= findings.images
         self.write(step, {})  # its line has its place
 
-    def update(self, event: Update) -> None:
+    def _update(self, event: Update) -> None:
         """Add the metrics of one update, still on the device."""
         for name, value in event.metrics.items():
             if name in self.sums:
@@ -220,6 +234,31 @@ class Logger:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             if self.also is not None:
                 self.also(step, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is in no line yet, and how far the files are written."""
+        return {
+            **{name: getattr(self, name) for name in KEPT},
+            "told_of": sorted(self.told_of),
+            "not_finite": sorted(self.not_finite),
+            "found": {step: vars(findings) for step, findings in self.found.items()},
+            "recent": self.recent.state_dict(),
+            "surgery": self.surgery.state_dict(),
+            "seconds": time.perf_counter() - self.started,
+            "sizes": [position(file) for file in (self.file, self.episodes.file)],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; what was written to metrics.jsonl and episodes.jsonl since is forgotten."""
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.told_of, self.not_finite = set(state["told_of"]), set(state["not_finite"])
+        self.found = {step: Findings(**findings) for step, findings in state["found"].items()}
+        self.recent.load_state_dict(state["recent"])
+        self.surgery.load_state_dict(state["surgery"])
+        self.started = time.perf_counter() - state["seconds"]
+        for file, size in zip((self.file, self.episodes.file), state["sizes"], strict=True):
+            go_back(file, size)
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -123,7 +123,7 @@ def _prober(
     generators = Generators(config.run.seed)  # the run's own: so that its initial weights can be drawn again
     agent = agent_of(replace(config, agent=small_memory(config.agent, 1)), spaces, 1, generators, device)
     initial = snapshot(agent.network)
-    agent.load_state_dict(state)
+    agent.learner.load_state_dict(state)
     return Prober(
         subject_of(agent, generators),
         names,

@@ -6,8 +6,9 @@ network's line is level, for it is measured once. Where a run's line is level, t
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.layers import CReLU
+from experiments.run import Event
 from plasticity_probes.probe import Curve
 from plasticity_probes.prober import CURRENT, FRESH, REFERENCE
 from plasticity_probes.probes import probes
@@ -179,15 +181,21 @@ def summary(sections: Iterable[Section]) -> Summary:
 
 
 class Page:
-    """Keeps the page of a run up to date: TensorBoard shows the layout that was written last."""
+    """Keeps the page of a run up to date with `tags`, all that were written so far: TensorBoard shows the layout that
+    was written last."""
 
-    def __init__(self, writer: SummaryWriter, network: nn.Module) -> None:
-        self.writer, self.norm = writer, norm_of(network)
+    def __init__(self, writer: SummaryWriter, network: nn.Module, tags: Callable[[], Mapping[str, None]]) -> None:
+        self.writer, self.norm, self.tags = writer, norm_of(network), tags
         self.seen, self.sections = 0, []
         writer.add_text("read_me_first", read_me(network), 0)
 
-    def follow(self, tags: Mapping[str, None], step: int) -> None:
-        """Lay the page out again where `tags`, all that were written so far, fill another chart."""
+    def notice(self, event: Event) -> None:
+        """Lay the page out again where the tags fill another chart."""
+        self.follow(event.step)
+
+    def follow(self, step: int) -> None:
+        """The same at `step`, whatever happened."""
+        tags = self.tags()
         if len(tags) == self.seen:
             return
         self.seen = len(tags)
@@ -195,3 +203,11 @@ class Page:
         if sections != self.sections:
             self.sections = sections
             self.writer.file_writer.add_summary(summary(sections), step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: it follows from the tags."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lay the page out anew at the next event."""
+        self.seen, self.sections = 0, []

@@ -2,14 +2,15 @@
 
 import json
 import math
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from experiments.loop import Episode
+    from experiments.run import Episode
 
 
 def lines_of(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -59,6 +60,8 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 MOST_AHEAD = 8
 """Tasks whose returns are remembered at a time."""
+RECENT = 100
+"""Games of a task that count as recent."""
 
 
 class EpisodeFile:
@@ -83,6 +86,20 @@ class EpisodeFile:
         self.file.close()
 
 
+def position(file: TextIO) -> int:
+    """How many bytes `file`, which is being written, has."""
+    file.flush()
+    return os.fstat(file.fileno()).st_size
+
+
+def go_back(file: TextIO, size: int) -> None:
+    """Forget what was written to `file` after its first `size` bytes. ValueError: it has fewer."""
+    written = position(file)
+    if written < size:
+        raise ValueError(f"{file.name}: has {written:,} bytes, and had {size:,} when the run's state was taken")
+    file.truncate(size)
+
+
 def _line(step: int, environment: int, episodic_return: float, length: int, task: int) -> str:
     # By hand, since short games end at every step; a float's repr is JSON.
     known = repr(float(episodic_return)) if math.isfinite(episodic_return) else "null"
@@ -101,7 +118,7 @@ class RecentReturns:
         """Note finished games."""
         for episode in episodes:
             if episode.task >= self.task:
-                self.by_task.setdefault(episode.task, deque(maxlen=100)).append(episode.episodic_return)
+                self.by_task.setdefault(episode.task, deque(maxlen=RECENT)).append(episode.episodic_return)
                 if len(self.by_task) > MOST_AHEAD:  # somebody's game outlasts many tasks: it will enter the newest
                     del self.by_task[min(set(self.by_task) - {self.task})]
 
@@ -114,3 +131,12 @@ class RecentReturns:
         """None where no game has ended in the present task."""
         returns = self.by_task.get(self.task)
         return fmean(returns) if returns else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The returns by task."""
+        return {"task": self.task, "by_task": {task: list(returns) for task, returns in self.by_task.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.task = state["task"]
+        self.by_task = {task: deque(returns, maxlen=RECENT) for task, returns in state["by_task"].items()}

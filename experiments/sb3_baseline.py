@@ -39,10 +39,10 @@ from experiments.cli import fail, parse_train
 from experiments.command import as_command
 from experiments.config import TrainConfig
 from experiments.logger import Logger
-from experiments.loop import Episode, Tick
 from experiments.machine import place, placement_in_words
 from experiments.places import PlaceError, quoted
 from experiments.progress import ProgressLine
+from experiments.run import Episode, Tick
 from experiments.run_directory import RunDirectory, write_json
 from experiments.sb3_settings import OFF, dqn_settings, ppo_settings
 from experiments.sb3_world import SB3World
@@ -124,7 +124,7 @@ class _Watch(BaseCallback):
     def _on_step(self) -> bool:
         ended = [(i, info["episode"]) for i, info in enumerate(self.locals["infos"]) if "episode" in info]
         episodes = tuple(Episode(i, episode["r"], episode["l"]) for i, episode in ended)
-        self.log.tick(Tick(self.num_timesteps, episodes))
+        self.log.notice(Tick(self.num_timesteps, episodes))
         self.progress.tick(self.num_timesteps)
         return True
 

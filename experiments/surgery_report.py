@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +24,14 @@ class SurgeryReport:
 
     def __init__(self, take: Callable[[], Done]) -> None:
         self.take = take
+        self.waiting: dict[tuple[str, str, str], Tensor | int] = {}  # taken, and in no line yet
         self.total: dict[tuple[str, str, str], int] = {}
         self.looked: set[str] = set()
         """Who has looked for something to do, found or not."""
 
     def flush(self) -> dict[tuple[str, str, str], int]:
         """What was done since the last flush, in one transfer from the device, without what never happened."""
-        done = self.take()
-        self.looked |= {who for who, *_ in done}
+        done, self.waiting = self._taken(), {}
         on_device = {key: amount for key, amount in done.items() if isinstance(amount, Tensor)}
         counts = {key: amount for key, amount in done.items() if not isinstance(amount, Tensor)}
         if on_device:
@@ -45,6 +46,21 @@ class SurgeryReport:
         for key, amount in found.items():
             self.total[key] = self.total.get(key, 0) + amount
         return found
+
+    def _taken(self) -> dict[tuple[str, str, str], Tensor | int]:
+        """All that is in no line yet."""
+        for key, amount in self.take().items():
+            self.looked.add(key[0])
+            self.waiting[key] = self.waiting[key] + amount if key in self.waiting else amount
+        return self.waiting
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, those in no line yet among them."""
+        return {"waiting": dict(self._taken()), "total": dict(self.total), "looked": sorted(self.looked)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.waiting, self.total, self.looked = dict(state["waiting"]), dict(state["total"]), set(state["looked"])
 
 
 def scalars(done: Mapping[tuple[str, str, str], int]) -> dict[str, int]:

@@ -3,14 +3,14 @@
 import json
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.loop import TaskChange
-from experiments.records import lines_of
+from experiments.records import go_back, lines_of
+from experiments.run import Event, TaskChange
 
 PARTS = 20
 """A task's steps are looked at in so many equal parts; "first" and "last tenth" are two of them."""
@@ -51,10 +51,17 @@ class TaskReport:
         share: share of the first task's level that counts as learned.
         episodes: the episodes.jsonl; written up to the present step whenever a task ends.
         path: a line of JSON is appended here for every task that has ended; None: nowhere.
+        told: told of every summary.
     """
 
-    def __init__(self, share: float, episodes: Path, path: Path | None = None) -> None:
-        self.share, self.episodes, self.path = share, episodes, path
+    def __init__(
+        self,
+        share: float,
+        episodes: Path,
+        path: Path | None = None,
+        told: Callable[[TaskSummary], None] = lambda summary: None,
+    ) -> None:
+        self.share, self.episodes, self.path, self.told = share, episodes, path, told
         self.offset = 0  # in bytes: no game before it is of a task to come
         self.begun: TaskChange | None = None
         self.level: float | None = None
@@ -64,11 +71,11 @@ class TaskReport:
         self.last: deque[TaskSummary] = deque(maxlen=SHOWN)
         """The first and the last of them, `SHOWN` each, for the table."""
 
-    def change(self, event: TaskChange) -> TaskSummary | None:
-        """A task has begun; the summary of the one before it, if there was one."""
-        summary = self.finish(event.step)
-        self.begun = event
-        return summary
+    def notice(self, event: Event) -> None:
+        """Where a task has begun, summarise the one before it, if there was one."""
+        if isinstance(event, TaskChange):
+            self.finish(event.step)
+            self.begun = event
 
     def finish(self, step: int) -> TaskSummary | None:
         """Summarise the task that ends at `step`; None where no task has begun (since), or it has no steps."""
@@ -80,7 +87,30 @@ class TaskReport:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(_finite(summary)) + "\n")
+        self.told(summary)
         return summary
+
+    def state_dict(self) -> dict[str, Any]:
+        """The task that has begun, the summaries kept, and how far the files are read and written."""
+        return {
+            "offset": self.offset,
+            "begun": self.begun and list(self.begun),
+            "level": self.level,
+            "count": self.count,
+            "first": [list(summary) for summary in self.first],
+            "last": [list(summary) for summary in self.last],
+            "size": self.path.stat().st_size if self.path is not None and self.path.exists() else 0,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; what was written since is forgotten."""
+        self.offset, self.level, self.count = state["offset"], state["level"], state["count"]
+        self.begun = state["begun"] and TaskChange(*state["begun"])
+        self.first = [TaskSummary(*summary) for summary in state["first"]]
+        self.last = deque((TaskSummary(*summary) for summary in state["last"]), maxlen=SHOWN)
+        if self.path is not None and (state["size"] or self.path.exists()):
+            with self.path.open("a") as file:
+                go_back(file, state["size"])
 
     def _summarise(self, begun: TaskChange, step: int) -> TaskSummary:
         returns = _Returns()

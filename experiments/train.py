@@ -1,9 +1,9 @@
 """One training run from settings to a finished directory."""
 
 import shutil
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gymnasium.vector import VectorEnv
 from rich.console import Console
@@ -14,114 +14,173 @@ from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError, Watch
 from envs.errors import WorldError
 from experiments.config import TrainConfig
-from experiments.logger import Logger
-from experiments.loop import TaskChange, TaskDrift, Tick, Update, training
 from experiments.machine import placement_in_words
 from experiments.naming import in_words as in_words_of_preset
-from experiments.page import Page
-from experiments.probing import Probing
-from experiments.progress import ProgressLine, RunConsole
+from experiments.progress import ProgressLine
 from experiments.remarks import close, remarks, told, unwritten
+from experiments.run import Run
 from experiments.run_directory import RunDirectory
-from experiments.settings_page import write_end, write_settings
 from experiments.setup import never_learns, spaces_of
 from experiments.surgery_report import idle, in_short, sentences
-from experiments.task_report import TaskReport, TaskSummary, in_words, table
+from experiments.task_report import table
 from experiments.wandb_log import WandbError, WandbLog
+from experiments.watchers import Watchers
+
+Ending = Literal["finished", "interrupted", "not finite", "world failed", "not written"]
 
 
-def train(config: TrainConfig, world: VectorEnv, agent: Agent, console: Console | None = None) -> tuple[Path, int]:
-    """Train the `agent` that `setup.build` made of `config` in its `world` and return (run directory, exit code).
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
 
-    Exit code 0: finished; 1: stopped because something was not finite, the world failed or a file could not be written
-    (a full disk); 130: interrupted. What was logged is kept in every case, and so is a last checkpoint, unless it would
-    not be finite or there is no room for it: then the one before it stays the last and is named. The world is closed at
-    the end. Raises PlaceError or WandbError where the run cannot begin.
+    directory: Path
+    step: int
+    """The last one made, over all environments."""
+    ending: Ending
+    why: str
+    """In a sentence; empty where it finished, or there is no more to say."""
+    checkpoint: Path | None
+    """The newest one; None where there is none."""
+
+    @property
+    def exit_code(self) -> int:
+        """0: finished; 130: interrupted; 1: stopped by what its ending says."""
+        return {"finished": 0, "interrupted": 130}.get(self.ending, 1)
+
+
+def train(config: TrainConfig, world: VectorEnv, agent: Agent, console: Console | None = None) -> Result:
+    """Train the `agent` that `setup.build` made of `config` in its `world`, in a new run directory.
+
+    Whatever ends the run (something is not finite, the world fails, a file cannot be written as on a full disk,
+    Ctrl-C), what was logged is kept, and so is a last checkpoint, unless it would not be finite or there is no room for
+    it: then the one before it stays the last. The world is closed at the end. `console` is told how it goes; without
+    one nothing is printed. Raises PlaceError or WandbError where the run cannot begin.
     """
-    console = console or RunConsole()
-    directory = RunDirectory(config)
-    convolutional = uses_convolutions(config.agent.network, spaces_of(world))
-    placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
-    also = _wandb(config, directory, world)
-    watch = Watch(agent.learner.optimization, agent.state_dict)
-    try:
-        directory.write_manifest(agent.device, placement)
-        watchers = _Watchers(config, agent, directory, console, watch, also)
-    except OSError as error:
-        world.close()
-        raise directory.without_room(error) from error
-    _introduce(config, agent, directory, placement, watchers.say)
-    for sentence in remarks(world, agent):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    code, step, saved = 1, 0, 0
-    try:
-        with ProgressLine(config.run.steps, watchers.logger, console) as progress:
-            for event in training(agent, world, config.run.steps):
-                watchers.notice(event)
-                if not isinstance(event, Tick):
-                    continue
-                step = event.step
-                progress.tick(step)
-                if step - saved >= config.checkpoint_every and step < config.run.steps:
-                    watch.flush()
-                    directory.save(agent.state_dict(), step)
-                    saved = step
-        watchers.last(step)
-        watch.flush()
-        directory.save(agent.state_dict(), step, final=True)
-        code = 0
-    except NonFiniteError as error:
-        why = watch.explain(error)
-        console.print(f"[bold red]stopped at step {step:,}:[/] {escape(why)}", highlight=False, soft_wrap=True)
-    except WorldError as error:
-        _say_failure(console, told(error, directory.path))
-    except OSError as error:  # of the run's own files: what a world raises is a WorldError
-        _say_failure(console, unwritten(error, directory.path, step))
-    except KeyboardInterrupt:
-        code = 130
-        unsound = watch.unsound()
-        why = f": {escape(unsound)}" if unsound else ""
-        console.print(f"[bold]interrupted at step {step:,}[/]{why}", highlight=False, soft_wrap=True)
-    finally:
-        unwritable = watchers.close(step, code)
-        unclosed = close(world, directory.path)
-    if unwritable is not None and not code:
-        code = 1
-        _say_failure(console, unwritten(unwritable, directory.path, step))
-    if code:
-        _save_what_is_finite(directory, agent.state_dict(), step, console)
-    if unclosed:
-        code = code or 1
-        _say_failure(console, unclosed)
-    watchers.sum_up(config, step)
-    if also is not None:
-        also.finish(code, {"exit_code": code, "steps": step})
-    return directory.path, code
+    training = _Training(config, world, agent, console or Console(quiet=True, force_terminal=False))
+    training.introduce()
+    ending, why = training.carry_out()
+    return training.finish(ending, why)
 
 
-def _save_what_is_finite(directory: RunDirectory, state: dict, step: int, console: Console) -> None:
-    """Save what a stopped run has come to, or say which checkpoint is good."""
-    try:
-        directory.save(state, step)
-    except (NonFiniteError, OSError):
-        good = "there is no checkpoint from before"
-        if directory.newest is not None:
-            path, at = directory.newest
-            good = f"the last good checkpoint is {path} (step {at:,})"
-        console.print(escape(f"nothing was saved of it; {good}"), highlight=False, soft_wrap=True)
+class _Training:
+    """A run, its directory, and who is told of it."""
 
+    def __init__(self, config: TrainConfig, world: VectorEnv, agent: Agent, console: Console) -> None:
+        self.config, self.world, self.agent, self.console = config, world, agent, console
+        self.directory = RunDirectory(config)
+        convolutional = uses_convolutions(config.agent.network, spaces_of(world))
+        self.placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
+        self.wandb = _wandb(config, self.directory, world)
+        self.watch = Watch(agent.learner.optimization, agent.state_dict)
+        try:
+            self.directory.write_manifest(agent.device, self.placement)
+            also = self.wandb and self.wandb.line
+            self.watchers = Watchers(config, agent, self.directory, self.watch, self.say, also)
+        except OSError as error:
+            world.close()
+            raise self.directory.without_room(error) from error
+        self.run = Run(agent, world, config.run.steps, self.watchers.all)
 
-def _introduce(config: TrainConfig, agent: Agent, directory: RunDirectory, placement: str, say: Callable) -> None:
-    """What is about to be run, and where."""
-    size = sum(parameter.numel() for parameter in agent.network.parameters())
-    say(f"[bold]{escape(str(directory.path))}[/]  {size:,} parameters", markup=True)
-    say(f"on {placement}")
-    say(in_words_of_preset(config))
-    if config.interventions:
-        moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
-        say(f"interventions: {', '.join(map(in_short, config.interventions))}{moments}")
-    if reason := never_learns(config, config.run.steps):
-        say(f"note: nothing will be learned: {reason}")
+    @property
+    def step(self) -> int:
+        """Steps made."""
+        return self.run.clock.steps
+
+    def say(self, sentence: str, markup: bool = False) -> None:
+        """Tell the person who watches."""
+        self.console.print(sentence, highlight=False, soft_wrap=True, markup=markup)
+
+    def introduce(self) -> None:
+        """Say what is about to be run, and where."""
+        config = self.config
+        size = sum(parameter.numel() for parameter in self.agent.network.parameters())
+        self.say(f"[bold]{escape(str(self.directory.path))}[/]  {size:,} parameters", markup=True)
+        self.say(f"on {self.placement}")
+        self.say(in_words_of_preset(config))
+        if config.interventions:
+            moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
+            self.say(f"interventions: {', '.join(map(in_short, config.interventions))}{moments}")
+        if reason := never_learns(config, config.run.steps):
+            self.say(f"note: nothing will be learned: {reason}")
+        for sentence in remarks(self.world, self.agent):
+            self.say(sentence)
+
+    def carry_out(self) -> tuple[Ending, str]:
+        """Make the run: how it ends, and why."""
+        run, steps, every = self.run, self.config.run.steps, self.config.checkpoint_every
+        try:
+            with ProgressLine(steps, self.watchers.logger, self.console) as progress:
+                while not run.over:
+                    before = self.step
+                    run.advance()
+                    progress.tick(self.step)
+                    if self.step // every > before // every and not run.over:
+                        self.save()
+            self.watchers.last(self.step)
+            self.save(final=True)
+        except NonFiniteError as error:
+            return "not finite", self.watch.explain(error)
+        except WorldError as error:
+            return "world failed", told(error, self.directory.path)
+        except OSError as error:  # of the run's own files: what a world raises is a WorldError
+            return "not written", unwritten(error, self.directory.path, self.step)
+        except KeyboardInterrupt:
+            return "interrupted", self.watch.unsound() or ""
+        return "finished", ""
+
+    def save(self, final: bool = False) -> None:
+        """Write a checkpoint, between two ticks. Raises `NonFiniteError` where something is not finite."""
+        self.watch.flush()
+        self.directory.save(self.agent.state_dict(), self.step, final)
+
+    def finish(self, ending: Ending, why: str) -> Result:
+        """Say why the run stops, write and save what there is of it, and sum up."""
+        if ending != "finished":
+            self._say_end(ending, why)
+        unwritable = self.watchers.close(self.step, ending == "finished")
+        unclosed = close(self.world, self.directory.path)
+        if unwritable is not None and ending == "finished":
+            ending, why = "not written", unwritten(unwritable, self.directory.path, self.step)
+            self._say_end(ending, why)
+        if ending != "finished":
+            self._save_what_is_finite()
+        if unclosed:
+            self._say_end("world failed", unclosed)
+            ending, why = ("world failed", unclosed) if ending == "finished" else (ending, why)
+        self._sum_up()
+        result = Result(self.directory.path, self.step, ending, why, self.directory.newest and self.directory.newest[0])
+        if self.wandb is not None:
+            self.wandb.finish(result.exit_code, {"exit_code": result.exit_code, "steps": self.step})
+        return result
+
+    def _say_end(self, ending: Ending, why: str) -> None:
+        if ending == "interrupted":
+            self.say(f"[bold]interrupted at step {self.step:,}[/]{why and f': {escape(why)}'}", markup=True)
+        else:
+            at = f"stopped at step {self.step:,}:" if ending == "not finite" else "stopped:"
+            self.say(f"[bold red]{at}[/] {escape(why)}", markup=True)
+
+    def _save_what_is_finite(self) -> None:
+        """Save what a stopped run has come to, or say which checkpoint is good."""
+        try:
+            self.directory.save(self.agent.state_dict(), self.step)
+        except (NonFiniteError, OSError):
+            good = "there is no checkpoint from before"
+            if self.directory.newest is not None:
+                path, at = self.directory.newest
+                good = f"the last good checkpoint is {path} (step {at:,})"
+            self.say(f"nothing was saved of it; {good}")
+
+    def _sum_up(self) -> None:
+        """Say what interventions did, how the tasks went, and whether anything was learned at all."""
+        done, tasks = self.watchers.logger.surgery, self.watchers.tasks
+        for sentence in [*sentences(done.total), *idle(self.config, done)]:
+            self.say(f"in all: {sentence}")
+        if tasks.count:
+            self.say("\n".join(table(tasks)))
+        if not self.run.clock.gradient_steps:
+            reason = never_learns(self.config, self.step)
+            self.say(f"nothing was learned: {reason}" if reason else "nothing was learned: no gradient step was made")
 
 
 def _wandb(config: TrainConfig, directory: RunDirectory, world: VectorEnv) -> WandbLog | None:
@@ -134,90 +193,3 @@ def _wandb(config: TrainConfig, directory: RunDirectory, world: VectorEnv) -> Wa
         world.close()
         shutil.rmtree(directory.path, ignore_errors=True)
         raise
-
-
-class _Watchers:
-    """Everybody who reads a run's events: log, probes, returns by task."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        agent: Agent,
-        directory: RunDirectory,
-        console: Console,
-        watch: Watch,
-        also: WandbLog | None,
-    ) -> None:
-        self.console = console
-        self.learned = False
-        surgeries = agent.learner.interventions.surgeries
-        self.logger = Logger(
-            directory.path, config.log_every, watch, agent.scalars, self.say, surgeries, also and also.line
-        )
-        self.page = Page(self.logger.writer, agent.network)
-        write_settings(self.logger.writer, config)
-        self.probing = Probing(config, agent, directory, self.say)
-        self.report = TaskReport(config.run.level_share, self.logger.episodes.path, directory.path / "tasks.jsonl")
-
-    def say(self, sentence: str, markup: bool = False) -> None:
-        """Tell the person who watches."""
-        self.console.print(sentence, highlight=False, soft_wrap=True, markup=markup)
-
-    def notice(self, event: Tick | TaskChange | TaskDrift | Update) -> None:
-        """Take note of an event. Probes come first: what they measure is what was there before it."""
-        if isinstance(event, Tick):
-            self.logger.tick(event)
-            self.logger.findings(event.step, self.probing.tick(event.step))
-        elif isinstance(event, Update):
-            self.learned = True
-            self.logger.update(event)
-            self.logger.findings(event.step, self.probing.after_update())
-        elif isinstance(event, TaskDrift):
-            self.logger.task_drift(event)
-        else:
-            self.logger.findings(event.step, self.probing.at_boundary(event.step))
-            self._summarise(self.report.change(event))
-            self.logger.task_change(event)
-            self.say(f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}")
-        self.page.follow(self.logger.tags, event.step)
-
-    def last(self, step: int) -> None:
-        """The run has reached its end."""
-        self.logger.findings(step, self.probing.last(step))
-        self._summarise(self.report.finish(step))
-        self.logger.flush(step)
-
-    def close(self, step: int, code: int) -> OSError | None:
-        """The run is over, however it ended: write what is there. What kept a file from being written, if anything."""
-        failure = None
-        for writing in (partial(self._write_the_end, step, code), self.logger.close):
-            try:
-                writing()
-            except OSError as error:
-                failure = failure or error
-        return failure
-
-    def _write_the_end(self, step: int, code: int) -> None:
-        self._summarise(self.report.finish(step))
-        self.logger.write_out(step)
-        self.page.follow(self.logger.tags, step)
-        if code == 0:
-            write_end(self.logger.writer)
-
-    def sum_up(self, config: TrainConfig, step: int) -> None:
-        """Say what interventions did, how the tasks went, and whether anything was learned at all."""
-        for sentence in [*sentences(self.logger.surgery.total), *idle(config, self.logger.surgery)]:
-            self.say(f"in all: {sentence}")
-        if self.report.count:
-            self.say("\n".join(table(self.report)))
-        if not self.learned:
-            reason = never_learns(config, step)
-            self.say(f"nothing was learned: {reason}" if reason else "nothing was learned: no gradient step was made")
-
-    def _summarise(self, summary: TaskSummary | None) -> None:
-        if summary is not None:
-            self.logger.task_summary(summary)
-
-
-def _say_failure(console: Console, sentence: str) -> None:
-    console.print("[bold red]stopped:[/]", escape(sentence), highlight=False, soft_wrap=True)

@@ -30,6 +30,10 @@ CURRENT, REFERENCE, FRESH = "probes", "probes_reference", "probes_fresh"
 """What tags begin with: on a batch drawn now, on the frozen one, and a fresh network on that."""
 
 
+KEPT = ("reference", "current", "_initial", "_previous", "_measured", "_last_step", "_fresh")
+"""What of a prober its state holds as it is."""
+
+
 @dataclass
 class Prober:
     """Measures a subject every so many steps.
@@ -153,6 +157,25 @@ class Prober:
     def fresh_line(self) -> dict[str, Tensor]:
         """The fresh network's values again, so that a chart shows a line from the first probe to the last."""
         return dict(self._fresh or {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from one probe to the next, as tensors and primitives."""
+        recent = self.subject.recent
+        return {
+            **{name: getattr(self, name) for name in KEPT},
+            "told": sorted(self._told),
+            "before": {probe.name: before for probe, before in self._before.items()},
+            "recent": None if recent is None else recent.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, on the network's device."""
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self._told = set(state["told"])
+        self._before = {probes()[name]: before for name, before in state["before"].items()}
+        if self.subject.recent is not None:
+            self.subject.recent.load_state_dict(state["recent"])
 
     def _probes(self) -> list[Probe]:
         return [probes()[name] for name in self.names]

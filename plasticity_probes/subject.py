@@ -58,3 +58,5 @@ class Subject:
     """A freshly initialised network of the same shape, from a generator of its own."""
     layer_name: Callable[[str], str] = lambda name: name
     """A layer's name in tags, from its name in the network."""
+    recent: Any = None
+    """What `draw` draws from where it remembers something, with `state_dict` and `load_state_dict`."""

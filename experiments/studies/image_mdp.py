@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from experiments.cli import parse_train
 from experiments.results.statistics import of_seeds, worst_quarter
@@ -49,10 +48,12 @@ def run(arm: str, strength: float, seed: int, tasks: int) -> list[dict[str, Any]
         chosen = tuple(interventions(arm, strength, GRADIENT_STEPS))
         config = replace(config, interventions=chosen, run=replace(config.run, runs_dir=Path(folder)))
         check(config)
-        directory, code = train(config, *build(config), Console(quiet=True))
-        summaries = [json.loads(line) for line in (directory / "tasks.jsonl").read_text().splitlines()]
-    if code:
-        raise RuntimeError(f"{arm}, strength {strength}, seed {seed}: the run stopped with exit code {code}")
+        result = train(config, *build(config))
+        summaries = [json.loads(line) for line in (result.directory / "tasks.jsonl").read_text().splitlines()]
+    if result.exit_code:
+        raise RuntimeError(
+            f"{arm}, strength {strength}, seed {seed}: the run ended early ({result.ending}): {result.why}"
+        )
     row = {"arm": arm, "strength": strength, "seed": seed}
     return [
         {**row, "task": task, "return": summary["last_tenth_return"]} for task, summary in enumerate(summaries, start=1)

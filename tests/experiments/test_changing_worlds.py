@@ -10,7 +10,7 @@ from experiments.cli import parse_train
 from experiments.evaluate import evaluate
 from experiments.evaluate_config import EvaluateConfig
 from experiments.logger import read_metrics
-from experiments.loop import TaskChange, Tick, training
+from experiments.run import Run, TaskChange, Tick
 from experiments.setup import build, check, world_config
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
@@ -48,7 +48,7 @@ def test_the_agent_hears_of_a_task_once_when_the_last_environment_has_entered_it
     heard, agent.on_task_change = [], lambda: heard.append(agent.clock.steps)
     step, tasks, told = world.step, [], []
     world.step = lambda actions: (tasks.append(step(actions)), tasks[-1])[1]
-    for event in training(agent, world, 900):
+    for event in Run(agent, world, 900):
         if isinstance(event, TaskChange):
             told.append((event.step, event.task))
     lowest = [int(infos["task_index"].min()) for *_, infos in tasks]
@@ -65,7 +65,7 @@ def test_replay_of_the_current_task(mode: str) -> None:
     flags = [*SMALL["dqn"], *SHIFTING, "--num-envs", "2", "--replay.on-task-change", mode]
     world, agent = build(settings("dqn", "CartPole-v1", *flags))
     shares, after_changes, changed = [], [], False
-    for event in training(agent, world, 700):
+    for event in Run(agent, world, 700):
         if isinstance(event, Tick):
             shares.append(agent.scalars()["replay/current_task_share"])
             after_changes += [shares[-1]] if changed else []
@@ -105,7 +105,7 @@ def test_annealing_per_task_begins_anew(algorithm: str) -> None:
     world, agent = build(config)
     name = {"dqn": "charts/epsilon", "ppo": "charts/learning_rate"}[algorithm]
     falls, values = [], []
-    for event in training(agent, world, 1200):
+    for event in Run(agent, world, 1200):
         if isinstance(event, TaskChange):
             falls.append(event.step)
         elif isinstance(event, Tick):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from envs import describe
 from experiments.cli import parse_evaluate, parse_train
@@ -31,7 +30,7 @@ SMALL = ["--learning-starts=20", "--buffer-size=200", "--width=8", "--depth=1", 
 def trained(flags: list[str], folder: Path) -> Path:
     config = parse_train([*flags, "--runs-dir", str(folder)])
     check(config)
-    return train(config, *build(config), Console(quiet=True))[0]
+    return train(config, *build(config)).directory
 
 
 @pytest.fixture(scope="module")

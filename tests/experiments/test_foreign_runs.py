@@ -29,8 +29,8 @@ def run(tmp_path, algorithm, name, steps, *flags):
     config = parse_train([*arguments, "--probes", "none", *SMALL[algorithm], *flags])
     check(config)
     printed = io.StringIO()
-    path, code = train(config, *build(config), Console(file=printed, width=120))
-    return path, code, printed.getvalue()
+    done = train(config, *build(config), Console(file=printed, width=120))
+    return done.directory, done.exit_code, printed.getvalue()
 
 
 def command(*arguments, cwd=ROOT):
@@ -90,7 +90,7 @@ def test_actions_far_from_0_are_learned(tmp_path):
     arguments = ["ppo", "--env", "tests.odd_worlds:FarActions-v0", "--steps", "20000", "--runs-dir", str(tmp_path)]
     config = parse_train([*arguments, "--probes", "none", "--threads", "1"])
     world, agent = build(config)
-    train(config, world, agent, Console(file=io.StringIO()))
+    train(config, world, agent)
     best = agent.player(greedy=True, generators=_generators())(np.zeros((1, 3), np.float32))
     assert best.item() == pytest.approx(150.0, abs=5.0)
 

@@ -2,7 +2,6 @@
 
 Python tells of a file beyond the limit as of a full disk: by an OSError where it is written."""
 
-import io
 import json
 import resource
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from experiments.cli import parse_evaluate, parse_train
 from experiments.evaluate import evaluate, is_whole
@@ -73,8 +71,9 @@ def test_a_checkpoint_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_video_that_could_not_be_written_is_told_and_taken_away(tmp_path: Path) -> None:
     config = parse_train([*PPO, "--steps", "300", "--runs-dir", str(tmp_path), "--probes", "none"])
-    run, code = train(config, *build(config), Console(file=io.StringIO()))
-    assert code == 0
+    done = train(config, *build(config))
+    assert done.exit_code == 0
+    run = done.directory
     video = tmp_path / "videos" / "game.mp4"
     result = limited(4_200, "evaluate.py", run, "--episodes", 1, "--video", video)  # a trial of 4,096 bytes passes
     last = result.stderr.splitlines()[-1]  # ffmpeg has words of its own before

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from agents.interventions import CBP, COMBINATIONS, NAMES, L2Init, LayerNorm, ReDo, WeightDecay, intervention_class
 from experiments.cli import listed_interventions, parse_train
@@ -77,7 +78,7 @@ def test_every_intervention_s_settings_survive_json(name):
 def test_a_run_tells_what_never_acted(tmp_path, capsys):
     flags = "--interventions redo weight_clip --redo.period 9999 --steps 1300 --threads 1 --probes none"
     config = parsed(*flags.split(), "--runs-dir", str(tmp_path))
-    train(config, *build(config))
+    train(config, *build(config), Console())
     spoken = capsys.readouterr().out
     assert "in all: redo never acted" in spoken
     assert "weight_clip never" not in spoken
@@ -87,7 +88,7 @@ def test_a_run_tells_who_looked_in_vain_and_where_tensors_were_moved(tmp_path, c
     flags = "--interventions redo weight_clip --redo.period 10 --redo.tau 0 --activation tanh --surgery.moments mean"
     flags += " --steps 1300 --threads 1 --probes none --runs-dir"
     config = parsed(*flags.split(), str(tmp_path))
-    train(config, *build(config))
+    train(config, *build(config), Console())
     spoken = " ".join(capsys.readouterr().out.split())
     assert "in all: redo looked and found nothing to do" in spoken
     assert re.search(r"in all: weight_clip moved tensors [\d,]+ times: dense1 [\d,]+, dense2 [\d,]+, head", spoken)
@@ -207,8 +208,9 @@ def test_a_run_tells_what_was_done_and_how_often(tmp_path, capsys):
     flags = "--interventions redo layer_norm --redo.tau 0.9 --redo.period 100 --steps 3000 --threads 1 --probes none"
     config = parsed(*flags.split(), "--runs-dir", str(tmp_path))
     check(config)
-    directory, code = train(config, *build(config))
-    assert code == 0
+    done = train(config, *build(config), Console())
+    assert done.exit_code == 0
+    directory = done.directory
     spoken = capsys.readouterr().out
     assert "interventions: redo (tau 0.9, period 100), layer_norm" in spoken
     assert "redo replaced" in spoken

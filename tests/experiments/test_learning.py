@@ -11,7 +11,7 @@ from agents.randomness import Generators
 from envs import make_vec
 from experiments.cli import parse_train
 from experiments.evaluate import play
-from experiments.loop import Tick, training
+from experiments.run import Run, Tick
 from experiments.setup import build
 
 BUDGET = {"dqn": 50_000, "c51": 50_000, "ppo": 100_000}
@@ -34,7 +34,7 @@ def steps_to_solve(algorithm: str, seed: int) -> tuple[int | None, float]:
     )
     world, agent = build(config)
     checked, returned = 0, 0.0
-    for event in training(agent, world, budget):
+    for event in Run(agent, world, budget):
         if isinstance(event, Tick) and event.step - checked >= CHECK_EVERY:
             checked, returned = event.step, greedy_return(agent, seed + 1000)
             if returned >= 450:

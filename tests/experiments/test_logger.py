@@ -11,8 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from experiments.logger import Logger, read_metrics
-from experiments.loop import Episode, TaskChange, Tick, Update
 from experiments.records import EpisodeFile, RecentReturns, lines_of
+from experiments.run import Episode, TaskChange, Tick, Update
 from experiments.task_report import TaskReport
 from plasticity_probes.probe import Findings
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
@@ -82,13 +82,13 @@ def test_every_game_is_kept_and_the_log_has_means(num_envs: int, tmp_path: Path)
 
 def test_what_two_looks_find_at_a_step_is_written_once(tmp_path: Path) -> None:
     logger = Logger(tmp_path, 100, None, dict)
-    logger.tick(Tick(10, ()))
+    logger.notice(Tick(10, ()))
     logger.findings(10, Findings({"probes/a": torch.tensor(1.0), "probes/b": torch.tensor(2.0)}))
     logger.findings(10, Findings({"probes/a": torch.tensor(3.0)}))
-    logger.tick(Tick(20, (Episode(0, 5.0, 7),)))
+    logger.notice(Tick(20, (Episode(0, 5.0, 7),)))
     logger.findings(20, Findings({"probes/a": torch.tensor(4.0)}))
-    logger.update(Update(20, {"losses/x": torch.tensor(8.0)}))
-    logger.tick(Tick(30, ()))
+    logger.notice(Update(20, {"losses/x": torch.tensor(8.0)}))
+    logger.notice(Tick(30, ()))
     logger.flush(30)
     logger.flush(30)
     logger.close()
@@ -102,9 +102,9 @@ def test_what_two_looks_find_at_a_step_is_written_once(tmp_path: Path) -> None:
 def test_what_is_learned_at_a_tick_is_in_its_line(tmp_path: Path) -> None:
     logger = Logger(tmp_path, 10, None, lambda: {"charts/epsilon": 0.5})
     for step in (10, 20):
-        logger.tick(Tick(step, ()))
-        logger.update(Update(step, {"losses/x": torch.tensor(float(step))}))
-        logger.update(Update(step, {"losses/x": torch.tensor(step + 2.0)}))
+        logger.notice(Tick(step, ()))
+        logger.notice(Update(step, {"losses/x": torch.tensor(float(step))}))
+        logger.notice(Update(step, {"losses/x": torch.tensor(step + 2.0)}))
     logger.flush(20)
     logger.close()
     metrics = read_metrics(tmp_path / "metrics.jsonl")
@@ -116,7 +116,7 @@ def test_lines_wait_for_probes_only_so_long(tmp_path: Path) -> None:
     logger = Logger(tmp_path, 10**9, None, dict)
     logger.findings(1, Findings({"probes/a": torch.tensor(1.0)}))
     for step in range(1, 5_000):
-        logger.tick(Tick(step, (Episode(0, 1.0, 1),)))
+        logger.notice(Tick(step, (Episode(0, 1.0, 1),)))
         assert len(logger.lines) < 200
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) > 4_000
     logger.close()
@@ -125,13 +125,13 @@ def test_lines_wait_for_probes_only_so_long(tmp_path: Path) -> None:
 def test_a_million_games_take_no_memory(tmp_path: Path) -> None:
     logger = Logger(tmp_path, 10**9, None, dict)
     report = TaskReport(0.9, logger.episodes.path, tmp_path / "tasks.jsonl")
-    report.change(TaskChange(0, 0, {}))
+    report.notice(TaskChange(0, 0, {}))
     episodes = tuple(Episode(i, float(i), 1) for i in range(1_000))
     for step in range(1, 1_001):
         if step == 901:  # at 131 bytes a game the last 100,000 would be 13 MB
             tracemalloc.start()
             before = tracemalloc.get_traced_memory()[0]
-        logger.tick(Tick(step, episodes))
+        logger.notice(Tick(step, episodes))
     kept = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     summary = report.finish(1_000)
@@ -146,10 +146,10 @@ def test_many_tasks_are_all_in_the_file_and_the_table_shows_both_ends(tmp_path: 
 
     file = EpisodeFile(tmp_path)
     report = TaskReport(0.9, tmp_path / "episodes.jsonl", tmp_path / "tasks.jsonl")
-    report.change(TaskChange(0, 0, {}))
+    report.notice(TaskChange(0, 0, {}))
     for task in range(1_000):
         file.write(task * 10 + 5, [Episode(0, float(task), 5, task), Episode(1, float(task), 5, task + 1)])
-        report.change(TaskChange(task * 10 + 10, task + 1, {}))
+        report.notice(TaskChange(task * 10 + 10, task + 1, {}))
     file.close()
     written = [record for _, record in lines_of(tmp_path / "tasks.jsonl")]
     assert [record["mean_return"] for record in written] == [0.0, *(task - 0.5 for task in range(1, 1_000))]
@@ -174,7 +174,7 @@ def test_a_torn_last_line_is_left_out_and_another_is_named(tmp_path: Path) -> No
 
 def test_a_game_is_on_disk_when_its_tick_is_noted(tmp_path: Path) -> None:
     logger = Logger(tmp_path, 100, None, dict)
-    logger.tick(Tick(3, (Episode(1, float("inf"), 3, 2), Episode(2, 0.5, 3, 2))))
+    logger.notice(Tick(3, (Episode(1, float("inf"), 3, 2), Episode(2, 0.5, 3, 2))))
     games = [record for _, record in lines_of(tmp_path / "episodes.jsonl")]
     assert games[0] == {"step": 3, "environment": 1, "task": 2, "return": None, "length": 3}
     assert games[1]["return"] == 0.5

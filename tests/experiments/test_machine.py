@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from agents.transitions import Spaces
 from envs import cores
@@ -188,7 +189,7 @@ def test_a_run_prints_and_records_where_it_ran(flags, threads, tmp_path, capsys)
     line = ["dqn", "--env", "CartPole-v1", "--steps", "200", "--probes", "none", "--device", "auto"]
     config = parse_train([*line, "--runs-dir", str(tmp_path), *flags])
     try:
-        directory, _ = train(config, *build(config))
+        directory = train(config, *build(config), Console()).directory
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from agents.guard import NonFiniteError
-from experiments import train as module
 from experiments.cli import parse_train
 from experiments.evaluate import evaluate
 from experiments.evaluate_config import EvaluateConfig
 from experiments.offline_probes import probe_checkpoints
+from experiments.run import Run
 from experiments.run_directory import RunDirectory, load_checkpoint
 from tests.experiments.test_run import SMALL, run
 
@@ -79,29 +79,28 @@ def test_a_normaliser_of_huge_observations_stops_the_run_and_the_world_is_never_
 
 def spoiled(after: int, stop: type[BaseException] | None):
     """The loop, with a NaN in the last weight from update `after` on, which no loss shows; then `stop` is raised."""
-    original = module.training
+    original = Run.advance
 
-    def training(agent, *arguments):
+    def advance(self):
         def blind(loss, **watched):
-            agent.clock.gradient_steps += 1
+            self.clock.gradient_steps += 1
             return torch.zeros(())
 
-        for event in original(agent, *arguments):
-            yield event
-            if agent.clock.gradient_steps == after:
-                with torch.no_grad():
-                    list(agent.network.parameters())[-1][-1] = NAN
-                agent.learner.optimization.step = blind
-                if stop is not None:
-                    raise stop
+        original(self)
+        if self.clock.gradient_steps == after:
+            with torch.no_grad():
+                list(self.agent.network.parameters())[-1][-1] = NAN
+            self.agent.learner.optimization.step = blind
+            if stop is not None:
+                raise stop
 
-    return training
+    return advance
 
 
 def test_on_ctrl_c_nothing_that_is_not_finite_is_saved_over_what_is_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "training", spoiled(40, KeyboardInterrupt))
+    monkeypatch.setattr(Run, "advance", spoiled(40, KeyboardInterrupt))
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 600, *SMALL["dqn"], *OFTEN)
     assert code == 130
     assert re.search(
@@ -115,7 +114,7 @@ def test_on_ctrl_c_nothing_that_is_not_finite_is_saved_over_what_is_good(
 def test_where_no_line_and_no_checkpoint_is_due_the_final_save_finds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "training", spoiled(40, None))
+    monkeypatch.setattr(Run, "advance", spoiled(40, None))
     monkeypatch.setattr("experiments.logger.Logger.flush", lambda self, step: None)
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 400, *SMALL["dqn"], "--checkpoint-every", "100000")
     assert code == 1

@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.cli import parse_train
 from experiments.logger import read_metrics
-from experiments.loop import TaskChange, Tick, Update, training
 from experiments.probe_names import probe_costs
+from experiments.run import Run, TaskChange, Tick, Update
 from experiments.setup import build, check
 from plasticity_probes.pictures import in_colours
 from plasticity_probes.probes import probes
@@ -54,7 +54,7 @@ def trace(kind: str, probes: str) -> dict:
     act = agent.act
     agent.act = lambda observations: (actions.append(act(observations)), actions[-1])[1]
     before = torch.random.get_rng_state()
-    for event in training(agent, world, STEPS[kind]):
+    for event in Run(agent, world, STEPS[kind]):
         if isinstance(event, Tick):
             returns += [episode.episodic_return for episode in event.episodes]
             if prober is not None and prober.due(event.step):
@@ -164,7 +164,7 @@ def test_boundary_probes_come_before_the_agent_hears_of_the_task() -> None:
     world, agent = build(config)
     heard = []
     agent.on_task_change = lambda: heard.append(agent.clock.steps)
-    for event in training(agent, world, 600):
+    for event in Run(agent, world, 600):
         if isinstance(event, TaskChange) and event.step:
             assert event.step not in heard
     assert len(heard) >= 2

@@ -16,8 +16,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from experiments import progress
 from experiments.cli import parse_train
 from experiments.logger import Logger
-from experiments.loop import Episode, TaskChange, Tick
 from experiments.progress import Lines, ProgressLine
+from experiments.run import Episode, TaskChange, Tick
 from experiments.settings_page import settings, table
 from experiments.setup import never_learns
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
@@ -66,9 +66,9 @@ def test_the_return_shown_is_of_the_present_task(tmp_path: Path, monkeypatch: py
         for step, event in enumerate(["a game", "a change", "a game"], start=1):
             clock.now += 11.0
             if event == "a game":
-                logger.tick(Tick(step, (Episode(0, 10.0 * step, 5, task=step // 2),)))
+                logger.notice(Tick(step, (Episode(0, 10.0 * step, 5, task=step // 2),)))
             else:
-                logger.task_change(TaskChange(step, 1, {}))
+                logger.notice(TaskChange(step, 1, {}))
             line.tick(step)
             shown.append(printed.getvalue().splitlines()[-1].split("return ")[1].split()[0])
     logger.close()

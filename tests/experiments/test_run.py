@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.cli import parse_train
 from experiments.config import to_dict
 from experiments.logger import read_metrics
+from experiments.run import Run
 from experiments.run_directory import load_checkpoint
 from experiments.setup import build, check
 from experiments.train import train
@@ -39,8 +40,8 @@ def run(tmp_path: Path, algorithm: str, env: str, steps: int, *flags: str) -> tu
     config = parse_train([*arguments, *flags])
     check(config)
     printed = io.StringIO()
-    path, code = train(config, *build(config), Console(file=printed, width=120))
-    return path, code, printed.getvalue()
+    done = train(config, *build(config), Console(file=printed, width=120))
+    return done.directory, done.exit_code, printed.getvalue()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -106,7 +107,7 @@ def test_the_same_seed_repeats_to_the_bit(algorithm: str, env: str, flags: list[
 def test_config_json_replays_the_run(tmp_path: Path) -> None:
     first, _, _ = run(tmp_path / "a", "dqn", "CartPole-v1", 300, *SMALL["dqn"])
     config = parse_train(["--config", str(first / "config.json"), "--runs-dir", str(tmp_path / "b")])
-    again, _ = train(config, *build(config), Console(file=io.StringIO()))
+    again = train(config, *build(config)).directory
     for name, tensor in weights(first).items():
         assert torch.equal(tensor, weights(again)[name]), name
 
@@ -162,16 +163,13 @@ def test_something_not_finite_stops_the_run_and_spares_the_weights(algorithm: st
 
 
 def test_an_interrupted_run_keeps_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments import train as module
+    def interrupted(self):
+        if self.clock.steps == 110:
+            raise KeyboardInterrupt
+        return original(self)
 
-    def interrupted(*arguments):
-        for count, event in enumerate(original(*arguments)):
-            if count == 130:
-                raise KeyboardInterrupt
-            yield event
-
-    original = module.training
-    monkeypatch.setattr(module, "training", interrupted)
+    original = Run.advance
+    monkeypatch.setattr(Run, "advance", interrupted)
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 300, *SMALL["dqn"])
     assert code == 130
     assert "interrupted" in printed

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.loop import Episode, TaskChange
 from experiments.records import EpisodeFile
+from experiments.run import Episode, TaskChange
 from experiments.task_report import TaskReport, in_words, table
 
 
@@ -18,6 +18,13 @@ def play(report, games):
     file.close()
 
 
+def change(report, event):
+    """What a task's end adds."""
+    before = report.count
+    report.notice(event)
+    return [*report.first, *report.last][-1] if report.count > before else None
+
+
 def report_in(folder, share, path=None):
     report = TaskReport(share, folder / "episodes.jsonl", path)
     play(report, [])
@@ -27,11 +34,11 @@ def report_in(folder, share, path=None):
 def test_means_last_tenth_and_steps_to_the_level(tmp_path):
     path = tmp_path / "tasks.jsonl"
     report = report_in(tmp_path, 0.5, path)
-    assert report.change(TaskChange(0, 0, {"friction": 0.5})) is None
+    assert change(report, TaskChange(0, 0, {"friction": 0.5})) is None
     # Task 0 lasts 200 steps. Its first tenth (steps 1-20) has returns 1 and 3: mean 2. Its last tenth (181-200) 10 and
     # 14: mean 12. The level at a share of one half is 7.
     play(report, [(10, 0, 1.0), (20, 0, 3.0), (95, 0, 6.5), (110, 0, 8.0), (190, 0, 10.0), (200, 0, 14.0)])
-    first = report.change(TaskChange(200, 1, {"friction": 2.0}))
+    first = change(report, TaskChange(200, 1, {"friction": 2.0}))
     assert (first.task, first.parameters, first.first_step, first.last_step) == (0, {"friction": 0.5}, 0, 200)
     assert first.episodes == 6
     assert first.mean_return == pytest.approx((1 + 3 + 6.5 + 8 + 10 + 14) / 6)
@@ -49,9 +56,9 @@ def test_means_last_tenth_and_steps_to_the_level(tmp_path):
 
 def test_games_count_for_the_task_they_ended_in_whoever_has_switched(tmp_path):
     report = report_in(tmp_path, 0.9)
-    report.change(TaskChange(0, 0, {}))
+    change(report, TaskChange(0, 0, {}))
     play(report, [(50, 0, 1.0), (105, 1, 7.0), (110, 0, 2.0)])  # one environment switched at 105, the other at 110
-    summary = report.change(TaskChange(110, 1, {}))
+    summary = change(report, TaskChange(110, 1, {}))
     assert (summary.episodes, summary.mean_return) == (2, 1.5)
     play(report, [(180, 1, 9.0)])
     assert report.finish(200).mean_return == 8.0
@@ -59,8 +66,8 @@ def test_games_count_for_the_task_they_ended_in_whoever_has_switched(tmp_path):
 
 def test_a_task_that_no_game_ended_in_has_no_returns(tmp_path):
     report = report_in(tmp_path, 0.9, tmp_path / "tasks.jsonl")
-    report.change(TaskChange(0, 0, {}))
-    summary = report.change(TaskChange(100, 1, {}))
+    change(report, TaskChange(0, 0, {}))
+    summary = change(report, TaskChange(100, 1, {}))
     assert summary.episodes == 0
     assert np.isnan([summary.mean_return, summary.last_tenth_return, summary.steps_to_level]).all()
     assert json.loads((tmp_path / "tasks.jsonl").read_text())["mean_return"] is None  # JSON has no NaN
@@ -69,9 +76,9 @@ def test_a_task_that_no_game_ended_in_has_no_returns(tmp_path):
 
 def test_without_progress_in_the_first_task_there_is_no_level(tmp_path):
     report = report_in(tmp_path, 0.9)
-    report.change(TaskChange(0, 0, {}))
+    change(report, TaskChange(0, 0, {}))
     play(report, [(5, 0, 4.0), (95, 0, 4.0)])
-    assert np.isnan(report.change(TaskChange(100, 1, {})).steps_to_level)
+    assert np.isnan(change(report, TaskChange(100, 1, {})).steps_to_level)
     play(report, [(105, 1, 1.0), (195, 1, 50.0)])
     assert np.isnan(report.finish(200).steps_to_level)  # the second task does not stand in for the first
 
