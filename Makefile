@@ -6,13 +6,14 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help .venv demo test test-wandb exhaustive lint format bench clean
+.PHONY: help .venv demo test test-wandb exhaustive faults lint format bench clean
 
 help:
 	@echo "make demo     train for about three minutes and see it learn"
 	@echo "make test     run the tests"
 	@echo "make test-wandb   install wandb into an environment of its own, beside .venv, and test --wandb in it"
 	@echo "make exhaustive   all triples of interventions on every agent (about 10 minutes)"
+	@echo "make faults   full disks, flipped bytes, killed processes, two writers: what came of each, counted"
 	@echo "make lint     check style and format (make format repairs what it can)"
 	@echo "make bench    steps per second, beside Stable-Baselines3 on the same worlds"
 	@echo "make clean    remove caches and build leftovers; runs/ and .venv stay"
@@ -48,6 +49,9 @@ test-wandb: .venv-wandb/.ready
 
 exhaustive: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
+
+faults: $(READY)
+	$(BIN)/python -m pytest tests/faults -m 'faults or not faults'
 
 lint: $(READY)
 	$(BIN)/ruff check .

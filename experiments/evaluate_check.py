@@ -18,6 +18,7 @@ from envs.config import TaskConfig, WorldConfig
 from envs.datasets import require_content
 from envs.foresight import tasks_of
 from envs.memory import available_memory
+from experiments import store
 from experiments.config import TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.json_file import require_file
@@ -91,7 +92,27 @@ def settings_beside(path: Path, asked: Path) -> TrainConfig | None:
 
 
 def require_whole(path: Path) -> None:
-    """Raise ValueError unless `path` is an archive as torch writes them, no byte changed, that fits into memory."""
+    """Raise ValueError unless the agent in the checkpoint `path` is as it was written and fits into memory."""
+    if store.is_one(path):
+        try:
+            checkpoint = store.read(path)
+            size = sum(found.bytes for found in checkpoint.files.values())
+            _require_memory(path, size)
+            checkpoint.verify(["agent.pt"])
+        except store.Unsound as error:
+            raise not_ours(path, error.why) from None
+    else:
+        _require_whole_archive(path)
+
+
+def _require_memory(path: Path, size: int) -> None:
+    available = available_memory()
+    if size > available:
+        raise not_ours(path, f"it unpacks to {size / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are available")
+
+
+def _require_whole_archive(path: Path) -> None:
+    """The same of a file of format 1: an archive as torch writes them, no byte changed."""
 
     def refuse(why: str) -> NoReturn:
         raise not_ours(path, why)
@@ -101,8 +122,8 @@ def require_whole(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             ours = any(member.filename.endswith("/data.pkl") for member in members)
-            total, available = sum(member.file_size for member in members), available_memory()
-            damaged = archive.testzip() if ours and total <= available else None
+            total = sum(member.file_size for member in members)
+            damaged = archive.testzip() if ours and total <= available_memory() else None
     except OSError as error:
         refuse(error.strerror or str(error))
     except zipfile.BadZipFile:
@@ -111,8 +132,7 @@ def require_whole(path: Path) -> None:
         refuse(" ".join(str(error).split()) or type(error).__name__)
     if not ours:
         refuse("an archive of something else")
-    if total > available:
-        refuse(f"it unpacks to {total / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are available")
+    _require_memory(path, total)
     if damaged is not None:
         refuse(f"damaged: {damaged} is not as it was written")
 

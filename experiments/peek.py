@@ -6,7 +6,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.run_directory import not_ours
+from experiments import store
+from experiments.run_directory import as_before, not_ours
 
 
 class Stored(NamedTuple):
@@ -16,8 +17,17 @@ class Stored(NamedTuple):
 
 
 def peek(path: Path) -> Any:
-    """What torch.save wrote to `path`, with a `Stored` for every tensor. ValueError where there is something else in it
-    than containers, primitives and tensors."""
+    """What the checkpoint `path` holds, a directory's as if it were of format 1, with a `Stored` for every tensor.
+    ValueError where there is something else in it than containers, primitives and tensors."""
+    if not store.is_one(path):
+        return _peek(path)
+    try:
+        return as_before(store.read(path), _peek(path / "agent.pt"))
+    except store.Unsound as error:
+        raise not_ours(path, error.why) from error
+
+
+def _peek(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))

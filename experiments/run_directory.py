@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from agents.config import shown
 from envs.cores import usable_cores
+from experiments import store
 from experiments.config import TrainConfig, from_dict, to_dict
 from experiments.places import PlaceError, new_directory
 
@@ -132,12 +133,15 @@ def git_commit() -> str:
 
 
 def find_checkpoint(place: Path) -> Path:
-    """The checkpoint that `place` names: itself, or a run directory's final or else newest one.
+    """The checkpoint that `place` names: itself, or a run directory's newest one; a crashed run's weights where there
+    is nothing else.
 
     Raises ValueError, naming what was looked for, where there is none.
     """
     place = Path(place)
     if os.path.isfile(place):  # pathlib's raise for a name that is too long
+        return place.parent if place.suffix and store.is_one(place.parent) else place
+    if store.is_one(place):
         return place
 
     def refuse(why: str) -> NoReturn:
@@ -147,16 +151,21 @@ def find_checkpoint(place: Path) -> Path:
     try:
         if not stat.S_ISDIR(_mode(place)):
             refuse("must be a run directory or a checkpoint, not a device or a pipe")
-        if os.path.exists(folder / "final.pt"):
-            return folder / "final.pt"
-        periodic = sorted(name for name in os.listdir(folder) if re.fullmatch(r"step_\d+\.pt", name))
+        found = _in_order(folder) or store.listed(folder, "crashed")
     except PermissionError as error:
         refuse(f"may not be looked into ({error.strerror})")
     except OSError:
-        refuse("holds no checkpoints/*.pt (yet)" if os.path.isdir(place) else "no such run directory or checkpoint")
-    if not periodic:
-        refuse("holds no checkpoints/*.pt (yet)")
-    return folder / periodic[-1]
+        refuse("holds no checkpoints (yet)" if os.path.isdir(place) else "no such run directory or checkpoint")
+    if not found:
+        refuse("holds no checkpoints (yet)")
+    return found[-1]
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, of either format, oldest first. Raises OSError."""
+    periodic = sorted(name for name in os.listdir(folder) if re.fullmatch(r"step_\d+\.pt", name))
+    last = ["final.pt"] if os.path.exists(folder / "final.pt") else []
+    return [*(folder / name for name in (*periodic, *last)), *store.listed(folder)]
 
 
 def _mode(path: Path) -> int:
@@ -168,15 +177,13 @@ def _mode(path: Path) -> int:
 
 
 def all_checkpoints(place: Path) -> list[Path]:
-    """Every checkpoint of the run directory `place`, oldest first, the final one last; a file stands for itself.
+    """Every checkpoint of the run directory `place`, oldest first; a checkpoint stands for itself.
 
     Raises ValueError, naming what was looked for, where there is none.
     """
     last = find_checkpoint(place)
-    if os.path.isfile(place):
-        return [last]
-    periodic = sorted((Path(place) / "checkpoints").glob("step_*.pt"))
-    return [*(path for path in periodic if path != last), last]
+    inside = os.path.isdir(place) and last.parent == Path(place) / "checkpoints"
+    return _in_order(last.parent) or [last] if inside else [last]
 
 
 @contextmanager
@@ -195,6 +202,11 @@ def not_ours(path: Path, why: str) -> ValueError:
     """The sentence for a file that is no checkpoint of this suite."""
     reason = why.strip().splitlines()[0][:300]
     return ValueError(f"checkpoint = {shown(str(path))}: is no checkpoint of this suite ({reason})")
+
+
+def as_before(checkpoint: store.Checkpoint, agent: object) -> dict:
+    """What a file of format 1 would hold in place of `checkpoint`."""
+    return {"format": FORMAT, "config": checkpoint.config, "step": checkpoint.step, "agent": agent}
 
 
 def checked_content(path: Path, content: object) -> tuple[TrainConfig, int, dict]:
@@ -223,7 +235,13 @@ def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
     from agents.guard import in_words, not_finite
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if store.is_one(path):
+            checkpoint = store.read(path)
+            content = as_before(checkpoint, checkpoint.load("agent"))
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except store.Unsound as error:
+        raise not_ours(path, error.why) from error
     except Exception as error:  # torch raises many types for a damaged file; all of them mean the same to the user
         raise not_ours(path, str(error) or type(error).__name__) from error
     config, step, agent = checked_content(path, content)
