@@ -26,6 +26,17 @@ held = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
 """
+COMPETES = """
+import sys, time
+from pathlib import Path
+from experiments.lock import Locked, RunLock
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+try:
+    held = RunLock(Path(sys.argv[1]))
+except Locked as error:
+    sys.exit(str(error))
+time.sleep(600)
+"""
 
 
 @pytest.fixture
