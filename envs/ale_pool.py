@@ -9,10 +9,10 @@ import numpy as np
 from envs.config import WorldConfig
 from envs.errors import failed
 from envs.families.atari import FRAME_STACK
-from envs.pools import NO_LIMIT, Outcome
+from envs.pools import NO_LIMIT, Outcome, Pool
 
 
-class AlePool:
+class AlePool(Pool):
     """ALE's own vector environment, with its stack repaired: it pads with zeros after a reset, the others repeat."""
 
     def __init__(self, config: WorldConfig, rom: str, threads: int) -> None:
@@ -41,7 +41,6 @@ class AlePool:
         self._first: tuple[np.ndarray, np.ndarray] | None = None
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """See `Pool.start`."""
         observations, infos = self._reset(seed=seed)
         self._ages[:] = 0
         return self._repeat_first_frame(observations, np.arange(self.num_envs)), infos["lives"]
@@ -94,12 +93,7 @@ class AlePool:
             observations[i, :blank] = observations[i, blank]
         return observations
 
-    def render(self) -> tuple[np.ndarray, ...]:
-        """Not offered: `make_vec` refuses a render mode on this backend."""
-        raise RuntimeError("backend = 'ale': rendering needs backend = 'gymnasium'")
-
     def close(self) -> None:
-        """See `Pool.close`."""
         self._native.close()
 
 

@@ -93,11 +93,9 @@ class ForeignPool(PythonPool):
         return observation_form(self.env, spaces[0][0]), action_form(self.env, spaces[0][1])
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
         return self._reset(self._all, seed)
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
         return self._reset(ids, None)
 
     def _reset(self, ids: np.ndarray, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -115,7 +113,6 @@ class ForeignPool(PythonPool):
         return self._checked_bounds(observations, self.at_reset), self._told_lives(ids)
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         ids = self._all if ids is None else ids
         observations, rewards = self._rows(len(ids)), np.empty(len(ids))
         ends = np.empty((2, len(ids)), dtype=bool)
@@ -148,7 +145,6 @@ class ForeignPool(PythonPool):
         raise self._broken(i, self.at_step(row), f"{found(result)}, where {expected}{old}")
 
     def render(self) -> tuple[np.ndarray, ...]:
-        """See `Pool.render`."""
         with staying_here():
             images = super().render()
         for i, image in enumerate(images):

@@ -23,7 +23,7 @@ from envs.config import WorldConfig
 from envs.cores import usable_cores
 from envs.errors import failed
 from envs.families.mujoco import ANT, REPORTED, STATE_SIZE, single_robot
-from envs.pools import GymnasiumPool, Outcome
+from envs.pools import GymnasiumPool, Outcome, TaskPool
 from envs.tasks import Task
 
 # Ant-v5's own numbers.
@@ -33,7 +33,7 @@ HEALTHY_HEIGHTS = (0.2, 1.0)
 RESET_NOISE = 0.1
 
 
-class FrictionGymnasiumPool(GymnasiumPool):
+class FrictionGymnasiumPool(GymnasiumPool, TaskPool):
     """gymnasium's Ants one after the other (a `TaskPool`).
 
     Example:
@@ -43,18 +43,15 @@ class FrictionGymnasiumPool(GymnasiumPool):
         [0.02, 0.5, 0.5]
     """
 
-    carries_over = False  # it could, but an episode is to see one friction
-
     def __init__(self, config: WorldConfig, render_mode: str | None) -> None:
         super().__init__(lambda: single_robot(config, render_mode, ANT), config.num_envs, config.env, REPORTED)
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
-        """See `TaskPool.enter`."""
         for i in ids:
             self.envs[i].unwrapped.model.geom_friction[:, 0] = task.content
 
 
-class NativeFrictionPool:
+class NativeFrictionPool(TaskPool):
     """Ants with a MuJoCo model and state each, stepped by threads (a `TaskPool`).
 
     Each thread takes the next Ant that nobody has stepped yet; while MuJoCo computes, it leaves Python's lock to the
@@ -64,8 +61,6 @@ class NativeFrictionPool:
         config: number of Ants and the variants of their reward.
         threads: how many step them, the calling one among them; 0 for one a usable core.
     """
-
-    carries_over = False
 
     def __init__(self, config: WorldConfig, threads: int) -> None:
         ant = single_robot(config, None, ANT)
@@ -89,7 +84,6 @@ class NativeFrictionPool:
         self._executor = ThreadPoolExecutor(self._helpers, "friction_ant") if self._helpers else None
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
-        """See `TaskPool.enter`."""
         for i in ids:
             self.models[i].geom_friction[:, 0] = task.content
 
@@ -100,7 +94,6 @@ class NativeFrictionPool:
         return self.restart(self._all)
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, None]:
-        """See `Pool.restart`."""
         raw = self._rows(len(ids))
         for row, i in enumerate(ids):
             model, state, random = self.models[i], self.states[i], self._random[i]
@@ -113,7 +106,6 @@ class NativeFrictionPool:
         return _observe(raw)[0], None
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         ids = self._all if ids is None else ids
         actions = np.asarray(actions)  # in their own type, as gymnasium takes them
         raw, after = self._rows(len(ids)), np.empty(len(ids))
@@ -167,12 +159,7 @@ class NativeFrictionPool:
         }
         return Outcome(observations, rewards, ~healthy, None, None, infos)
 
-    def render(self) -> tuple[np.ndarray, ...]:
-        """Not offered: `make_vec` refuses a render mode on this backend."""
-        raise RuntimeError("backend = 'native': rendering needs backend = 'gymnasium'")
-
     def close(self) -> None:
-        """See `Pool.close`."""
         if self._executor is not None:
             self._executor.shutdown()
 

@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from envs.datasets import Dataset
-from envs.pools import Outcome
+from envs.pools import Outcome, TaskPool
 from envs.tasks import Task, fingerprint, generator
 
 SCREEN = 280
@@ -121,7 +121,7 @@ def _labelling(labels: np.ndarray, num_classes: int) -> _Labelling:
     return _Labelling(labels, order, begin, size, padded, np.int64(len(present)), successor)
 
 
-class ImagePool:
+class ImagePool(TaskPool):
     """E image MDPs stepped by array operations; implements `envs.pools.TaskPool`. Rewards are float64.
 
     All environments draw from one generator, so that what one of them meets depends on E. Without `enter` the labels
@@ -147,7 +147,6 @@ class ImagePool:
         self._keep([_labelling(dataset.labels, dataset.num_classes)])
 
     def start(self, seed: int | None) -> tuple[np.ndarray, None]:
-        """See `Pool.start`."""
         if seed is not None:
             self._random = np.random.default_rng(seed)
         return self.restart(self._all)
@@ -220,9 +219,6 @@ class ImagePool:
         factor = max(1, round(SCREEN / max(pictures.shape[1:3])))
         large = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
         return tuple(np.ascontiguousarray(np.broadcast_to(one, (*one.shape[:2], 3))) for one in large)
-
-    def close(self) -> None:
-        """See `Pool.close`: nothing to release."""
 
 
 def balanced(dataset: Dataset, num_images: int) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.spaces import Space
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     infos: dict[str, np.ndarray]  # further columns of the transition, each [E] and fresh
 
 
-class Pool(Protocol):
+class Pool:
     """A backend: E environments that are stepped and reset, with nothing said about episodes, limits or statistics.
 
     Every array it returns is fresh: the pool does not write to it again.
@@ -40,33 +40,38 @@ class Pool(Protocol):
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Reset all; a seed makes what follows deterministic. Returns observations [E, ...] and lives [E] or None."""
+        raise NotImplementedError
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
         """Step all E environments once, or only those in `ids` (int [n], ascending; actions and rows are then theirs).
         Games that ended are NOT reset: `restart` follows for these."""
+        raise NotImplementedError
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Begin a new game in the environments `ids` (int [n], ascending): observations [n, ...], lives [n] or None."""
+        raise NotImplementedError
 
     def render(self) -> tuple[np.ndarray, ...]:
-        """E RGB images [height, width, 3], for backends built with a render mode."""
+        """E RGB images [height, width, 3], for backends built with a render mode; `make_vec` refuses it for others."""
+        raise RuntimeError("rendering needs backend = 'gymnasium'")
 
     def close(self) -> None:
         """Release the backend."""
 
 
-class TaskPool(Pool, Protocol):
+class TaskPool(Pool):
     """A pool whose environments can enter another task (see tasks.py)."""
 
-    carries_over: bool
+    carries_over = False
     """Whether a task can change under a running episode, observation and all. Else the episode must be cut first."""
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
         """Environments `ids` (int [n], ascending) are in `task`: from their next restart on, which follows at once, or
         from now on where the pool carries over and no restart follows. Called for all before the first `start`."""
+        raise NotImplementedError
 
 
-class PythonPool:
+class PythonPool(Pool):
     """E Python environments, called one after the other; what they raise is told as theirs.
 
     Args:
@@ -109,7 +114,6 @@ class PythonPool:
         return f"at the reset after step {self.steps:,}" if self.steps else "at its first reset"
 
     def render(self) -> tuple[np.ndarray, ...]:
-        """See `Pool.render`."""
         return tuple(self._call(i, lambda _: "when it was to be drawn", one.render) for i, one in enumerate(self.envs))
 
     def close(self) -> None:
@@ -139,11 +143,9 @@ class GymnasiumPool(PythonPool):
         self.single_action_space = self.envs[0].action_space
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
         return self._reset(self._all, seed)
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         ids = self._all if ids is None else ids
         actions = np.asarray(actions)
         actions = actions if self.single_action_space.shape else actions.tolist()  # discrete: Python integers
@@ -163,7 +165,6 @@ class GymnasiumPool(PythonPool):
         )
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
         return self._reset(ids, None)
 
     def _reset(self, ids: np.ndarray, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -178,7 +179,7 @@ def _lives(infos: tuple[dict[str, Any], ...]) -> np.ndarray | None:
     return np.array([info["lives"] for info in infos], dtype=np.int64) if "lives" in infos[0] else None
 
 
-class EnvPool:
+class EnvPool(Pool):
     """An envpool pool. Its own autoreset (a made-up row on the next step) is never reached: `restart` comes first.
 
     The C++ side is called directly, because envpool's Python layer rebuilds a tree of arrays on every step. The arrays
@@ -224,14 +225,12 @@ class EnvPool:
         self._reported = [(key[5:], self._column[key]) for key in keys if key[5:] in self._passing]
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
         if seed is not None and seed != self._born_with:
             self._build(seed)
         self._born_with = None  # used up: the same seed again needs a new pool
         return self.restart(self._ids)
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         actions = np.ascontiguousarray(actions, dtype=self._action_dtype)
         rows = self._ids if ids is None else ids.astype(np.int32)
         try:
@@ -250,7 +249,6 @@ class EnvPool:
         )
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
         try:
             self._native._reset(ids.astype(np.int32))
             state = self._native._recv()
@@ -259,10 +257,5 @@ class EnvPool:
         column = self._column
         return state[column["obs"]], state[column["info:lives"]] if "info:lives" in column else None
 
-    def render(self) -> tuple[np.ndarray, ...]:
-        """Not offered: `make_vec` refuses a render mode on this backend."""
-        raise RuntimeError("backend = 'envpool': rendering needs backend = 'gymnasium'")
-
     def close(self) -> None:
-        """See `Pool.close`."""
         self._native.close()

@@ -14,6 +14,7 @@ from envs.config import TaskConfig, WorldConfig
 from envs.make import make_vec_from_config
 from envs.pools import Outcome, Pool
 from envs.task_laws import ResetLaw
+from envs.task_pools import Through
 from envs.tasks import Task, TaskSchedule
 from envs.vector import SEED_LIMIT, World
 
@@ -173,43 +174,37 @@ class SingleWorld(gymnasium.Env):
         self._world.close()
 
 
-class _LastMoment:
+class _LastMoment(Through):
     """A pool of one that remembers how an episode ended, because `World` begins the next within the same step."""
 
     def __init__(self, pool: Pool, renders: bool) -> None:
-        self._pool, self._renders = pool, renders
+        super().__init__(pool)
+        self._renders = renders
         self.lives = 0
         self.frame: np.ndarray | None = None
         self._running = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
-
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
         self._running = False
-        return self._pool.start(seed)
+        return self.pool.start(seed)
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
-        outcome = self._pool.advance(actions, ids)
+        outcome = self.pool.advance(actions, ids)
         self._running = True
         self.lives = 0 if outcome.lives is None else int(outcome.lives[0])
         return outcome
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
-        """See `TaskPool.enter`."""
         self._keep_frame()
-        self._pool.enter(ids, task)
+        self.pool.enter(ids, task)
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
         self._keep_frame()
-        return self._pool.restart(ids)
+        return self.pool.restart(ids)
 
     def _keep_frame(self) -> None:
         if self._renders and self._running:
-            self.frame = self._pool.render()[0]
+            self.frame = self.pool.render()[0]
         self._running = False
 
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete
 
-from envs.pools import Outcome, Pool
+from envs.pools import Outcome, Pool, TaskPool
 from envs.tasks import Task
 
 KEPT = 3
 """Pools without environments that are kept."""
 
 
-class SwitchingPool:
+class SwitchingPool(TaskPool):
     """One pool for every task in force, each stepping the environments that are in its task.
 
     Between two changes there is one pool, stepped as if it stood alone. During a change, while some environments still
@@ -27,8 +27,6 @@ class SwitchingPool:
         make: builds the pool of a task from a seed; all must have the same spaces.
         num_envs: E; every pool has that many environments, so that environment i is row i of all of them.
     """
-
-    carries_over = False
 
     def __init__(self, make: Callable[[Task, int], Pool], num_envs: int, first: Task, seed: int) -> None:
         self.num_envs = num_envs
@@ -46,7 +44,6 @@ class SwitchingPool:
         self._started = False
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
-        """See `TaskPool.enter`."""
         key = (task.variant, task.stage)
         if key not in self._pools:
             self._pools[key] = self._waiting.pop(key, None) or self._build(task, key)
@@ -76,7 +73,6 @@ class SwitchingPool:
         return [(self._pools[key], np.flatnonzero(self._homes == place)) for place, key in enumerate(self._order)]
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
         if seed is not None:
             self._seed = seed
             self._built.clear()
@@ -86,7 +82,6 @@ class SwitchingPool:
         return _merge_states(parts, self.num_envs)
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         if len(self._order) == 1:
             return self._pools[self._order[0]].advance(actions, ids)
         places = self._all if ids is None else ids
@@ -98,7 +93,6 @@ class SwitchingPool:
         return _merge_outcomes(parts, len(places))
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
         if len(self._order) == 1:
             return self._pools[self._order[0]].restart(ids)
         parts = []
@@ -109,7 +103,6 @@ class SwitchingPool:
         return _merge_states(parts, len(ids))
 
     def render(self) -> tuple[np.ndarray, ...]:
-        """See `Pool.render`."""
         images: dict[int, np.ndarray] = {}
         for pool, ids in self._inhabited():
             shown = pool.render()
@@ -123,7 +116,6 @@ class SwitchingPool:
         return [found[i] for i in range(self.num_envs)]
 
     def close(self) -> None:
-        """See `Pool.close`."""
         for pool in self._pools.values():
             pool.close()
         self._close_waiting()
@@ -176,49 +168,26 @@ def _merge_outcomes(parts: list[tuple[np.ndarray, Outcome]], rows: int) -> Outco
     return Outcome(*fields, infos)
 
 
-class _Through:
-    """A pool around another that changes what passes through."""
-
-    carries_over = True
+class Through:
+    """A pool around another that changes what passes through; what it does not, is the other's."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.num_envs = pool.num_envs
-        self.single_observation_space: Space = pool.single_observation_space
-        self.single_action_space: Space = pool.single_action_space
 
-    @property
-    def envs(self) -> list[Any]:
-        """The single environments, for backends that have them."""
-        return self.pool.envs
-
-    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
-        return self.pool.start(seed)
-
-    def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
-        return self.pool.advance(actions, ids)
-
-    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
-        return self.pool.restart(ids)
-
-    def render(self) -> tuple[np.ndarray, ...]:
-        """See `Pool.render`."""
-        return self.pool.render()
-
-    def close(self) -> None:
-        """See `Pool.close`."""
-        self.pool.close()
+    def __getattr__(self, name: str) -> Any:
+        if name == "pool":
+            raise AttributeError(name)
+        return getattr(self.pool, name)
 
 
-class PermutedActions(_Through):
+class PermutedActions(Through):
     """Action i does what action permutation[i] did (continuous: dimension i drives what dimension permutation[i] did).
 
     Raises:
         ValueError: the dimensions of a continuous action differ in their bounds.
     """
+
+    carries_over = True
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(pool)
@@ -231,11 +200,9 @@ class PermutedActions(_Through):
         self._permutations = np.tile(np.arange(self.size), (self.num_envs, 1))
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
-        """See `TaskPool.enter`."""
         self._permutations[ids] = task.content
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         actions = np.asarray(actions)
         permutations = self._permutations if ids is None else self._permutations[ids]
         if self.discrete:
@@ -245,7 +212,7 @@ class PermutedActions(_Through):
         return self.pool.advance(moved, ids)
 
 
-class PermutedObservations(_Through):
+class PermutedObservations(Through):
     """Number i of a vector, or pixel i of every frame or channel, shows what number or pixel permutation[i] held.
 
     An episode sees one order only: a frame stack of two orders is no observation of any world. `encode` and `space` are
@@ -264,7 +231,6 @@ class PermutedObservations(_Through):
         self._permutations = np.tile(np.arange(self.size), (self.num_envs, 1))
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
-        """See `TaskPool.enter`."""
         self._permutations[ids] = task.content
 
     def _permute(self, observations: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
@@ -275,39 +241,36 @@ class PermutedObservations(_Through):
         return np.stack(mixed).reshape(plain.shape)
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
         observations, lives = self.pool.start(seed)
         return self._permute(observations, None), lives
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         outcome = self.pool.advance(actions, ids)
         return outcome._replace(observations=self._permute(outcome.observations, ids))
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
         observations, lives = self.pool.restart(ids)
         return self._permute(observations, ids), lives
 
 
-class ShiftedRewards(_Through):
+class ShiftedRewards(Through):
     """Every reward has the task's offset added (float64)."""
+
+    carries_over = True
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(pool)
         self._offsets = np.zeros(self.num_envs)
 
     def enter(self, ids: np.ndarray, task: Task) -> None:
-        """See `TaskPool.enter`."""
         self._offsets[ids] = task.content
 
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
-        """See `Pool.advance`."""
         outcome = self.pool.advance(actions, ids)
         return outcome._replace(rewards=outcome.rewards + (self._offsets if ids is None else self._offsets[ids]))
 
 
-class FreshlySeeded(_Through):
+class FreshlySeeded(Through):
     """The whole world begins anew from the task's seed."""
 
     carries_over = False
@@ -321,12 +284,10 @@ class FreshlySeeded(_Through):
         self._next_seed = task.content
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.start`."""
         chosen, self._next_seed = seed if self._next_seed is None else self._next_seed, None
         return self.pool.start(chosen)
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Pool.restart`."""
         if self._next_seed is None:
             return self.pool.restart(ids)
         observations, lives = self.start(None)

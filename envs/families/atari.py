@@ -62,7 +62,6 @@ class AtariOptions(Options):
     """Atari: press FIRE for one frame at the beginning of each game that has the button."""
 
     def check(self) -> None:
-        """See `Options.check`."""
         sticky = self.sticky_actions
         require(0.0 <= sticky <= 1.0, "sticky_actions", sticky, "must be a probability in [0, 1]")
         require(0 <= self.noop_max <= 1000, "noop_max", self.noop_max, "must be between 0 and 1000")
@@ -83,7 +82,6 @@ class Atari(Family):
     enlarged = 2
 
     def matches(self, env: str) -> bool:
-        """See `Family.matches`."""
         return env.startswith(PREFIX)
 
     def meant(self, name: str) -> tuple[str, str]:
@@ -95,17 +93,14 @@ class Atari(Family):
         return found, " (4 frames a step; --sticky-actions says the rest that is in old names)" if said else ""
 
     def known_ids(self) -> Collection[str]:
-        """See `Family.known_ids`."""
         return roms().keys()
 
     def check(self, config: WorldConfig) -> None:
-        """See `Family.check`."""
         modes_in_ale = config.change == "modes" and config.backend == "ale"
         allowed = "must be auto, envpool or gymnasium with change = 'modes'"
         require(not modes_in_ale, "backend", config.backend, allowed)
 
     def check_known(self, env: str) -> None:
-        """See `Family.check_known`."""
         rom_of(env)
 
     def describe(self, config: WorldConfig) -> WorldInfo:
@@ -116,7 +111,6 @@ class Atari(Family):
         return self.info(config, OBSERVATION_SHAPE, "uint8", num_actions=count, frame_stack=FRAME_STACK)
 
     def law(self, config: WorldConfig) -> ListLaw:
-        """See `Family.law`."""
         from envs.task_laws import ListLaw
 
         if config.change == "games":

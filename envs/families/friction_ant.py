@@ -59,15 +59,12 @@ class FrictionAnt(MuJoCo):
     changes_anywhere = False
 
     def robot(self, config: WorldConfig) -> str:
-        """See `MuJoCo.robot`."""
         return ANT
 
     def law(self, config: WorldConfig) -> FrictionLaw:
-        """See `Family.law`."""
         return FrictionLaw(config.friction)
 
     def make_pool(self, config: WorldConfig, backend: Backend, schedule: Callable[[TaskLaw], TaskSchedule]) -> TaskPool:
-        """See `MuJoCo.make_pool`."""
         from envs.friction import FrictionGymnasiumPool, NativeFrictionPool
 
         schedule(self.law(config))

@@ -54,7 +54,6 @@ class Gymnasium(Family):
         return self.info(config, space.shape, space.dtype.name, **kind)
 
     def build(self, config: WorldConfig, backend: Backend, schedule: Callable[[TaskLaw], TaskSchedule]) -> Parts:
-        """See `Family.build`."""
         import numpy as np
 
         from envs.pools import NO_LIMIT

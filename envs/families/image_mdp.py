@@ -54,7 +54,6 @@ class ImageOptions(Options):
     """ImageMDP-v0's rules."""
 
     def check(self) -> None:
-        """See `Options.check`."""
         digits = len(self.dataset_sha256) in (0, 64) and not self.dataset_sha256.strip("0123456789abcdef")
         require(digits, "dataset_sha256", self.dataset_sha256, "must be 64 hexadecimal digits, or empty")
 
@@ -76,7 +75,6 @@ class ImageMDP(Family):
     pictures_a_second = 4  # slow enough to read a picture
 
     def check_files(self, config: WorldConfig) -> None:
-        """See `Family.check_files`."""
         from envs.datasets import dataset_count, require_content
 
         require_content(config.dataset, config.dataset_sha256)
@@ -102,7 +100,6 @@ class ImageMDP(Family):
         return replace(config, dataset=str(path), dataset_sha256=known or npz.sha256_of(path, config.dataset))
 
     def describe(self, config: WorldConfig) -> WorldInfo:
-        """See `Family.describe`."""
         from envs.datasets import dataset_shape
 
         shape, classes = dataset_shape(config.dataset)

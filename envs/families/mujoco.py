@@ -60,7 +60,6 @@ class AntOptions(Options):
     """Ant: pay the +1 healthy reward on the step that ends the episode too, as Ant-v3 did and Ant-v5 does not."""
 
     def check(self) -> None:
-        """See `Options.check`."""
         weight, variant = self.contact_cost_weight, self.ant_observation
         require(0.0 <= weight < float("inf"), "contact_cost_weight", weight, "must be a finite number of at least 0")
         require(variant in ANT_OBSERVATIONS, "ant_observation", variant, one_of(ANT_OBSERVATIONS))
@@ -92,7 +91,6 @@ class MuJoCo(Family):
         return self.info(config, (size,), "float32", action_dim=action_dim)
 
     def build(self, config: WorldConfig, backend: Backend, schedule: Callable[[TaskLaw], TaskSchedule]) -> Parts:
-        """See `Family.build`."""
         import numpy as np
         from gymnasium.spaces import Box
 
