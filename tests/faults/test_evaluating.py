@@ -1,13 +1,11 @@
 """evaluate.py reads the checkpoints that are directories, and refuses the damaged ones, before torch is imported."""
 
-import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from experiments.cli import parse_evaluate, parse_train
 from experiments.config import to_dict
@@ -28,9 +26,9 @@ def before(tmp_path_factory):
     flags = ["dqn", "--env", "CartPole-v1", "--width", "8", "--depth", "1", "--buffer-size", "200"]
     flags += ["--learning-starts", "20", "--steps", "60", "--runs-dir", str(tmp_path_factory.mktemp("runs"))]
     config = parse_train([*flags, "--probe.every", "20", "--probe.samples", "16"])
-    path, code = train(config, *build(config), Console(file=io.StringIO()))
-    assert code == 0
-    return path
+    result = train(config, *build(config))
+    assert result.ending == "finished"
+    return result.directory
 
 
 @pytest.fixture
