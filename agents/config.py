@@ -5,19 +5,23 @@ from enum import Enum
 from math import inf
 from typing import Annotated, Literal, get_args
 
+from agents.schedule import CONSTANT, Over, Schedule
+
 
 class AsFlag(Enum):
     """How a field becomes a command-line flag, where it is not simply --its-name or --part.its-name."""
 
     FLAT = "flat"
     """The fields of this part become flags without its name before them."""
+    FIRST = "first"
+    """The first field of this part has the flag of the part itself."""
     NONE = "none"
     """It has no flag."""
     POSITIONAL = "positional"
     """It is a word without a flag."""
 
 
-Flat = AsFlag.FLAT
+Flat, First = AsFlag.FLAT, AsFlag.FIRST
 Hidden = (AsFlag.NONE,)  # an intervention sets the field
 
 FLOAT32_LARGEST, FLOAT32_SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-126
@@ -71,7 +75,7 @@ def _require_float32(number: float, field: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class AdamConfig:
-    """Adam (Kingma & Ba 2015). The learning rate stands with the agent, since agents anneal it."""
+    """Adam (Kingma & Ba 2015) but for its learning rate."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment, each in [0, 1). Equal betas bound the update (Dohare24's tuned Adam)."""
@@ -192,11 +196,29 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
+class LearningRate(Schedule):
+    """Adam's step size. (A number in its place, in Python or in a file, is a constant one.)"""
+
+    start: float = 2.5e-4
+    """Adam's step size at the start; > 0."""
+    end: float = 0.0
+    """What it falls to, where it is annealed."""
+    over: Over = CONSTANT
+    """Over which time it falls linearly. constant: it does not; run: the whole run (CleanRL's anneal_lr); task: anew in
+    every task; 0.5-of-run, 0.5-of-task: a share of it; 250000: so many steps; 8000-steps-of-task: of every task."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.start < inf, "learning_rate", self.start, "> 0 and finite")
+        require(0 <= self.end < inf, "learning_rate.end", self.end, ">= 0 and finite")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """What the settings of every agent hold; agents/kinds.py has those that there are."""
 
-    learning_rate: float = 2.5e-4
-    """Adam's step size; > 0."""
+    learning_rate: Annotated[LearningRate, First] = LearningRate()
+    """Adam's step size."""
     adam: AdamConfig = AdamConfig()
     """Adam's other constants."""
     network: Annotated[NetworkConfig, Flat] = NetworkConfig()
@@ -211,6 +233,7 @@ class AgentConfig:
     """Treat a lost life as the end of the future for learning (zero discount). The game goes on."""
 
     def __post_init__(self) -> None:
-        require(0 < self.learning_rate < inf, "learning_rate", self.learning_rate, "> 0 and finite")
+        if not isinstance(self.learning_rate, LearningRate):
+            object.__setattr__(self, "learning_rate", LearningRate(self.learning_rate))
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
         require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, ">= 0")

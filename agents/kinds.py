@@ -22,7 +22,27 @@ from agents.config import (
     require,
     require_float32,
 )
+from agents.schedule import Over, Schedule
 from agents.transitions import Spaces
+
+
+@dataclass(frozen=True)
+class Epsilon(Schedule):
+    """Epsilon, the share of uniformly random actions from learning_starts on; 1 before."""
+
+    start: float = 1.0
+    """Epsilon at learning_starts, in [0, 1]."""
+    end: float = 0.01
+    """Epsilon in the end, in [0, 1]."""
+    over: Over = Over(250_000)
+    """Over which time it falls linearly. 250000: so many steps; run: the whole run; 0.1-of-run: a share of it (its
+    first tenth, CleanRL's exploration_fraction .1); task, 0.1-of-task, 8000-steps-of-task: anew in every task of a
+    changing world; constant: it stays at epsilon.start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.start <= 1, "epsilon.start", self.start, "in [0, 1]")
+        require(0 <= self.end <= 1, "epsilon.end", self.end, "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -50,14 +70,8 @@ class ValueAgentConfig(AgentConfig):
     """Rewards summed before bootstrapping."""
     double: bool = False
     """Choose the bootstrap action with the online network (van Hasselt et al. 2016)."""
-    start_e: float = 1.0
-    """Epsilon at learning_starts."""
-    end_e: float = 0.01
-    """Epsilon from learning_starts + exploration_steps on."""
-    exploration_steps: int = 250_000
-    """Steps over which epsilon falls linearly; 0: constant at end_e."""
-    anneal_per_task: bool = False
-    """Let epsilon fall anew from start_e in every task of a changing world."""
+    epsilon: Epsilon = Epsilon()
+    """Share of uniformly random actions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,9 +86,6 @@ class ValueAgentConfig(AgentConfig):
         require(0 < self.replay_ratio < inf, "replay_ratio", self.replay_ratio, "> 0 and finite")
         require(self.target_period >= 1, "target_period", self.target_period, ">= 1")
         require(0 < self.tau <= 1, "tau", self.tau, "in (0, 1]")
-        require(0 <= self.start_e <= 1, "start_e", self.start_e, "in [0, 1]")
-        require(0 <= self.end_e <= 1, "end_e", self.end_e, "in [0, 1]")
-        require(self.exploration_steps >= 0, "exploration_steps", self.exploration_steps, ">= 0")
 
 
 def _check_value_agent(config: ValueAgentConfig, spaces: Spaces, num_envs: int) -> None:
@@ -118,10 +129,6 @@ class C51Config(ValueAgentConfig):
 class PPOConfig(AgentConfig):
     """PPO (Schulman et al. 2017) with clipped ratios and generalised advantages."""
 
-    anneal_steps: int = 0
-    """Steps over which the learning rate falls linearly to 0; 0: constant."""
-    anneal_per_task: bool = False
-    """Let the learning rate fall anew in every task of a changing world."""
     adam: AdamConfig = AdamConfig(eps=1e-5)
     """Adam's other constants."""
     network: Annotated[NetworkConfig, Flat] = NetworkConfig(initializer="orthogonal")
@@ -165,7 +172,6 @@ class PPOConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, ">= 0")
         require(self.rollout_steps >= 1, "rollout_steps", self.rollout_steps, ">= 1")
         require(self.num_minibatches >= 1, "num_minibatches", self.num_minibatches, ">= 1")
         require(1 <= self.update_epochs <= 100_000, "update_epochs", self.update_epochs, "in [1, 100,000]")
@@ -200,8 +206,6 @@ class Kind:
     settings: type[AgentConfig]
     made_by: str
     """module:name of what builds it, called as `agents.build_agent` says."""
-    plays_by: str
-    """module:name of what makes its policy of (settings, spaces, device, precision, interventions)."""
     probed_by: str
     """module:name of what makes of it, and of generators, what a prober measures."""
     check: Callable[[Any, Spaces, int], None]
@@ -227,11 +231,6 @@ class Kind:
     def build(self) -> Callable[..., Any]:
         """What builds it. Brings torch in."""
         return _found(self.made_by)
-
-    @property
-    def policy(self) -> Callable[..., Any]:
-        """What makes its policy. Brings torch in."""
-        return _found(self.plays_by)
 
     @property
     def subject(self) -> Callable[..., Any]:
@@ -264,7 +263,6 @@ KINDS = {
             "dqn",
             DQNConfig,
             "agents.dqn:DQN",
-            "agents.dqn:policy",
             atoms=lambda config: 1 if config.loss in REGRESSIONS else config.support.num_atoms,
             value_loss="loss",
             **_OF_Q_VALUES,
@@ -273,7 +271,6 @@ KINDS = {
             "c51",
             C51Config,
             "agents.c51:C51",
-            "agents.c51:policy",
             atoms=lambda config: config.support.num_atoms,
             unused=("hl_gauss_sigma", "support_ends"),
             **_OF_Q_VALUES,
@@ -282,7 +279,6 @@ KINDS = {
             "ppo",
             PPOConfig,
             "agents.ppo:PPO",
-            "agents.policies:ActorPolicy",
             "agents.probing:subject_of_ppo",
             check=_check_ppo,
             parts=lambda config: ("encoder", "actor", "critic") if config.shared_torso else ("actor", "critic"),
@@ -310,7 +306,8 @@ def check_agent(config: AgentConfig, spaces: Spaces, num_envs: int) -> None:
     kind = kind_of(config)
     require_float32(config)
     able = [other.name for other in KINDS.values() if spaces.actions in other.actions]
-    allowed = f"{' or '.join(able)} for a world with {spaces.actions} actions"
+    needs = f"({kind.name} needs {' or '.join(kind.actions)} ones)"
+    allowed = f"{' or '.join(able)} for a world with {spaces.actions} actions {needs}"
     require(kind.name in able, "algorithm", kind.name, allowed)
     check_network(config.network, spaces)
     kind.check(config, spaces, num_envs)

@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from agents.clock import Clock
-from agents.config import AdamConfig
+from agents.config import AdamConfig, LearningRate, NetworkConfig
 from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import Configure, Lifecycle
+from agents.interventions.lifecycle import Lifecycle
 from agents.interventions.surgery import Surgery
 from agents.networks import learning
 from agents.optimization import Optimization, autocast
 from agents.precision import set_precision
 from agents.randomness import Generators
 
+Configure = Callable[[NetworkConfig, str], NetworkConfig]
+"""(settings of a torso, the part of the network it is) -> what the interventions make of them."""
+
 
 class Rates(Protocol):
     """What of an agent's settings the optimizer needs."""
 
-    learning_rate: float
+    learning_rate: LearningRate
     adam: AdamConfig
     max_grad_norm: float
 
@@ -82,7 +85,8 @@ class Learner:
         self.target = copy.deepcopy(self.network).requires_grad_(False) if target else None
         networks = {"online": self.network} | ({"target": self.target} if target else {})
         groups = self.interventions.attach(networks, example, generators.torch("interventions"))
-        rated = rates.learning_rate, rates.adam, rates.max_grad_norm
+        self._rate = rates.learning_rate
+        rated = self._rate.start, rates.adam, rates.max_grad_norm
         self.optimization = Optimization(groups, *rated, self.network, self.clock)
         self.hold(())
         surgical = generators.torch("surgery", self.device)
@@ -90,12 +94,18 @@ class Learner:
 
     def fresh(self, generator: torch.Generator) -> nn.Module:
         """A freshly initialised network of the learning one's shape, on its device, in eval mode."""
-        return self.interventions.fresh(self._build, generator, self.device)
+        network = self._build(self.interventions.configure, generator)
+        return self.interventions.build(network, generator).to(self.device).eval()
 
     @property
     def learning_rate(self) -> float:
         """Adam's step size of the last step, or of the first one before it."""
         return self.optimization.learning_rate
+
+    def anneal(self, steps: int) -> None:
+        """From the next gradient step on, let Adam's step size be that of so many steps in the world."""
+        if self._rate.moves:
+            self.optimization.set_learning_rate(self._rate.value(self._rate.since(steps, self.clock.task_began)))
 
     @property
     def surgery(self) -> Surgery | None:

@@ -91,9 +91,3 @@ class Optimization:
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave."""
         self.adam.load_state_dict(state["adam"])
-
-
-def linear_schedule(start: float, end: float, duration: int, step: int) -> float:
-    """From `start` at step 0 to `end` at step `duration` and after; constant `end` where duration is 0."""
-    progress = min(max(step / duration, 0.0), 1.0) if duration > 0 else 1.0
-    return start + progress * (end - start)

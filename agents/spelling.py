@@ -1,7 +1,40 @@
-"""What a mistyped word was probably meant to be. Standard library alone."""
+"""How settings are written, and what a mistyped word was probably meant to be. Standard library alone."""
 
 import difflib
 from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from typing import ClassVar, NoReturn
+
+LONGEST = 40
+"""Digits of a whole number that can be meant."""
+
+
+class Spelled(str):
+    """A setting of a kind of its own that is written as one word, in flags and in files alike.
+
+    A subclass makes the one usual spelling of what it is given and refuses what it cannot be with `refuse`.
+    """
+
+    metavar: ClassVar[str]
+    """What stands for it in a help."""
+    allowed: ClassVar[str]
+    """What it may be, in words."""
+
+    @classmethod
+    def refuse(cls, text: object) -> NoReturn:
+        """Raise ValueError."""
+        raise ValueError(f"{text!r}: must be {cls.allowed}")
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that `text` is, as 1000000, 1_000_000 or 1e6; None where it is none."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    if not number.is_finite() or number.adjusted() > LONGEST or number != number.to_integral_value():
+        return None
+    return int(number)
 
 
 def folded(word: str) -> str:

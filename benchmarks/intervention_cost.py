@@ -33,6 +33,7 @@ from agents.interventions import intervention_class
 from agents.interventions._sums import compiled
 from agents.interventions.base import Intervention
 from agents.randomness import Generators
+from agents.schedule import in_steps
 from agents.transitions import Spaces, Transitions
 from experiments.machine import choose_device, device_argument
 from experiments.presets import preset_config
@@ -50,7 +51,8 @@ def rows() -> dict[str, tuple[AgentConfig, Spaces, int, int]]:
     """(settings, spaces, updates in a stretch, stretches in a turn) by name."""
 
     def config(algorithm: str, preset: str, env: str) -> AgentConfig:
-        return preset_config(algorithm, preset, "atari" if "ALE" in env else "mujoco", env, 1_000_000).agent
+        agent = preset_config(algorithm, preset, "atari" if "ALE" in env else "mujoco", env).agent
+        return in_steps(agent, 1_000_000)
 
     def ppo(preset: str, minibatch: int) -> AgentConfig:
         changes = {"rollout_steps": 512, "num_minibatches": 512 // minibatch}

@@ -27,9 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from agents.kinds import kind_of
+from agents.kinds import Epsilon, kind_of
 from agents.probing import subject_of
 from agents.randomness import Generators
+from agents.schedule import CONSTANT
 from benchmarks.throughput import LEARNING_STARTS
 from experiments.config import RunConfig, TrainConfig
 from experiments.machine import device_argument
@@ -40,7 +41,7 @@ from plasticity_probes.prober import Prober
 
 LONG, SHORT = 1_000_000, 6_000
 """Steps of the runs whose shares are printed."""
-VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "start_e": 0.01, "exploration_steps": 0}
+VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "epsilon": Epsilon(0.01, over=CONSTANT)}
 
 
 def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
@@ -48,7 +49,7 @@ def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
     run = RunConfig(seed=1, threads=1, device=device)
 
     def config(algorithm: str, family: str, env: str, **changes: object) -> TrainConfig:
-        preset = preset_config(algorithm, "auto", family, env, 1_000_000)
+        preset = preset_config(algorithm, "auto", family, env)
         network = replace(preset.agent.network, padding="valid")  # what was measured so far
         agent = replace(preset.agent, network=network, **changes)
         return replace(preset, agent=agent, run=replace(run, steps=20_000))

@@ -48,7 +48,7 @@ RUNS = {
     "c51-atari": f"c51 {BREAKOUT} --num-envs 2 --backend gymnasium --interventions layer_norm",
     "dqn-labels": f"dqn {LABELS} --probes default --probe.every 300 --replay.on-task-change clear",
     "c51-small-cnn": "c51 --env ImageMDP-v0 --steps 600 --torso small_cnn --width 64 --depth 2 --learning-starts 200",
-    "dqn-modes": f"dqn {CHANGES} --interventions optimizer_reset reset --reset.at-task-change --anneal-per-task",
+    "dqn-modes": f"dqn {CHANGES} --interventions optimizer_reset reset --reset.at-task-change --epsilon.over task",
     "ppo-separate": POLICY,
     "ppo-shared": f"{POLICY} --shared-torso --clip-vloss --reward-transform scale",
     "ppo-hl-gauss": f"{POLICY} --value-loss hl_gauss --v-min 0 --v-max 60 --probes all --probe.every 512",

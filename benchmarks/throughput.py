@@ -23,7 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning th
 import torch
 
 from agents.config import AgentConfig
-from agents.kinds import kind_of
+from agents.kinds import Epsilon, kind_of
+from agents.schedule import CONSTANT
 from experiments.config import RunConfig, TrainConfig
 from experiments.presets import preset_config
 from experiments.run import Run, Update
@@ -56,23 +57,24 @@ class Row:
 
 def ppo_row(env: str, family: str, warmup: int, window: int) -> Row:
     """PPO with CleanRL's settings for the world."""
-    config = replace(preset_config("ppo", "auto", family, env, 1_000_000), run=RUN)
+    config = replace(preset_config("ppo", "auto", family, env), run=RUN)
     agent = config.agent
     shape = f"{config.world.num_envs}x{agent.rollout_steps}, {agent.update_epochs}x{agent.num_minibatches}"
-    config = replace(config, agent=replace(agent, anneal_steps=0, life_loss_discount=False))  # no speed in these
+    constant = replace(agent, learning_rate=agent.learning_rate.start, life_loss_discount=False)  # no speed in these
+    config = replace(config, agent=constant)
     rollout = agent.rollout_steps * config.world.num_envs
     return Row(f"PPO {env.removeprefix('ALE/')} ({shape})", config, config, rollout, rollout, warmup, window)
 
 
 def value_row(algorithm: str, window: int) -> Row:
     """DQN or C51 on Breakout, one environment, batch 32, a gradient step every 4 steps, beside their DQN."""
-    changes = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "start_e": 0.01, "exploration_steps": 0}
+    changes = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "epsilon": Epsilon(0.01, over=CONSTANT)}
 
     def settings(agent: AgentConfig) -> AgentConfig:
         agent = replace(agent, network=replace(agent.network, padding="valid"), **changes)  # as theirs is
         return replace(agent, loss="huber") if kind_of(agent).value_loss else agent
 
-    presets = (preset_config(name, "auto", "atari", "ALE/Breakout-v5", 20_000) for name in (algorithm, "dqn"))
+    presets = (preset_config(name, "auto", "atari", "ALE/Breakout-v5") for name in (algorithm, "dqn"))
     ours, theirs = (replace(preset, agent=settings(preset.agent), run=replace(RUN, steps=20_000)) for preset in presets)
     note = "" if algorithm == "dqn" else "beside their DQN: Stable-Baselines3 has no C51"
     name = f"{algorithm.upper()} Breakout-v5 (1, batch 32, every 4)"

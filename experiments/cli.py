@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from agents.config import require, require_float32
 from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
 from agents.kinds import KINDS
-from envs.config import backends_of, changes_of, foreign_fields, more_of_backends, more_of_changes
-from envs.families import FAMILIES, canonical, family_of, usual_family
+from envs.families import canonical, usual_family
 from experiments.config import TrainConfig, load_config
 from experiments.evaluate_config import EvaluateConfig
 from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, value_of
 from experiments.foreign_flags import EVALUATE, about_agent, about_flag
-from experiments.help import Entry, Section, entry_of, rendered, sections_of, wrapped
-from experiments.presets import PRESETS, preset_config
-from experiments.probe_names import about_the_probes
+from experiments.help import rendered, sections_of
+from experiments.presets import PRESETS, preset_config, steady
+from experiments.train_help import hidden, of_training, overview
 
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
@@ -32,31 +31,12 @@ CONFIG = Flag("--config", ("config",), Path, None)
 HELP = Flag("--help", ("help",), bool, False)
 DECIDING = (PRESET, CONFIG, HELP)
 """Flags that are no setting: they decide the defaults of all others."""
-IN_THE_HELP = ("run", "world", "agent", "probe", "surgery", "interventions")
-"""The order of the parts there."""
 
 
 def fail(message: str) -> NoReturn:
     """Say what is wrong and leave with exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def overview(program: str = "train.py") -> str:
-    """What `train.py` without arguments says."""
-    presets = "\n".join(wrapped(f"{agent}: {', '.join(names)}", 4) for agent, names in PRESETS.items())
-    worlds = ", ".join(family.worlds for family in FAMILIES) + ". --task.period N changes the world every N steps."
-    parts = (
-        f"usage: {program} {{{','.join(KINDS)}}} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]\n"
-        f"       {program} --config runs/NAME/config.json [FLAGS]",
-        "Worlds\n" + wrapped(worlds, 4),
-        wrapped("Presets, of which the world's usual one is taken without --preset") + f"\n{presets}",
-        wrapped("Interventions, whose parameters are flags (--interventions redo --redo.tau 0.025)")
-        + "\n"
-        + wrapped(", ".join([*NAMES, *COMBINATIONS]), 4),
-        wrapped(f"{program} dqn --env ID --help lists every flag with its default for that world."),
-    )
-    return "\n\n".join(parts)
 
 
 def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
@@ -137,22 +117,22 @@ class _Line:
                 found.append(Flag(written, path, field.hint, parameters.get(field.name, field.default)))
         return found
 
-    def defaults(self, given: Mapping[str, list[str]], flags: Iterable[Flag]) -> TrainConfig:
-        """The settings that the other flags override: those of --config, or of the preset."""
-        said = {flag.name: value_of(flag, given[flag.name]) for flag in flags if flag.name in given}
-        preset = said.get("--preset")
+    def defaults(self, given: Mapping[str, Sequence[str]], flags: Iterable[Flag]) -> TrainConfig:
+        """The settings that the other flags override: those of --config, or of the preset, whose schedules are those
+        that it has in the world and the run that are given."""
+        said = {flag: value_of(flag, given[flag.name]) for flag in flags if flag.name in given}
+        preset = said.get(PRESET)
         if self.loaded is not None:
             if preset is not None:
                 raise ValueError(f"preset = {preset!r}: must be left out beside --config, which says everything")
             # its name is taken by the run it came from; a name given beside it still counts
             return replace(self.loaded, run=replace(self.loaded.run, name=""))
-        env, steps = said.get("--env"), said.get("--steps", 1_000_000)
-        if env is None and not self.wants_help:
+        if not self.env and not self.wants_help:
             raise ValueError("env: name the world, such as --env ALE/Breakout-v5, Ant-v5 or CartPole-v1")
-        env, period = canonical(env or USUAL_WORLD), said.get("--task.period", 0)
-        if not period and ("--task.first" in said or "--task.change" in said):
-            period = steps  # one task alone is learned as it would be among others
-        return preset_config(self.algorithm, preset or "auto", usual_family(env).name, env, steps, period)
+        env = self.env or USUAL_WORLD
+        usual = preset_config(self.algorithm, preset or "auto", usual_family(env).name, env)
+        around = {flag.path: value for flag, value in said.items() if flag.path[0] in ("world", "run")}
+        return replace(usual, agent=steady(rebuilt(usual, around)).agent)
 
     def config(self) -> tuple[TrainConfig, list[str]]:
         """(the settings, what should be said although it is allowed). ValueError: a sentence about what is wrong."""
@@ -162,8 +142,7 @@ class _Line:
         given = read(self.words, flags, partial(self._unknown, flags))
         _refuse_stray(given, self.env)
         refuse_two_moments(given.words)
-        deciding = [flag for flag in flags if flag in DECIDING or flag.name in _DECIDE_THE_PRESET]
-        default = self.defaults(given.words, deciding)
+        default = self.defaults(given.words, flags)
         values = {
             flag.path: value_of(flag, given.words[flag.name])
             for flag in flags
@@ -176,16 +155,13 @@ class _Line:
         return replace(config, interventions=_made(self.listed, own)), given.notes
 
     def _unknown(self, flags: list[Flag], written: str) -> NoReturn:
-        visible = [flag.name for flag in flags if not _hidden(flag, self.algorithm, self.env)]
+        visible = [flag.name for flag in flags if not hidden(flag, self.algorithm, self.env)]
         elsewhere: dict[str, list[str]] = {}
         for agent, kind in KINDS.items():
             for flag in flags_of(TrainConfig(agent=kind.settings())) if agent != self.algorithm else ():
                 elsewhere.setdefault(flag.name, []).append(agent)
         whose = {name: " and ".join(agents) for name, agents in elsewhere.items()}
         raise ValueError(about_flag(written, self.algorithm, [*visible, "--interventions"], whose))
-
-
-_DECIDE_THE_PRESET = ("--env", "--steps", "--task.period", "--task.first", "--task.change")
 
 
 def _word_after(words: Sequence[str], flag: str) -> str | None:
@@ -283,65 +259,14 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
             )
 
 
-def _hidden(flag: Flag, algorithm: str, env: str) -> bool:
-    """Whether `flag` means nothing to this agent or in this world, so that it would be refused."""
-    part, name = flag.path[0], flag.path[-1]
-    if part == "agent" and name in KINDS[algorithm].unused:
-        return True
-    if part == "world" and env:
-        return flag.path[1] in foreign_fields(env)
-    if part == "agent" and env:
-        family = family_of(env)
-        return (name == "life_loss_discount" and not family.lives) or (
-            name == "normalize_observations" and family.observes == "pixels"
-        )
-    return False
-
-
 def _help(line: _Line, program: str) -> str:
     """Every flag that means something to the agent in the world, with its default there."""
-    words = {flag: [word] for flag in (*_DECIDE_THE_PRESET, "--preset") if (word := _word_after(line.words, flag))}
-    blank = line.loaded or TrainConfig(agent=KINDS[line.algorithm].settings())
-    config = line.defaults(words, [*flags_of(blank), PRESET])
-    config = config if line.loaded is None else line.loaded
-    flags = [flag for flag in line.flags(config) if not _hidden(flag, line.algorithm, line.env)]
-    env, known = config.world.env, [*NAMES, *COMBINATIONS]
-    narrowed = {"--backend": backends_of(env), "--task.change": ("auto", *changes_of(env))} if line.env else {}
-    endings = {"--backend": more_of_backends(), "--task.change": more_of_changes()}
-    endings |= {"--probes": f"{about_the_probes()}."}
-    presets = PRESETS[line.algorithm]
-    first = [
-        Entry("-h, --help", "Show this text."),
-        Entry(
-            "--preset NAME",
-            f"A published protocol's defaults: {', '.join(presets)}; auto: the world's usual one. (default: auto)",
-        ),
-        Entry("--config FILE", "The settings of an earlier run (its config.json), in place of a preset."),
-        Entry(
-            "--interventions NAME ...",
-            f"What is meant to keep plasticity, in the order of its calls: "
-            f"{', '.join(known)}; or none. Parameters of those listed are flags (--redo.tau), in this help too.",
-        ),
-    ]
-    usage = [
-        f"{program} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]",
-        f"{program} --config FILE [FLAGS]",
-    ]
-    world = f"{env}" if line.env else f"{env}; with --env, those of that world, and its flags alone"
-    introduction = f"Train {line.algorithm} and write a run directory. Defaults are those for {world}."
-    sections = [Section("What to begin with.", first)]
-    for part in IN_THE_HELP[:-1]:
-        own = [flag for flag in flags if flag.path[0] == part]
-        sections += sections_of(own, narrowed, endings)
-    for name in line.listed:
-        sections.append(_of_an_intervention(name, flags))
-    return rendered(usage, introduction, sections)
-
-
-def _of_an_intervention(name: str, flags: Iterable[Flag]) -> Section:
-    texts = {field.name: field.text for field in parameters_of(name)}
-    own = [flag for flag in flags if flag.path[:2] == ("interventions", name)]
-    return Section(f"The intervention {name}.", [entry_of(flag, texts[flag.path[-1]]) for flag in own])
+    flags = [*line.flags(line.loaded or TrainConfig(agent=KINDS[line.algorithm].settings())), PRESET]
+    words = {flag.name: [word] for flag in flags if (word := _word_after(line.words, flag.name))}
+    around = [flag for flag in flags if flag.path[0] in ("world", "run", "preset")]
+    config = line.loaded or line.defaults(words, around)
+    shown = [flag for flag in line.flags(config) if not hidden(flag, line.algorithm, line.env)]
+    return of_training(program, line.algorithm, line.env, config.world.env, shown, list(line.listed))
 
 
 def parse_evaluate(arguments: list[str]) -> EvaluateConfig:

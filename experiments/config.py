@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from agents.config import AgentConfig, AsFlag, Flat, Hidden, Precision, SurgeryConfig, require
 from agents.kinds import KINDS, kind_of
-from agents.spelling import did_you_mean
+from agents.schedule import schedules_of
+from agents.spelling import Spelled, did_you_mean
 from envs.config import WorldConfig
 from experiments.json_file import Digits, read_json
 from experiments.machine import Device, check_device
+from experiments.older import translated
 from experiments.places import require_name, require_text
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ NOT_IN_THE_NAME = (
 """Settings of the run that do not shape its result (or stand in the name anyway)."""
 MOST_THREADS = 1024
 """More than any machine's cores, and few enough to be started."""
-BEFORE_THERE_WERE = {"ppo": {"action_scaling": "off"}}
-"""What runs did before these settings existed, where the default is another: for files that do not hold them."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,12 @@ class TrainConfig(Generic[AgentT]):
         return self.run.checkpoint_every or max(1, self.run.steps // 10)
 
     @property
+    def stretched(self) -> tuple[str, ...]:
+        """The schedules that depend on --steps: with more steps, the first ones of such a run would be others."""
+        schedules, task = schedules_of(self.agent), self.world.task.period
+        return tuple(name for name, schedule in schedules.items() if schedule.stretched(task))
+
+    @property
     def run_name(self) -> str:
         """The given name, or one that says what differs from the preset (see `naming.py`)."""
         if self.run.name:
@@ -171,7 +177,7 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value):
         name = {"name": value.name} if isinstance(getattr(type(value), "name", None), str) else {}
         return name | {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Path):
+    if isinstance(value, (Path, Spelled)):
         return str(value)
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
@@ -179,11 +185,10 @@ def _plain(value: object) -> object:
 def from_dict(settings: dict) -> TrainConfig:
     """The inverse of `to_dict`. Unknown or missing parts raise ValueError naming the field."""
     require(isinstance(settings, dict), "settings", settings, "a JSON object")
+    settings = translated(settings)
     algorithm = settings.get("algorithm")
     require(isinstance(algorithm, str) and algorithm in KINDS, "algorithm", algorithm, "one of " + ", ".join(KINDS))
     parts = {"agent": {}} | {name: value for name, value in settings.items() if name != "algorithm"}
-    if isinstance(parts["agent"], dict):
-        parts["agent"] = BEFORE_THERE_WERE.get(algorithm, {}) | parts["agent"]
     return _build(TrainConfig, parts, "", {"agent": KINDS[algorithm].settings, "interventions": _interventions})
 
 
@@ -240,6 +245,11 @@ def _checked(hint: object, value: object, field: str) -> object:
             kinds = kinds[:1] * len(value)
         require(isinstance(value, list) and len(value) == len(kinds), field, value, f"a list of {len(kinds)}")
         return tuple(_checked(kind, item, field) for kind, item in zip(kinds, value, strict=True))
+    elif isinstance(hint, type) and issubclass(hint, Spelled):
+        try:
+            return hint(value if isinstance(value, str) else "")
+        except ValueError:
+            require(False, field, value, hint.allowed)
     elif hint is Device:
         require(isinstance(value, str), field, value, "the name of a device")
         check_device(value, field)

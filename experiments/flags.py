@@ -1,8 +1,8 @@
 """Typed settings as command-line flags: which there are, and what the words after them mean. Imports no torch.
 
 Every field of a dataclass is a flag: `learning_rate` is --learning-rate, `eps` of the part `adam` is --adam.eps, and
-the fields of a part marked `Flat` stand without its name. Hyphens and underscores are the same. A truth value takes no
-word (--double, --no-double) or one (--double false).
+the fields of a part marked `Flat` stand without its name; the first field of one marked `First` is --its-name. Hyphens
+and underscores are the same. A truth value takes no word (--double, --no-double) or one (--double false).
 """
 
 import dataclasses
@@ -11,19 +11,16 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from agents.config import AsFlag, shown
-from agents.spelling import did_you_mean
+from agents.spelling import Spelled, did_you_mean, whole_number
 from experiments.foreign_flags import about_value
 from experiments.machine import DEVICES, Device, check_device
 
 WHOLE = "a whole number, such as 1000000, 1_000_000 or 1e6"
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-LONGEST = 40
-"""Digits of a whole number that can be meant."""
 DASHES = ("\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}")
 """What word processors make of a hyphen."""
 
@@ -86,7 +83,8 @@ def flags_of(settings: Any, path: tuple[str, ...] = (), prefix: str = "") -> lis
         value = getattr(settings, field.name, dataclasses.MISSING)
         here, name = (*path, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            found += flags_of(value, here, prefix if AsFlag.FLAT in marks else f"{name}.")
+            own = flags_of(value, here, prefix if AsFlag.FLAT in marks else f"{name}.")
+            found += [replace(own[0], name=f"--{name}"), *own[1:]] if AsFlag.FIRST in marks else own
         else:
             found.append(Flag(f"--{name}", here, hint, value, kind, AsFlag.POSITIONAL in marks))
     return found
@@ -210,6 +208,11 @@ def _converted(flag: Flag, kind: Any, word: str) -> Any:
         return word if word in choices else refuse(about_value(flag.name, word) or did_you_mean(word, choices))
     if kind is Device:
         return check_device(word, flag.name)
+    if _spelled(kind):
+        try:
+            return kind(word)
+        except ValueError:
+            refuse()
     if kind is bool:
         return True if word.lower() in TRUE else False if word.lower() in FALSE else refuse()
     if kind is int:
@@ -225,21 +228,16 @@ def _converted(flag: Flag, kind: Any, word: str) -> Any:
     return word
 
 
-def whole_number(text: str) -> int | None:
-    """The whole number that `text` is, as 1000000, 1_000_000 or 1e6; None where it is none."""
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    if not number.is_finite() or number.adjusted() > LONGEST or number != number.to_integral_value():
-        return None
-    return int(number)
+def _spelled(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Spelled)
 
 
 def allowed(flag: Flag) -> str:
     """What the value of `flag` may be, in words."""
     kind = typing.get_args(flag.core)[0] if flag.several else flag.core
-    if kind is Device:
+    if _spelled(kind):
+        words = kind.allowed
+    elif kind is Device:
         words = "one of " + ", ".join(DEVICES)
     elif typing.get_origin(kind) is Literal:
         words = ("some of " if flag.several else "one of ") + ", ".join(typing.get_args(kind))
@@ -256,6 +254,8 @@ def metavar(flag: Flag) -> str:
     kind = typing.get_args(flag.core)[0] if flag.several else flag.core
     if typing.get_origin(kind) is Literal:
         word = "{" + ",".join(typing.get_args(kind)) + "}"
+    elif _spelled(kind):
+        word = kind.metavar
     elif kind is Device:
         word = "{" + ",".join(DEVICES) + "}"
     else:

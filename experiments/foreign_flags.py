@@ -33,10 +33,12 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     },
     "multi-step n-step-returns update-horizon": {VALUE: "--n-step (rewards summed before bootstrapping)"},
     "lr policy-lr q-lr step-size alpha adam-lr": "--learning-rate",
-    "anneal-lr lr-schedule learning-rate-schedule lr-decay": {
-        PPO: "--anneal-steps (steps over which the learning rate falls to 0; 0: constant)",
-        VALUE: "the learning rate is constant",
-    },
+    "anneal-lr lr-schedule learning-rate-schedule lr-decay anneal anneal-steps": (
+        "--learning-rate.over (run: it falls to --learning-rate.end over the whole run; constant: it does not)"
+    ),
+    "anneal-per-task": (
+        "--learning-rate.over or --epsilon.over (task, 0.1-of-task or 8000-steps-of-task: anew in every task)"
+    ),
     "env-id env-name environment gym-id game task-id domain envs-id": "--env",
     "algo algorithm agent algorithm-name dqn c51 ppo": "the agent is the first word: train.py dqn, c51 or ppo",
     "n-envs num-env envs nenvs n-env num-environments num-actors num-workers parallel-envs": "--num-envs",
@@ -62,13 +64,15 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "value-loss critic-loss": {VALUE: "--loss"},
     "use-sde sde-sample-freq": {PPO: "not offered"},
     "exploration-fraction eps-fraction epsilon-decay eps-decay exploration-decay": {
-        VALUE: "--exploration-steps (counts steps: their fraction times --steps)"
+        VALUE: "--epsilon.over (0.1-of-run: a tenth of the run; a number: steps)"
     },
-    "epsilon-decay-period": {VALUE: "--exploration-steps"},
-    "exploration-final-eps final-epsilon epsilon-end eps-end epsilon-train min-epsilon end-epsilon epsilon eps": {
-        VALUE: "--end-e (where exploration's epsilon ends; --start-e is where it begins, --adam.eps is Adam's)"
+    "epsilon-decay-period exploration-steps": {VALUE: "--epsilon.over (steps)"},
+    "exploration-final-eps final-epsilon eps-end epsilon-train min-epsilon end-epsilon end-e": {VALUE: "--epsilon.end"},
+    "exploration-initial-eps initial-epsilon eps-start start-epsilon start-e": {VALUE: "--epsilon.start"},
+    "epsilon eps exploration": {
+        VALUE: "--epsilon.start (with --epsilon.over constant: all along), --epsilon.end or --epsilon.over;"
+        " --adam.eps is Adam's"
     },
-    "exploration-initial-eps initial-epsilon epsilon-start eps-start start-epsilon": {VALUE: "--start-e"},
     "target-network-frequency target-update-interval target-update-freq target-update-frequency target-update-period"
     " target-freq target-frequency target-update": {VALUE: PERIOD},
     "train-frequency train-freq update-period update-frequency update-every gradient-steps utd utd-ratio"
@@ -274,6 +278,8 @@ def about_flag(written: str, program: str, visible: list[str], elsewhere: Mappin
     if intervention:
         return f"{written}: no such flag; did you mean {intervention}?"
     close = nearest(bare, [flag.removeprefix("--") for flag in visible])
+    if "." not in bare:  # a part's own flag stands for those of the part
+        close = [name for name in close if "." not in name or name.partition(".")[0] not in close]
     hint = f"; did you mean {' or '.join('--' + name for name in close)}?" if close else ""
     return f"{written}: no such flag{hint or '; --help lists all there are'}"
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,12 +84,11 @@ def _presets(config: TrainConfig) -> tuple[str, str]:
 
 
 def _preset(config: TrainConfig) -> TrainConfig:
-    """What the preset of `config` says."""
-    from experiments.presets import unchecked
+    """What the preset of `config` says in this world, and in a run as long."""
+    from experiments.presets import steady, unchecked
 
-    task, steps = config.world.task, config.run.steps
-    alone = steps if task.first or task.change != "auto" else 0  # one task is learned as it is among others
-    return unchecked(config.agent_name, _presets(config)[0], config.world.env, steps, task.period or alone)
+    preset = unchecked(config.agent_name, _presets(config)[0], config.world.env)
+    return replace(preset, agent=steady(replace(preset, world=config.world, run=config.run)).agent)
 
 
 def in_words(config: TrainConfig) -> str:

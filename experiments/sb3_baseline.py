@@ -14,7 +14,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow a shared machine down
 
@@ -29,8 +28,7 @@ from torch import nn
 
 from agents.checks import uses_convolutions
 from agents.initializers import initialize
-from agents.kinds import DQNConfig, kind_of
-from agents.optimization import linear_schedule
+from agents.kinds import kind_of
 from agents.precision import set_precision
 from agents.randomness import Generators
 from agents.transitions import Spaces
@@ -44,7 +42,7 @@ from experiments.places import PlaceError, quoted
 from experiments.progress import ProgressLine
 from experiments.run import Episode, Tick
 from experiments.run_directory import RunDirectory, write_json
-from experiments.sb3_settings import OFF, dqn_settings, ppo_settings
+from experiments.sb3_settings import OFF, dqn_settings, following, ppo_settings
 from experiments.sb3_world import SB3World
 from experiments.setup import check, spaces_from, spaces_of, world_config
 
@@ -63,11 +61,10 @@ def _redraw(model: PPO | DQN, initializer: str, generator: torch.Generator) -> N
         policy.q_net_target.load_state_dict(policy.q_net.state_dict())
 
 
-def _sb3_world(config: TrainConfig, generators: Generators) -> tuple[VecEnv, Spaces]:
+def _sb3_world(config: TrainConfig, seed: int) -> tuple[VecEnv, Spaces]:
     """The world of `config` as Stable-Baselines3 takes it, rewards and observations transformed as ours would be."""
     agent = config.agent
-    seed = generators.integer("world") // 2
-    world = make_vec_from_config(world_config(config, generators), seed, threads=config.run.threads)
+    world = make_vec_from_config(world_config(config), seed, threads=config.run.threads)
     transform, ppo = agent.reward.reward_transform, kind_of(agent).on_policy
     ends = ppo and agent.time_limit == "terminal"
     adapted: VecEnv = SB3World(world, clip_rewards=transform == "clip", time_limits_end=ends)
@@ -87,7 +84,7 @@ def make_sb3(config: TrainConfig) -> PPO | DQN:
     generators = Generators(config.run.seed)
     # Stable-Baselines3 draws from the global generators; the world keeps its own seed, the one that ours has.
     set_random_seed(generators.integer("sb3"))
-    env, spaces = _sb3_world(config, generators)
+    env, spaces = _sb3_world(config, generators.integer("world") // 2)
     try:
         convolutional = uses_convolutions(config.agent.network, spaces)
         device = place(config.run.device, config.run.threads, convolutional).device
@@ -96,23 +93,14 @@ def make_sb3(config: TrainConfig) -> PPO | DQN:
             model: PPO | DQN = PPO(env=env, device=device, **ppo_settings(config, spaces))
         else:
             model = DQN(env=env, device=device, **dqn_settings(config, spaces))
-            model.exploration_schedule = _epsilon(config.agent, config.run.steps)
+            # before learning_starts all actions are random anyway
+            model.exploration_schedule = following(config, "epsilon", begins=config.agent.learning_starts)
     except ValueError:
         env.close()
         raise
     model.action_space.seed(generators.integer("exploration"))
     _redraw(model, config.agent.network.initializer, generators.torch("init"))
     return model
-
-
-def _epsilon(agent: DQNConfig, steps: int) -> Any:
-    """Our epsilon as a function of the share of steps left; before learning_starts all actions are random anyway."""
-
-    def epsilon(remaining: float) -> float:
-        since = round((1.0 - remaining) * steps) - agent.learning_starts
-        return linear_schedule(agent.start_e, agent.end_e, agent.exploration_steps, since)
-
-    return epsilon
 
 
 class _Watch(BaseCallback):

@@ -1,6 +1,7 @@
 """Our settings in Stable-Baselines3's words, and a refusal by name where it has none."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,7 @@ from agents.checks import uses_nature_cnn
 from agents.config import require
 from agents.kinds import kind_of
 from agents.networks import ACTIVATIONS
-from agents.optimization import linear_schedule
+from agents.schedule import in_steps
 from agents.transitions import Spaces
 from experiments.config import TrainConfig
 from experiments.setup import available_memory
@@ -71,6 +72,20 @@ def _policy_settings(config: TrainConfig, spaces: Spaces) -> tuple[str, dict[str
     return "CnnPolicy" if cnn else "MlpPolicy", settings
 
 
+def following(config: TrainConfig, name: str, ago: int = 0, begins: int = 0) -> Callable[[float], float]:
+    """The schedule `name` of our agent, as it was `ago` steps before, as a function of the share of steps left: what
+    Stable-Baselines3 tells, of PPO AFTER a rollout, where ours goes by its beginning."""
+    run, period = config.run.steps, config.world.task.period
+    schedule = getattr(in_steps(config.agent, run, period), name)
+
+    def value(remaining: float) -> float:
+        steps = round((1.0 - remaining) * run)
+        began = steps // period * period if period else 0
+        return schedule.value(schedule.since(steps - ago, began, begins))
+
+    return value
+
+
 def _refuse_ppo(config: TrainConfig, spaces: Spaces) -> None:
     agent = config.agent
     _refuse_common(config, spaces)
@@ -96,17 +111,11 @@ def ppo_settings(config: TrainConfig, spaces: Spaces) -> dict[str, Any]:
     agent = config.agent
     batch = agent.rollout_steps * config.world.num_envs
 
-    def learning_rate(remaining: float) -> float:
-        """Stable-Baselines3 tells the share of steps left AFTER the rollout; ours anneals by its beginning."""
-        begun = round((1.0 - remaining) * config.run.steps) - batch
-        duration = agent.anneal_steps
-        return linear_schedule(agent.learning_rate, 0.0, duration, max(begun, 0)) if duration else agent.learning_rate
-
     policy, policy_kwargs = _policy_settings(config, spaces)
     return {
         "policy": policy,
         "policy_kwargs": policy_kwargs,
-        "learning_rate": learning_rate,
+        "learning_rate": following(config, "learning_rate", batch),
         "n_steps": agent.rollout_steps,
         "batch_size": batch // agent.num_minibatches,
         "n_epochs": agent.update_epochs,
@@ -156,7 +165,7 @@ def dqn_settings(config: TrainConfig, spaces: Spaces) -> dict[str, Any]:
     return {
         "policy": policy,
         "policy_kwargs": policy_kwargs,
-        "learning_rate": agent.learning_rate,
+        "learning_rate": following(config, "learning_rate"),
         "buffer_size": _buffer_size(config, spaces),
         "learning_starts": agent.learning_starts,
         "batch_size": agent.batch_size,

@@ -9,6 +9,7 @@ import numpy as np
 from agents.checks import check_network, uses_convolutions
 from agents.config import require, require_float32
 from agents.kinds import ValueAgentConfig, check_agent, kind_of
+from agents.schedule import in_steps, schedules_of
 from agents.transitions import Spaces
 from envs import WorldInfo, describe
 from envs.config import WorldConfig
@@ -124,26 +125,23 @@ def check_lives(config: TrainConfig) -> None:
 
 
 def check_annealing(config: TrainConfig) -> None:
-    """Raise ValueError where a learning rate or an epsilon would fall over the run while the world changes: later tasks
-    would be learned more slowly for that reason alone."""
-    agent, period = config.agent, config.world.task.period
-    if not period or agent.anneal_per_task:
-        return
-    why = f"where the world changes (task.period = {period}), or --anneal-per-task: annealed once, it slows later tasks"
-    if kind_of(agent).on_policy:
-        require(not agent.anneal_steps, "anneal_steps", agent.anneal_steps, f"0 (a constant learning rate) {why}")
-    elif agent.start_e != agent.end_e:
-        allowed = f"0 (epsilon constant at end_e) {why}"
-        require(not agent.exploration_steps, "exploration_steps", agent.exploration_steps, allowed)
+    """Raise ValueError where a learning rate or an epsilon would fall once while the world changes: later tasks would
+    be learned more slowly for that reason alone."""
+    period = config.world.task.period
+    why = f"where the world changes (task.period = {period}): falling once, it slows later tasks"
+    for name, schedule in schedules_of(config.agent).items():
+        allowed = f"constant, or anew in every task (task, 0.1-of-task, 8000-steps-of-task), {why}"
+        require(not (period and schedule.once), f"{name}.over", str(schedule.over), allowed)
 
 
-def world_config(config: TrainConfig, generators: "Generators") -> WorldConfig:
-    """The world of a run with these generators, its tasks' seed derived from the run's alone: every method meets the
-    same tasks."""
+def world_config(config: TrainConfig) -> WorldConfig:
+    """The world of a run, its tasks' seed derived from the run's alone: every method meets the same tasks."""
+    from agents.randomness import Generators
+
     task = config.world.task
     if task.seed is not None or config.world.change is None:
         return config.world
-    return replace(config.world, task=replace(task, seed=generators.integer("tasks")))
+    return replace(config.world, task=replace(task, seed=Generators(config.run.seed).integer("tasks")))
 
 
 def check_memory(config: ValueAgentConfig, spaces: Spaces, on_gpu: bool) -> None:
@@ -198,8 +196,7 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, Agent]":
     from envs import make_vec_from_config
 
     generators = Generators(config.run.seed)
-    settings, seed = world_config(config, generators), generators.integer("world") // 2
-    world = make_vec_from_config(settings, seed, threads=config.run.threads)
+    world = make_vec_from_config(world_config(config), generators.integer("world") // 2, threads=config.run.threads)
     spaces = spaces_of(world)
     try:
         device = place(config.run.device, config.run.threads, uses_convolutions(config.agent.network, spaces)).device
@@ -222,4 +219,5 @@ def agent_of(
     from agents import build_agent
 
     chosen = {"interventions": config.interventions, "moments": config.surgery.moments}
-    return build_agent(config.agent, spaces, num_envs, generators, device, config.run.precision, **chosen)
+    agent = in_steps(config.agent, config.run.steps, config.world.task.period)
+    return build_agent(agent, spaces, num_envs, generators, device, config.run.precision, **chosen)

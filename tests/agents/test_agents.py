@@ -1,15 +1,17 @@
 """Agents as wholes: repeatable, without side effects, restorable, and acting as their papers say."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from agents.config import NetworkConfig, RewardConfig
-from agents.kinds import C51Config, DQNConfig, PPOConfig
+from agents.config import LearningRate, NetworkConfig, RewardConfig
+from agents.kinds import C51Config, DQNConfig, Epsilon, PPOConfig
 from agents.randomness import Generators
+from agents.schedule import Over
 from tests.agents.helpers import (
     BOUND,
     CONTINUOUS,
@@ -26,7 +28,13 @@ from tests.agents.helpers import (
     snapshot,
 )
 
-VALUE = {"network": SMALL, "buffer_size": 400, "learning_starts": 20, "batch_size": 8, "exploration_steps": 100}
+VALUE = {
+    "network": SMALL,
+    "buffer_size": 400,
+    "learning_starts": 20,
+    "batch_size": 8,
+    "epsilon": Epsilon(over=Over(100)),
+}
 ORTHOGONAL = NetworkConfig(width=16, depth=2, initializer="orthogonal")
 ON_POLICY = {"network": ORTHOGONAL, "rollout_steps": 16}
 AGENTS = {
@@ -131,7 +139,7 @@ def test_state_loads_with_weights_only(name, tmp_path):
 
 
 def test_epsilon_by_hand():
-    config = DQNConfig(network=SMALL, learning_starts=10, start_e=0.8, end_e=0.2, exploration_steps=20)
+    config = DQNConfig(network=SMALL, learning_starts=10, epsilon=Epsilon(0.8, 0.2, Over(20)))
     agent, found = build(config), {}
     for steps in (0, 9, 10, 15, 20, 30, 1000):
         agent.clock.steps = steps
@@ -140,10 +148,28 @@ def test_epsilon_by_hand():
     assert found == pytest.approx({0: 1.0, 9: 1.0, 10: 0.8, 15: 0.65, 20: 0.5, 30: 0.2, 1000: 0.2})
 
 
-def test_epsilon_without_exploration_steps_is_constant():
-    agent = build(DQNConfig(network=SMALL, learning_starts=10, end_e=0.05, exploration_steps=0))
+def test_a_constant_epsilon():
+    agent = build(DQNConfig(network=SMALL, learning_starts=10, epsilon=Epsilon(0.05, over="constant")))
     agent.clock.steps = 10
     assert agent.epsilon == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("name", VALUE_AGENTS)
+def test_a_value_agent_s_learning_rate_is_annealed_by_hand(name):
+    config, spaces = AGENTS[name]
+    agent, world = (
+        build(replace(config, learning_rate=LearningRate(4e-4, 2e-4, Over(200))), spaces),
+        NoiseWorld(spaces, 2),
+    )
+    rates = {}
+    while agent.clock.steps < 240:
+        agent.observe(world.step(agent.act(world.observations)))
+        while agent.update_due():
+            agent.update()
+            rates[agent.clock.steps] = agent.learner.learning_rate
+    # by 1e-6 a step to 2e-4 at step 200
+    assert rates[40] == pytest.approx(3.6e-4) and rates[120] == pytest.approx(2.8e-4)
+    assert rates[200] == rates[240] == pytest.approx(2e-4)
 
 
 @pytest.mark.parametrize("name", VALUE_AGENTS)
@@ -307,7 +333,7 @@ def test_ppo_updates_once_a_rollout_with_epochs_times_minibatches_steps():
 
 def test_the_learning_rate_is_annealed_by_hand():
     # 32 steps a rollout, 128 in all: the four rollouts learn at 4/4, 3/4, 2/4 and 1/4, and at 0 from then on
-    config = PPOConfig(**ON_POLICY, learning_rate=0.004, anneal_steps=128)
+    config = PPOConfig(**ON_POLICY, learning_rate=LearningRate(0.004, over=Over(128)))
     agent, world, rates = build(config, VECTOR), NoiseWorld(VECTOR, 2), []
     for _ in range(6):
         fill_rollout(agent, world)
@@ -349,7 +375,7 @@ def test_value_agents_on_cuda_stay_close_to_the_cpu(name, storage):
     config, spaces = AGENTS[name]
     config = type(config)(**{**vars(config), "replay_device": storage})
     # every generator of a value agent is NumPy's or the CPU's, so both meet the same samples; actions are random
-    config = type(config)(**{**vars(config), "end_e": 1.0})
+    config = type(config)(**{**vars(config), "epsilon": Epsilon(1.0, 1.0)})
     cpu, cuda = (
         drive(build(config, spaces, device=torch.device(device)), NoiseWorld(spaces, 2), 60)
         for device in ("cpu", "cuda")

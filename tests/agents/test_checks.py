@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from agents.checks import fits_nature_cnn, fits_small_cnn
-from agents.config import AdamConfig, NetworkConfig, SupportConfig
-from agents.kinds import C51Config, DQNConfig, PPOConfig, check_agent
+from agents.config import AdamConfig, LearningRate, NetworkConfig, SupportConfig
+from agents.kinds import C51Config, DQNConfig, Epsilon, PPOConfig, check_agent
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
 
 CNN = NetworkConfig(torso="nature_cnn")
@@ -103,8 +103,9 @@ BAD = {
     "replay_ratio": (DQNConfig, 0.0),
     "target_period": (DQNConfig, 0),
     "tau": (DQNConfig, 0.0),
-    "start_e": (DQNConfig, -0.1),
-    "end_e": (C51Config, 1.1),
+    "epsilon.start": (Epsilon, -0.1),
+    "epsilon.end": (Epsilon, 1.1),
+    "learning_rate.end": (LearningRate, -1e-4),
     "learning_starts": (DQNConfig, -1),
     "gae_lambda": (PPOConfig, -0.1),
     "clip_coef": (PPOConfig, 0.0),
@@ -125,7 +126,7 @@ BAD = {
 def test_a_bad_value_is_refused_by_name(field):
     kind, value = BAD[field]
     with pytest.raises(ValueError, match=rf"{field} = .*must be"):
-        kind(**{field: value})
+        kind(**{field.rpartition(".")[2]: value})
 
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0])

@@ -13,9 +13,10 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
-from agents.config import AdamConfig, NetworkConfig, SupportConfig
+from agents.config import AdamConfig, LearningRate, NetworkConfig, SupportConfig
 from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.randomness import Generators
+from agents.schedule import Over
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
 from tests.agents.test_losses import farebrother24, gaussian_bins
 
@@ -316,10 +317,19 @@ ON_POLICY = {
     "update_epochs": 3,
     "clip_coef": 0.02,  # narrow, so that clipping occurs within a few small steps
 }
+
+
+def falling(steps):
+    return {**ON_POLICY, "learning_rate": LearningRate(LR, over=Over(steps))}
+
+
 PPO_CASES = {
     "discrete, shared": (PPOConfig(**ON_POLICY), VECTOR),
     "discrete, separate, clipped value": (PPOConfig(shared_torso=False, clip_vloss=True, **ON_POLICY), VECTOR),
-    "discrete, annealed, no clipping": (PPOConfig(anneal_steps=96, max_grad_norm=0.0, **ON_POLICY), VECTOR),
+    "discrete, annealed, no clipping": (
+        PPOConfig(max_grad_norm=0.0, **falling(96)),
+        VECTOR,
+    ),
     "discrete, HL-Gauss": (
         PPOConfig(value_loss="hl_gauss", support=SupportConfig(-3, 3, 13), **ON_POLICY),
         VECTOR,
@@ -330,7 +340,11 @@ PPO_CASES = {
     ),
     "continuous, shared": (PPOConfig(ent_coef=0.05, **ON_POLICY), CONTINUOUS),
     "continuous, separate, normalised, annealed": (
-        PPOConfig(shared_torso=False, normalize_observations=True, anneal_steps=200, **ON_POLICY),
+        PPOConfig(
+            shared_torso=False,
+            normalize_observations=True,
+            **falling(200),
+        ),
         CONTINUOUS,
     ),
     "continuous, as Dohare24": (
@@ -367,8 +381,8 @@ def test_ppo_learns_as_the_plain_loop(name):
             record.append(world.step(agent.act(world.observations)))
             agent.observe(record[-1])
         actions = agent.rollout.actions.clone()
-        if config.anneal_steps:
-            adam.param_groups[0]["lr"] = LR * (1.0 - update * 24 / config.anneal_steps)
+        if config.learning_rate.over != "constant":
+            adam.param_groups[0]["lr"] = LR * (1.0 - update * 24 / int(config.learning_rate.over))
         clipped += agent.update()["losses/clipfrac"].item()
         plain_ppo_update(model, adam, config, record, actions, shuffle)
     assert clipped > 0.0

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.randomness import Generators
 from experiments.cli import parse_train
 from experiments.evaluate import evaluate
 from experiments.evaluate_config import EvaluateConfig
 from experiments.logger import read_metrics
-from experiments.run import Run, TaskChange, Tick
+from experiments.run import Run, TaskChange, Tick, Update
 from experiments.setup import build, check, world_config
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
@@ -84,34 +83,35 @@ def test_replay_of_the_current_task(mode: str) -> None:
 
 
 REFUSED = {
-    "anneal_steps": ["ppo", "CartPole-v1", "--anneal-steps", "500"],
-    "exploration_steps": ["dqn", "CartPole-v1", "--exploration-steps", "500", "--no-anneal-per-task"],
+    "learning_rate": ["ppo", "CartPole-v1", "--learning-rate.over"],
+    "epsilon": ["dqn", "CartPole-v1", "--epsilon.over"],
 }
 
 
 @pytest.mark.parametrize("field", REFUSED)
 def test_annealing_over_the_run_is_refused_where_the_world_changes(field: str) -> None:
-    algorithm, env, *flags = REFUSED[field]
-    with pytest.raises(ValueError, match=f"{field} = 500: .*--anneal-per-task"):
-        check(settings(algorithm, env, *flags, *SHIFTING))
-    check(settings(algorithm, env, *flags, *SHIFTING, "--anneal-per-task"))
-    check(settings(algorithm, env, *flags))
+    algorithm, env, flag = REFUSED[field]
+    for once in ("500", "run", "0.5-of-run"):
+        with pytest.raises(ValueError, match=f"{field}.over = '{once}': must be constant, or anew in every task"):
+            check(settings(algorithm, env, flag, once, *SHIFTING))
+        check(settings(algorithm, env, flag, once))
+    for steady in ("constant", "task", "0.1-of-task", "50-steps-of-task"):
+        check(settings(algorithm, env, flag, steady, *SHIFTING))
     check(settings(algorithm, env, *SHIFTING))  # the preset itself anneals over the run only where nothing changes
 
 
 @pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
 def test_annealing_per_task_begins_anew(algorithm: str) -> None:
-    flags = {"dqn": ["--exploration-steps", "50"], "ppo": ["--anneal-steps", "100", "--num-envs", "1"]}[algorithm]
-    config = settings(algorithm, "CartPole-v1", *SMALL[algorithm], *flags, *SHIFTING, "--anneal-per-task")
+    over = {"dqn": "--epsilon.over 50-steps-of-task", "ppo": "--learning-rate.over 100-steps-of-task --num-envs 1"}
+    config = settings(algorithm, "CartPole-v1", *SMALL[algorithm], *over[algorithm].split(), *SHIFTING)
     world, agent = build(config)
     name = {"dqn": "charts/epsilon", "ppo": "charts/learning_rate"}[algorithm]
     falls, values = [], []
     for event in Run(agent, world, 1200):
         if isinstance(event, TaskChange):
             falls.append(event.step)
-        elif isinstance(event, Tick):
-            value = agent.learning_rate if algorithm == "ppo" else agent.scalars()[name]
-            values.append((event.step, value))
+        elif isinstance(event, Update if algorithm == "ppo" else Tick):
+            values.append((event.step, agent.scalars()[name]))
     highest = max(value for _, value in values)
     assert len(falls) >= 3
     for change in falls[1:-1]:
@@ -131,7 +131,7 @@ def test_methods_meet_the_same_tasks() -> None:
     other = settings("dqn", "CartPole-v1", *SHIFTING, "--task.change", "observations", "--seed", "2")
     assert [build(other)[0].schedule.task(k).parameters for k in range(6)] != tasks[0]
     chosen = settings("dqn", "CartPole-v1", *SHIFTING, "--task.seed", "7")
-    assert world_config(chosen, Generators(1)).task.seed == 7
+    assert world_config(chosen).task.seed == 7
 
 
 def test_any_task_can_be_played_after_training(tmp_path: Path) -> None:

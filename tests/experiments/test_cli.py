@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from agents.config import LearningRate
 from agents.kinds import C51Config, DQNConfig, PPOConfig
+from agents.schedule import RUN
 from experiments.cli import parse_evaluate, parse_train
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +38,10 @@ WRONG = {
     "a backend that lacks the world": (["ppo", "--env", "Ant-v5", "--backend", "ale"], "backend"),
     "a change that the world does not have": (["ppo", "--env", "Ant-v5", "--task.change", "labels"], "task.change"),
     "a period without a change": (["ppo", "--env", "Ant-v5", "--task.period", "1000"], "task.change"),
-    "annealing over tasks": (["ppo", "--env", "FrictionAnt-v0", "--anneal-steps", "9"], "anneal_steps = 9"),
+    "annealing over tasks": (
+        ["ppo", "--env", "FrictionAnt-v0", "--learning-rate.over", "9"],
+        "learning_rate.over = '9'",
+    ),
     "a misspelt data set": (["dqn", "--env", "ImageMDP-v0", "--dataset", "mnits"], "did you mean 'mnist'"),
     "a game that is none": (["dqn", "--env", "ALE/Pong-v5,ALE/Brekout-v5"], "ALE/Breakout-v5"),
     "worlds that are no games in turn": (["dqn", "--env", "ALE/Pong-v5,CartPole-v1"], "ALE/<Game>-v5"),
@@ -95,12 +100,12 @@ def test_help_lists_every_flag_with_its_text(algorithm: str, capsys: pytest.Capt
 
 def test_flags_override_the_preset_and_the_preset_follows_the_world() -> None:
     pong = parse_train(["dqn", "--env", "ALE/Pong-v5", "--learning-rate", "1e-3", "--adam.betas", "0.9", "0.9"])
-    assert pong.agent.learning_rate == 1e-3
+    assert pong.agent.learning_rate == LearningRate(1e-3)
     assert pong.agent.adam.betas == (0.9, 0.9)
     assert (pong.agent.adam.eps, pong.world.sticky_actions) == (1.5e-4, 0.25)  # Dopamine's
     assert parse_train(["ppo", "--env", "Ant-v5"]).agent.rollout_steps == 2048
-    assert parse_train(["ppo", "--env", "ALE/Pong-v5", "--steps", "5000"]).agent.anneal_steps == 5000
-    assert parse_train(["ppo", "--env", "ALE/Pong-v5", "--steps", "5_000_000"]).agent.anneal_steps == 5_000_000
+    annealed = parse_train(["ppo", "--env", "ALE/Pong-v5", "--learning-rate", "1e-3"]).agent
+    assert annealed.learning_rate == LearningRate(1e-3, 0.0, RUN)  # its start is another, its fall stays
     assert parse_train(["ppo", "--env", "Ant-v5", "--preset", "dohare24_ant"]).world.ant_observation == "padded-111"
 
 

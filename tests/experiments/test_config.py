@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agents.config import LearningRate
+from agents.kinds import Epsilon
+from agents.schedule import Over
 from envs.families import family_of
 from experiments.cli import parse_train
 from experiments.config import from_dict, load_config, to_dict
@@ -20,7 +23,7 @@ def settings(algorithm: str, name: str):
     worlds = {"dopamine": "ALE/Pong-v5", "cleanrl_atari": "ALE/Pong-v5", "classic": "CartPole-v1"}
     worlds |= {"lyle23": "ImageMDP-v0", "image": "ImageMDP-v0"}
     env = worlds.get(name, "FrictionAnt-v0" if "friction" in name else "Ant-v5")
-    return preset_config(algorithm, name, family_of(env).name, env, 10_000_000)
+    return preset_config(algorithm, name, family_of(env).name, env)
 
 
 @pytest.mark.parametrize(("algorithm", "name"), ALL)
@@ -123,9 +126,8 @@ def test_names_say_what_differs_from_the_preset(line: str, name: str) -> None:
 
 def test_names_with_much_to_say_count_the_rest() -> None:
     settings = "--width 7 --depth 3 --gamma 0.5 --batch-size 9 --buffer-size 99 --learning-starts 9 --replay-ratio 2"
-    more = (
-        "--target-period 9 --n-step 2 --end-e 0.5 --interventions layer_norm redo cbp l2 l2_init parseval weight_clip"
-    )
+    more = "--target-period 9 --n-step 2 --epsilon.end 0.5"
+    more += " --interventions layer_norm redo cbp l2 l2_init parseval weight_clip"
     name = parse_train(f"dqn --env CartPole-v1 {settings} {more} dropout".split()).run_name
     assert "_width=7_depth=3_gamma=0.5_" in name
     assert "_layer_norm+redo+cbp+l2+l2_init+parseval+weight_clip+dropout_s1_" in name  # their strengths do not fit
@@ -182,12 +184,12 @@ def test_dopamine_numbers() -> None:
         agent = config.agent
         assert (agent.learning_starts, agent.replay_ratio, agent.buffer_size) == (20_000, 0.25, 1_000_000)
         assert agent.target_period * 4 == 8_000  # gradient steps at one update in 4 steps
-        assert (agent.end_e, agent.exploration_steps, agent.batch_size) == (0.01, 250_000, 32)
+        assert (agent.epsilon, agent.batch_size) == (Epsilon(1.0, 0.01, Over(250_000)), 32)
         assert config.world.sticky_actions == 0.25
         assert agent.network.padding == "same"
     assert settings("ppo", "cleanrl_atari").agent.network.padding == "valid"
-    assert (dqn.agent.learning_rate, dqn.agent.adam.eps) == (6.25e-5, 1.5e-4)
-    assert (c51.agent.learning_rate, c51.agent.adam.eps) == (2.5e-4, 3.125e-4)
+    assert (dqn.agent.learning_rate, dqn.agent.adam.eps) == (LearningRate(6.25e-5), 1.5e-4)
+    assert (c51.agent.learning_rate, c51.agent.adam.eps) == (LearningRate(2.5e-4), 3.125e-4)
     support = c51.agent.support
     assert (support.v_min, support.v_max, support.num_atoms) == (-10.0, 10.0, 51)
 
@@ -197,7 +199,8 @@ def test_dohare24_numbers() -> None:
     agent, network = config.agent, config.agent.network
     assert (config.world.num_envs, agent.rollout_steps, agent.update_epochs) == (1, 2048, 10)
     assert agent.rollout_steps // agent.num_minibatches == 128
-    assert (agent.learning_rate, agent.anneal_steps, agent.adam.eps, agent.adam.betas) == (1e-4, 0, 1e-8, (0.9, 0.999))
+    assert agent.learning_rate == LearningRate(1e-4, over="constant")
+    assert (agent.adam.eps, agent.adam.betas) == (1e-8, (0.9, 0.999))
     assert (agent.gamma, agent.gae_lambda, agent.clip_coef, agent.vf_coef) == (0.99, 0.95, 0.2, 1.0)
     assert (agent.ent_coef, agent.max_grad_norm, agent.clip_vloss, agent.norm_adv) == (0.0, 0.0, False, "rollout")
     assert (agent.time_limit, agent.clip_actions, agent.normalize_observations) == ("terminal", False, False)
@@ -212,7 +215,7 @@ def test_cleanrl_atari_numbers() -> None:
     config = settings("ppo", "cleanrl_atari")
     agent = config.agent
     assert (config.world.num_envs, agent.rollout_steps, agent.num_minibatches, agent.update_epochs) == (8, 128, 4, 4)
-    assert (agent.learning_rate, agent.anneal_steps, agent.adam.eps) == (2.5e-4, 10_000_000, 1e-5)
+    assert (agent.learning_rate, agent.adam.eps) == (LearningRate(2.5e-4, 0.0, "run"), 1e-5)
     assert (agent.clip_coef, agent.ent_coef, agent.max_grad_norm) == (0.1, 0.01, 0.5)
     assert (agent.life_loss_discount, agent.clip_vloss) == (True, True)
     assert agent.vf_coef == 0.25  # .5 on half a squared error there, here the square has no half
@@ -244,7 +247,7 @@ def test_the_published_protocol_of_friction() -> None:
     assert (full.world.friction.low, full.world.friction.high, full.world.friction.law) == (0.02, 2.0, "log_uniform")
     ant = (full.world.ant_observation, full.world.contact_cost_weight, full.world.healthy_reward_on_termination)
     assert ant == ("padded-111", 0.0, True)
-    assert full.agent.anneal_steps == 0 and full.agent.time_limit == "terminal"
+    assert not full.agent.learning_rate.moves and full.agent.time_limit == "terminal"
     assert small.world.task.period == 300_000 and small.world.num_envs == 8
 
 

@@ -87,7 +87,7 @@ def test_every_whole_number_may_be_written_as_1e3() -> None:
         10,
     )
     assert config.interventions[0].period == 100 and type(config.run.steps) is int
-    assert parse_train(["ppo", "--env", "ALE/Pong-v5", "--steps", "2.5e5"]).agent.anneal_steps == 250_000
+    assert parse_train(["dqn", "--env", "ALE/Pong-v5", "--epsilon.over", "2.5e5"]).agent.epsilon.over == "250000"
     assert parse_evaluate(["runs/x", "--episodes", "1e2"]).episodes == 100
 
 
@@ -106,7 +106,7 @@ def test_the_spellings_of_truth_lists_and_negative_numbers() -> None:
         assert not of(*words).agent.double
     assert of("--no-double", "--double", "True").agent.double
     assert of("--v-min", "-10.5", "--v-max=-2").agent.support.v_min == -10.5
-    assert of("--learning_rate", "1e-3").agent.learning_rate == 1e-3
+    assert of("--learning_rate", "1e-3").agent.learning_rate.start == 1e-3
     for words in (["--probes", "units,ranks"], ["--probes", "units", "ranks"], ["--probes=units,ranks"]):
         assert of(*words).run.probes == ("units", "ranks")
     for words in (["--adam.betas", ".5", ".6"], ["--adam.betas", ".5,.6"], ["--adam.betas=.5,.6"]):
@@ -138,7 +138,14 @@ WRONG = {
     "--env-id x": "did you mean --env?",
     "--target-network-frequency 500": "counts GRADIENT steps",
     "--train-frequency 4": "--replay-ratio",
-    "--exploration-fraction .1": "counts steps",
+    "--start-e 1": "did you mean --epsilon.start?",
+    "--end-e .1": "did you mean --epsilon.end?",
+    "--epsilon .1": "did you mean --epsilon.start (with --epsilon.over constant: all along)",
+    "--anneal-lr": "did you mean --learning-rate.over (run: ",
+    "--learning-rate.ovr run": "did you mean --learning-rate.over",
+    "--epsilon.over soon": "--epsilon.over = 'soon': must be constant, run, task, a share of either (0.1-of-run, ",
+    "--learning-rate.over 0": "--learning-rate.over = '0': must be constant, run, task",
+    "--exploration-fraction .1": "--epsilon.over (0.1-of-run: a tenth of the run; a number: steps)",
     "--n-steps 3": "--n-step (",
     "--ent-coeff 1": "of ppo it is --ent-coef",
     "--clip-range 1": "of ppo it is --clip-coef",

@@ -7,8 +7,9 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO
 
-from agents.config import AdamConfig, NetworkConfig, RewardConfig
-from agents.kinds import C51Config, DQNConfig, PPOConfig
+from agents.config import AdamConfig, LearningRate, NetworkConfig, RewardConfig
+from agents.kinds import C51Config, DQNConfig, Epsilon, PPOConfig
+from agents.schedule import Over
 from envs import WorldConfig, make_vec
 from experiments.config import RunConfig, TrainConfig
 from experiments.logger import read_metrics
@@ -173,8 +174,7 @@ def test_weights_follow_our_law():
 
 def test_ppo_settings():
     agent = small_ppo(
-        learning_rate=1e-3,
-        anneal_steps=160,
+        learning_rate=LearningRate(1e-3, over="run"),
         adam=AdamConfig(betas=(0.8, 0.9), eps=1e-6),
         clip_vloss=True,
         clip_coef=0.3,
@@ -213,7 +213,7 @@ def test_normalisation_is_theirs():
 
 
 def test_dqn_settings():
-    agent = small_dqn(start_e=0.9, end_e=0.1, exploration_steps=100, replay_ratio=0.25, n_step=3, tau=0.5)
+    agent = small_dqn(epsilon=Epsilon(0.9, 0.1, Over(100)), replay_ratio=0.25, n_step=3, tau=0.5)
     config = config_of(agent, num_envs=1, steps=140)
     world, ours = build(config)
     model = make_sb3(config)

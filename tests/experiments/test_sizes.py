@@ -48,7 +48,7 @@ REFUSED = {
     "no-ops": ([*ATARI, "--noop-max", HUGE], "noop_max"),
     "a time limit": ([*CARTPOLE, "--max-episode-steps", "9" * 40], "max_episode_steps"),
     "warm-up": ([*CARTPOLE, "--learning-starts", "9" * 40], "learning_starts"),
-    "exploration": ([*CARTPOLE, "--exploration-steps", "9" * 40], "exploration_steps"),
+    "exploration": ([*CARTPOLE, "--epsilon.over", "9" * 40], "epsilon.over"),
     "target copies": ([*CARTPOLE, "--target-period", "9" * 40], "target_period"),
     "lines of the log": ([*CARTPOLE, "--log-every", "9" * 40], "log_every"),
     "checkpoints": ([*CARTPOLE, "--keep-checkpoints", "9" * 40], "keep_checkpoints"),

@@ -1,0 +1,35 @@
+"""Files of earlier versions, read as today's: the one place that knows what settings were called before. Torch-free."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json holds, in today's words; what is today's already is left as it is. Values are not checked."""
+    found = dict(settings)
+    if isinstance(found.get("agent"), dict):
+        found["agent"] = _agent(found["agent"], found)
+    return found
+
+
+def _agent(agent: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    agent = dict(agent)
+    if settings.get("algorithm") == "ppo":
+        agent.setdefault("action_scaling", "off")  # before there was this setting
+    anew, run = agent.pop("anneal_per_task", False), settings.get("run")
+    if not isinstance(agent.get("learning_rate", {}), dict):
+        agent["learning_rate"] = {"start": agent["learning_rate"]}
+    steps = agent.pop("anneal_steps", 0)
+    if steps:
+        whole = isinstance(run, dict) and run.get("steps") == steps and not anew
+        agent.setdefault("learning_rate", {})["over"] = "run" if whole else _over(steps, anew)
+    if {"start_e", "end_e", "exploration_steps"} & set(agent):
+        start, end, steps = agent.pop("start_e", 1.0), agent.pop("end_e", 0.01), agent.pop("exploration_steps", 250_000)
+        if not steps and isinstance(start, float) and isinstance(end, float):
+            start = end = start + (end - start)  # as it was computed: .09999999999999998 where .1 was asked for
+        agent["epsilon"] = {"start": start, "end": end, "over": _over(steps, anew) if steps else "constant"}
+    return agent
+
+
+def _over(steps: object, anew: object) -> str:
+    return f"{steps}-steps-of-task" if anew else f"{steps}"
