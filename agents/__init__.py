@@ -10,17 +10,18 @@ from agents.kinds import C51Config, DQNConfig, PPOConfig, kind_of
 from agents.schedule import schedules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from agents.agent import Agent
     from agents.clock import Clock
     from agents.interventions.base import Intervention
+    from agents.policies import Player
     from agents.randomness import Generators
     from agents.transitions import Spaces
 
-__all__ = ["AgentConfig", "C51Config", "DQNConfig", "PPOConfig", "build_agent"]
+__all__ = ["AgentConfig", "C51Config", "DQNConfig", "PPOConfig", "build_agent", "build_player"]
 
 
 def build_agent(
@@ -44,3 +45,27 @@ def build_agent(
         schedule.value(0)  # raises where it is not in steps
     wanted = {"interventions": interventions, "moments": moments, "clock": clock}
     return kind_of(config).build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)
+
+
+def build_player(
+    config: AgentConfig,
+    spaces: "Spaces",
+    weights: "Mapping[str, torch.Tensor]",
+    greedy: bool,
+    generators: "Generators",
+    device: "torch.device",
+    precision: str = "fp32",
+    interventions: "Sequence[Intervention | str]" = (),
+) -> "Player":
+    """What plays with `weights` of that agent's network, greedily or as it explored last; nothing that learns is built.
+
+    Raises RuntimeError, as torch does, where the weights are of another network.
+    """
+    from agents.interventions.lifecycle import Lifecycle
+    from agents.precision import set_precision
+
+    set_precision(precision, device)
+    policy = kind_of(config).policy(config, spaces, device, precision, interventions)
+    network = Lifecycle(interventions).fresh(policy.build_network, generators.torch("init"), device)
+    network.load_state_dict(weights)
+    return policy.player(network, greedy, generators)

@@ -4,9 +4,16 @@ import torch
 
 from agents.heads import DistributionalHead
 from agents.kinds import C51Config
+from agents.policies import QPolicy
+from agents.transitions import Spaces
 from agents.value_agent import ValueAgent
 
 
-def C51(config: C51Config, *args, device: torch.device = torch.device("cpu"), **kwargs) -> ValueAgent:
-    """A `ValueAgent` with a distributional head; arguments as ValueAgent's after the head."""
-    return ValueAgent(config, DistributionalHead(config.support, device), *args, device=device, **kwargs)
+def policy(config: C51Config, spaces: Spaces, device: torch.device, *args) -> QPolicy:
+    """A `QPolicy` with a distributional head; arguments as its own without the head."""
+    return QPolicy(config, DistributionalHead(config.support, device), spaces, device, *args)
+
+
+def C51(config: C51Config, *args, **kwargs) -> ValueAgent:
+    """A `ValueAgent` that acts by it; arguments as ValueAgent's after the policy."""
+    return ValueAgent(config, policy, *args, **kwargs)

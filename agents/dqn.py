@@ -4,9 +4,16 @@ import torch
 
 from agents.heads import head_for
 from agents.kinds import DQNConfig
+from agents.policies import QPolicy
+from agents.transitions import Spaces
 from agents.value_agent import ValueAgent
 
 
-def DQN(config: DQNConfig, *args, device: torch.device = torch.device("cpu"), **kwargs) -> ValueAgent:
-    """A `ValueAgent` with the head that `config.loss` names; arguments as ValueAgent's after the head."""
-    return ValueAgent(config, head_for(config.loss, config.support, device), *args, device=device, **kwargs)
+def policy(config: DQNConfig, spaces: Spaces, device: torch.device, *args) -> QPolicy:
+    """A `QPolicy` with the head that `config.loss` names; arguments as its own without the head."""
+    return QPolicy(config, head_for(config.loss, config.support, device), spaces, device, *args)
+
+
+def DQN(config: DQNConfig, *args, **kwargs) -> ValueAgent:
+    """A `ValueAgent` that acts by it; arguments as ValueAgent's after the policy."""
+    return ValueAgent(config, policy, *args, **kwargs)

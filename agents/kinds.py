@@ -206,6 +206,8 @@ class Kind:
     settings: type[AgentConfig]
     made_by: str
     """module:name of what builds it, called as `agents.build_agent` says."""
+    plays_by: str
+    """module:name of what makes its policy of (settings, spaces, device, precision, interventions)."""
     probed_by: str
     """module:name of what makes of it, and of generators, what a prober measures."""
     check: Callable[[Any, Spaces, int], None]
@@ -231,6 +233,11 @@ class Kind:
     def build(self) -> Callable[..., Any]:
         """What builds it. Brings torch in."""
         return _found(self.made_by)
+
+    @property
+    def policy(self) -> Callable[..., Any]:
+        """What makes its policy. Brings torch in."""
+        return _found(self.plays_by)
 
     @property
     def subject(self) -> Callable[..., Any]:
@@ -263,6 +270,7 @@ KINDS = {
             "dqn",
             DQNConfig,
             "agents.dqn:DQN",
+            "agents.dqn:policy",
             atoms=lambda config: 1 if config.loss in REGRESSIONS else config.support.num_atoms,
             value_loss="loss",
             **_OF_Q_VALUES,
@@ -271,6 +279,7 @@ KINDS = {
             "c51",
             C51Config,
             "agents.c51:C51",
+            "agents.c51:policy",
             atoms=lambda config: config.support.num_atoms,
             unused=("hl_gauss_sigma", "support_ends"),
             **_OF_Q_VALUES,
@@ -279,6 +288,7 @@ KINDS = {
             "ppo",
             PPOConfig,
             "agents.ppo:PPO",
+            "agents.policies:ActorPolicy",
             "agents.probing:subject_of_ppo",
             check=_check_ppo,
             parts=lambda config: ("encoder", "actor", "critic") if config.shared_torso else ("actor", "critic"),

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from agents.clock import Clock
-from agents.config import AdamConfig, LearningRate, NetworkConfig
+from agents.config import AdamConfig, LearningRate
 from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import Lifecycle
+from agents.interventions.lifecycle import Configure, Lifecycle
 from agents.interventions.surgery import Surgery
 from agents.networks import learning
 from agents.optimization import Optimization, autocast
 from agents.precision import set_precision
 from agents.randomness import Generators
-
-Configure = Callable[[NetworkConfig, str], NetworkConfig]
-"""(settings of a torso, the part of the network it is) -> what the interventions make of them."""
 
 
 class Rates(Protocol):
@@ -94,8 +91,7 @@ class Learner:
 
     def fresh(self, generator: torch.Generator) -> nn.Module:
         """A freshly initialised network of the learning one's shape, on its device, in eval mode."""
-        network = self._build(self.interventions.configure, generator)
-        return self.interventions.build(network, generator).to(self.device).eval()
+        return self.interventions.fresh(self._build, generator, self.device)
 
     @property
     def learning_rate(self) -> float:

@@ -1,6 +1,5 @@
 """PPO for discrete and continuous actions (Schulman et al. 2017)."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,16 +7,14 @@ import torch
 from torch import Tensor
 
 from agents import losses
-from agents.actions import ActionMap
 from agents.clock import Clock
 from agents.guard import require_finite, require_finite_transitions
-from agents.heads import head_for
 from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import check_interventions, value_head
+from agents.interventions.lifecycle import check_interventions
 from agents.kinds import PPOConfig, check_agent
-from agents.learner import Configure, Learner
+from agents.learner import Learner
 from agents.networks import ActorCritic
-from agents.optimization import autocast
+from agents.policies import ActorPolicy, Player
 from agents.randomness import Generators
 from agents.rewards import RewardTransform
 from agents.rollout import Rollout
@@ -44,18 +41,14 @@ class PPO:
         check_interventions(interventions, config)
         self.batch_size = config.rollout_steps * num_envs
         self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators
-        self.device, self.precision, self.clock = device, precision, clock or Clock()
-        self.continuous = spaces.actions == "continuous"
-        self.action_map: ActionMap | None = None  # of a world that was built: one that is described has no bounds
-        if spaces.action_low is not None:
-            bounds = spaces.action_low, spaces.action_high
-            self.action_map = ActionMap(*bounds, config.action_scaling, config.clip_actions)
-        self.head = value_head(head_for(config.value_loss, config.support, device), interventions)
+        self.device, self.clock = device, clock or Clock()
+        self.policy = ActorPolicy(config, spaces, device, precision, interventions)
+        self.head = self.policy.head
         self.rollout = Rollout(spaces, config.rollout_steps, num_envs, device)
         self._drawing = generators.torch("surgery's samples", device)
         self.learner = Learner(
             config,
-            self.build_network,
+            self.policy.build_network,
             spaces.example(device),
             generators,
             self._sample,
@@ -73,19 +66,6 @@ class PPO:
         self._next_observations: np.ndarray | None = None
         self.keep_recent: Callable[[dict[str, Tensor]], None] | None = None  # told what each update learns from
 
-    def build_network(self, configure: Configure, generator: torch.Generator) -> ActorCritic:
-        """A freshly initialised network of this agent's shape."""
-        config = self.config
-        return ActorCritic(
-            self.spaces,
-            configure(config.network, "encoder" if config.shared_torso else "actor"),
-            shared_torso=config.shared_torso,
-            head=self.head,
-            normalize_observations=config.normalize_observations,
-            generator=generator,
-            critic_config=None if config.shared_torso else configure(config.network, "critic"),
-        )
-
     @property
     def network(self) -> ActorCritic:
         """Policy and value."""
@@ -99,53 +79,19 @@ class PPO:
         rows = torch.randint(len(observations), (n,), generator=self._drawing, device=self.device)
         return observations[rows]
 
-    def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head)."""
-        with autocast(self.device, self.precision):
-            policy, outputs = self.network(observations)
-        return policy, self.head.values(outputs)
-
-    def log_prob_entropy(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log probability of `actions` under the policy's outputs [batch, ...], and its entropy; [batch] each."""
-        if self.continuous:
-            return losses.gaussian_log_prob_entropy(policy, self.network.log_std, actions)
-        return losses.categorical_log_prob_entropy(policy, actions)
-
-    def _draw(self, policy: Tensor, generator: torch.Generator) -> Tensor:
-        if self.continuous:
-            noise = torch.empty_like(policy).normal_(generator=generator)
-            return policy + self.network.log_std.exp() * noise
-        # argmax of logits - log(Exp(1) draws) is a draw from softmax(logits): the Gumbel-max trick
-        return (policy - torch.empty_like(policy).exponential_(generator=generator).log()).argmax(-1)
-
-    def _to_world(self, actions: Tensor, step: int) -> np.ndarray:
-        array = actions.cpu().numpy()
-        require_finite(step, action=array)  # a world would clip an infinite one without a word
-        return array if self.action_map is None else self.action_map(array)
-
     @torch.inference_mode()
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Actions drawn from the policy for observations [E, ...], as the world takes them."""
         states = torch.from_numpy(observations).to(self.device)
-        policy, values = self._forward(states)
-        actions = self._draw(policy, self.exploration)
-        log_probs, _ = self.log_prob_entropy(policy, actions)
+        policy, values = self.policy.forward(self.network, states)
+        actions = self.policy.draw(self.network, policy, self.exploration)
+        log_probs, _ = self.policy.log_prob_entropy(self.network, policy, actions)
         self._acted = {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
-        return self._to_world(actions, self.clock.steps)
+        return self.policy.to_world(actions, self.clock.steps)
 
-    def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from observations [E, ...] to actions: the policy's mode, or draws of its own generator. Playing
-        changes nothing in the agent."""
-        generator, played = generators.torch("playing", self.device), itertools.count(1)
-
-        @torch.inference_mode()
-        def play(observations: np.ndarray) -> np.ndarray:
-            policy, _ = self._forward(torch.from_numpy(observations).to(self.device))
-            if greedy:
-                return self._to_world(policy if self.continuous else policy.argmax(-1), next(played))
-            return self._to_world(self._draw(policy, generator), next(played))
-
-        return play
+    def player(self, greedy: bool, generators: Generators) -> Player:
+        """Plays by the policy's mode, or by draws of its own generator; that changes nothing in the agent."""
+        return self.policy.player(self.network, greedy, generators)
 
     @torch.inference_mode()
     def observe(self, transitions: Transitions) -> None:
@@ -157,7 +103,8 @@ class PPO:
         terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
         final_values = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
         if ended.any() and not terminated[ended].all():
-            final_values = self._forward(torch.from_numpy(transitions.final_observations).to(self.device))[1]
+            states = torch.from_numpy(transitions.final_observations).to(self.device)
+            final_values = self.policy.forward(self.network, states)[1]
         if self.config.life_loss_discount:
             terminated = terminated | transitions.life_lost
         rewards = self.transform(transitions.rewards, ended)
@@ -180,7 +127,8 @@ class PPO:
         self.learner.anneal(self.clock.steps - self.batch_size)  # where the rollout began
         self.learner.begin()
         with torch.no_grad():
-            last_values = self._forward(torch.from_numpy(self._next_observations).to(self.device))[1]
+            states = torch.from_numpy(self._next_observations).to(self.device)
+            last_values = self.policy.forward(self.network, states)[1]
             discounts = config.gamma * (~rollout.terminated).float()
             reached = rollout.reached_values(last_values)
             advantages, returns = losses.gae(
@@ -211,7 +159,7 @@ class PPO:
 
         def loss_of(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             policy, values = outputs
-            log_probs, entropies = self.log_prob_entropy(policy, batch["actions"])
+            log_probs, entropies = self.policy.log_prob_entropy(self.network, policy, batch["actions"])
             log_ratio, advantages = log_probs - batch["log_probs"], batch["advantages"]
             if config.norm_adv == "minibatch":
                 advantages = losses.standardize(advantages)

@@ -105,7 +105,7 @@ def subject_of_ppo(agent: PPO, generators: Generators) -> Subject:
         return losses.ppo_policy_loss(log_probs - batch["log_probs"], batch["advantages"], agent.config.clip_coef)
 
     def _log_probs(network: nn.Module, policy: Tensor, actions: Tensor) -> Tensor:
-        if agent.continuous:
+        if agent.policy.continuous:
             return losses.gaussian_log_prob_entropy(policy, network.log_std, actions)[0]
         return losses.categorical_log_prob_entropy(policy, actions)[0]
 
@@ -121,7 +121,7 @@ def subject_of_ppo(agent: PPO, generators: Generators) -> Subject:
         return agent.head.values(given[1])
 
     def behaviour(given: tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        return (given[0], agent.network.log_std) if agent.continuous else given[0]
+        return (given[0], agent.network.log_std) if agent.policy.continuous else given[0]
 
     def fresh() -> nn.Module:
         network = agent.learner.fresh(init)
@@ -143,7 +143,7 @@ def subject_of_ppo(agent: PPO, generators: Generators) -> Subject:
         prepare,
         optimizer=agent.learner.optimization.adam,
         behaviour=behaviour,
-        behaviour_kind="continuous" if agent.continuous else "discrete",
+        behaviour_kind="continuous" if agent.policy.continuous else "discrete",
         critic=value_of,
         fresh=fresh,
         layer_name=name_of,

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from agents.clock import Clock
 from agents.guard import require_finite, require_finite_transitions
-from agents.heads import Target, ValueHead
+from agents.heads import Target
 from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import check_interventions, value_head
+from agents.interventions.lifecycle import check_interventions
 from agents.kinds import ValueAgentConfig, check_agent
-from agents.learner import Configure, Learner, Step
-from agents.networks import QNetwork, build_torso
+from agents.learner import Learner, Step
+from agents.networks import QNetwork
 from agents.optimization import autocast
+from agents.policies import Player, QPolicy
 from agents.randomness import Generators
 from agents.replay import Batch, Replay
 from agents.rewards import RewardTransform
@@ -28,12 +29,13 @@ def take(outputs: Tensor, actions: Tensor) -> Tensor:
 
 
 class ValueAgent:
-    """Epsilon-greedy Q-learning from replay with a target network (Mnih et al. 2015). `head`: DQN's or C51's."""
+    """Epsilon-greedy Q-learning from replay with a target network (Mnih et al. 2015). `policy`: makes DQN's or C51's of
+    the other arguments."""
 
     def __init__(
         self,
         config: ValueAgentConfig,
-        head: ValueHead,
+        policy: Callable[..., QPolicy],
         spaces: Spaces,
         num_envs: int,
         generators: Generators,
@@ -46,15 +48,16 @@ class ValueAgent:
         check_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
         self.config, self.spaces, self.num_envs, self.generators = config, spaces, num_envs, generators
-        self.head = value_head(head, interventions)
         self.device, self.precision, self.clock = device, precision, clock or Clock()
+        self.policy = policy(config, spaces, device, precision, interventions)
+        self.head = self.policy.head
         storage, remembering = config.replay_device == "device", (config.buffer_size, config.n_step, config.gamma)
         stored_on = device if storage else torch.device("cpu")
         self.replay = Replay(spaces, num_envs, *remembering, generators.numpy("replay"), device, stored_on)
         drawing = generators.numpy("surgery's samples")
         self.learner = Learner(
             config,
-            self.build_network,
+            self.policy.build_network,
             spaces.example(device),
             generators,
             lambda n: self.replay.sample(n, drawing).observations,
@@ -69,12 +72,6 @@ class ValueAgent:
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
 
-    def build_network(self, configure: Configure, generator: torch.Generator) -> QNetwork:
-        """A freshly initialised network of this agent's shape."""
-        config = configure(self.config.network, "encoder")
-        torso = build_torso(self.spaces, config, generator)
-        return QNetwork(torso, self.spaces.action_size, self.head, config.initializer, generator)
-
     @property
     def network(self) -> QNetwork:
         """The online network."""
@@ -88,24 +85,11 @@ class ValueAgent:
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Epsilon-greedy actions, int64 [E], for observations [E, ...]."""
-        return self._play(observations, self.epsilon, self.exploration)
+        return self.policy.act(self.network, observations, self.epsilon, self.exploration)
 
-    def player(self, greedy: bool, generators: Generators) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from observations [E, ...] to actions: greedy, or epsilon-greedy with the final epsilon and a
-        generator of its own. Playing changes nothing in the agent."""
-        generator = generators.numpy("playing")
-        return lambda observations: self._play(observations, 0.0 if greedy else self.config.epsilon.final, generator)
-
-    def _play(self, observations: np.ndarray, epsilon: float, generator: np.random.Generator) -> np.ndarray:
-        rows = len(observations)
-        explore = generator.random(rows) < epsilon
-        actions = generator.integers(self.spaces.action_size, size=rows)
-        if not explore.all():
-            with torch.inference_mode(), autocast(self.device, self.precision):
-                outputs = self.network(torch.from_numpy(observations).to(self.device))
-                greedy = self.head.values(outputs).argmax(1).cpu().numpy()
-            actions = np.where(explore, actions, greedy)
-        return actions
+    def player(self, greedy: bool, generators: Generators) -> Player:
+        """Plays greedily, or epsilon-greedily with the final epsilon; that changes nothing in the agent."""
+        return self.policy.player(self.network, greedy, generators)
 
     def observe(self, transitions: Transitions) -> None:
         """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""

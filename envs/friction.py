@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -24,6 +25,7 @@ from envs.cores import usable_cores
 from envs.errors import failed
 from envs.families.mujoco import ANT, REPORTED, STATE_SIZE, single_robot
 from envs.pools import GymnasiumPool, Outcome, TaskPool
+from envs.snapshots import generator_state, new_generator, robot_state, set_robot
 from envs.tasks import Task
 
 # Ant-v5's own numbers.
@@ -158,6 +160,18 @@ class NativeFrictionPool(TaskPool):
             "x_velocity": velocity.copy(),
         }
         return Outcome(observations, rewards, ~healthy, None, None, infos)
+
+    exact = True
+
+    def state_dict(self) -> dict[str, Any]:
+        robots = [robot_state(model, state) for model, state in zip(self.models, self.states, strict=True)]
+        return {"robots": robots, "x": self._x.copy(), "random": [generator_state(one) for one in self._random]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for model, data, own in zip(self.models, self.states, state["robots"], strict=True):
+            set_robot(model, data, own)
+        self._x[:] = state["x"]
+        self._random = [new_generator(one) for one in state["random"]]
 
     def close(self) -> None:
         if self._executor is not None:

@@ -23,6 +23,7 @@ from gymnasium.spaces import Box, Discrete
 
 from envs.datasets import Dataset
 from envs.pools import Outcome, TaskPool
+from envs.snapshots import generator_state, new_generator
 from envs.tasks import Task, fingerprint, generator
 
 SCREEN = 280
@@ -208,6 +209,15 @@ class ImagePool(TaskPool):
         if new or len(in_use) < len(self._kept):
             kept = self._kept + new
             self._keep([kept[i] for i in in_use])
+
+    exact = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"image": self._image.copy(), "random": generator_state(self._random)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._image[:] = state["image"]
+        self._random = new_generator(state["random"])
 
     def _keep(self, kept: list[_Labelling]) -> None:
         self._kept = kept

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.spaces import Space
 
 from envs.errors import WorldError, failed
+from envs.snapshots import environment_state, set_environment
 from envs.tasks import Task
 
 NO_LIMIT = 2**30
@@ -57,6 +58,17 @@ class Pool:
 
     def close(self) -> None:
         """Release the backend."""
+
+    exact = False
+    """Whether `state_dict` says all that the next steps depend on, but for the tasks entered."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pool stands, in NumPy arrays, numbers, strings, None, and lists and dicts of these."""
+        raise NotImplementedError(f"{type(self).__name__} cannot say where it stands")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the pool was built alike, and its environments are in the tasks of that moment."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be put anywhere")
 
 
 class TaskPool(Pool):
@@ -173,6 +185,16 @@ class GymnasiumPool(PythonPool):
         ]
         observations, infos = zip(*rows, strict=True)
         return np.stack(observations), _lives(infos)
+
+    exact = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "envs": [environment_state(env) for env in self.envs]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for env, own in zip(self.envs, state["envs"], strict=True):
+            set_environment(env, own)
 
 
 def _lives(infos: tuple[dict[str, Any], ...]) -> np.ndarray | None:

@@ -36,6 +36,7 @@ class SwitchingPool(TaskPool):
         pool = make(first, seed)
         self._pools: dict[tuple[int, int], Pool] = {(first.variant, first.stage): pool}
         self._waiting: dict[tuple[int, int], Pool] = {}
+        self._tasks = {(first.variant, first.stage): first}  # of all that were ever built
         self._built: Counter[tuple[int, int]] = Counter()  # so that a pool built again draws other numbers
         self._homes = np.zeros(num_envs, dtype=np.int64)  # which pool an environment is in, by its place in _order
         self._order = list(self._pools)
@@ -53,6 +54,7 @@ class SwitchingPool(TaskPool):
 
     def _build(self, task: Task, key: tuple[int, int]) -> Pool:
         self._built[key] += 1
+        self._tasks[key] = task
         seed = _derived(self._seed, *key, self._built[key]) % (2**31 - self.num_envs)
         pool = self._make(task, seed)
         _check_spaces(self, pool, task)
@@ -115,6 +117,42 @@ class SwitchingPool(TaskPool):
         found = {int(i): pool.envs[i] for pool, ids in self._inhabited() for i in ids}
         return [found[i] for i in range(self.num_envs)]
 
+    @property
+    def exact(self) -> bool:
+        """See `Pool.exact`."""
+        return all(pool.exact for pool in self._pools.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        def listed(pools: dict[tuple[int, int], Pool]) -> list[dict[str, Any]]:
+            return [{"task": _primitive(self._tasks[key]), "pool": pool.state_dict()} for key, pool in pools.items()]
+
+        built = [[*key, count] for key, count in self._built.items()]
+        order = {"homes": self._homes.copy(), "order": [list(key) for key in self._order]}
+        return {
+            "seed": self._seed,
+            "built": built,
+            **order,
+            "pools": listed(self._pools),
+            "waiting": listed(self._waiting),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.close()
+        self._seed, self._started = state["seed"], True
+        self._built = Counter({(variant, stage): count for variant, stage, count in state["built"]})
+        self._pools, self._waiting = self._restored(state["pools"]), self._restored(state["waiting"])
+        self._order = [tuple(key) for key in state["order"]]
+        self._homes[:] = state["homes"]
+
+    def _restored(self, listed: list[dict[str, Any]]) -> dict[tuple[int, int], Pool]:
+        pools = {}
+        for one in listed:
+            task = _task(one["task"])
+            key = (task.variant, task.stage)
+            self._tasks[key], pools[key] = task, self._make(task, self._seed)
+            pools[key].load_state_dict(one["pool"])
+        return pools
+
     def close(self) -> None:
         for pool in self._pools.values():
             pool.close()
@@ -128,6 +166,16 @@ class SwitchingPool(TaskPool):
 
 def _derived(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
+
+
+def _primitive(task: Task) -> dict[str, Any]:
+    content = list(task.content) if isinstance(task.content, tuple) else task.content
+    return {**vars(task), "content": content}
+
+
+def _task(state: dict[str, Any]) -> Task:
+    content = state["content"]
+    return Task(**{**state, "content": tuple(content) if isinstance(content, list) else content})
 
 
 def _check_spaces(pool: SwitchingPool, new: Pool, task: Task) -> None:
@@ -282,6 +330,10 @@ class FreshlySeeded(Through):
     def enter(self, ids: np.ndarray, task: Task) -> None:
         """See `TaskPool.enter`. All environments enter together."""
         self._next_seed = task.content
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._next_seed = None  # the task was entered long ago
+        self.pool.load_state_dict(state)
 
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         chosen, self._next_seed = seed if self._next_seed is None else self._next_seed, None

@@ -130,6 +130,27 @@ class TaskSchedule:
         self._tasks = [self.current] * self.num_envs
         self._columns = self._tabulate()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands, in numbers and an array; what the tasks are follows from the law and the seed."""
+        begun = {"first": self.first, "period": self.period, "kept_stage": self._kept_stage}
+        return {**begun, "steps": self.steps, "positions": self.positions.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, of a schedule that was made alike."""
+        self.first, self.period, self._kept_stage = state["first"], state["period"], state["kept_stage"]
+        self.restart()
+        self.steps = state["steps"] - self.num_envs
+        self.advance()
+        self.positions[:] = state["positions"]
+        tasks = {position: self.task(*divmod(position, self.stages)) for position in np.unique(self.positions).tolist()}
+        self._tasks = [tasks[position] for position in self.positions.tolist()]
+        self._columns = self._tabulate()
+
+    def tasks(self) -> list[tuple[Task, np.ndarray]]:
+        """The tasks that environments are in, and which are, int [n]."""
+        kinds, whose = np.unique(self.positions, return_inverse=True)
+        return [(self._tasks[ids[0]], ids) for ids in (np.flatnonzero(whose == i) for i in range(len(kinds)))]
+
     def in_force(self, steps: int) -> tuple[int, int]:
         """(index, stage) of the task that the last of `steps` steps was due to be made in."""
         return divmod(self._position(max(steps - 1, 0)), self.stages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -12,7 +12,28 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from envs.pools import NO_LIMIT, Pool, TaskPool
+from envs.snapshots import set_spaces, spaces_state
 from envs.tasks import TaskSchedule
+
+
+class Resumption(NamedTuple):
+    """How exactly a world goes on from its `World.state_dict`."""
+
+    kind: Literal["exact", "reset"]
+    """exact: bit by bit, from a snapshot; reset: all games begin anew."""
+    reason: str = ""
+    """Why not exactly; "" where it is."""
+
+
+class Resumed(NamedTuple):
+    """What the next actions are chosen from."""
+
+    observations: np.ndarray
+    infos: dict[str, Any]
+    """What ``reset`` tells: lives, and the tasks that the environments are in."""
+    warning: str = ""
+    """Why the world does not go on exactly; "" where it does."""
+
 
 SEED_LIMIT = 2**31
 """Seeds lie in [0, SEED_LIMIT - E): environment i of a world uses seed + i, and ALE's seeds are 32-bit integers."""
@@ -82,6 +103,7 @@ class World(VectorEnv):
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self._lives: np.ndarray | None = None
+        self._observations: np.ndarray | None = None  # what was returned last
 
     @property
     def envs(self) -> list[Any]:
@@ -110,10 +132,14 @@ class World(VectorEnv):
         self._lengths[:] = 0
         self._returns[:] = 0.0
         self._lives = lives
-        infos = {} if lives is None else {"lives": lives.copy(), "life_lost": np.zeros(self.num_envs, dtype=bool)}
-        if self.schedule is not None:
-            infos.update(self.schedule.infos())
-        return self._encode(observations), infos
+        self._observations = self._encode(observations)
+        return self._observations, self._infos_of_the_state()
+
+    def _infos_of_the_state(self) -> dict[str, Any]:
+        infos = {}
+        if self._lives is not None:
+            infos = {"lives": self._lives.copy(), "life_lost": np.zeros(self.num_envs, dtype=bool)}
+        return infos if self.schedule is None else infos | self.schedule.infos()
 
     def _prepare_tasks(self, from_the_start: bool) -> None:
         """Before a reset of all environments: the first task, or whatever change has become due."""
@@ -158,6 +184,7 @@ class World(VectorEnv):
             infos["lives"] = lives.copy()
         if self.schedule is not None:
             infos.update(self.schedule.infos())
+        self._observations = observations
         return observations, rewards, terminated, truncated, infos
 
     def _change_now(self, truncated: np.ndarray) -> np.ndarray:
@@ -191,6 +218,52 @@ class World(VectorEnv):
             lives = lives.copy()
             lives[ids] = first_lives
         return observations, lives
+
+    @property
+    def resumption(self) -> Resumption:
+        """How exactly this world goes on from its state."""
+        if self.pool.exact:
+            return Resumption("exact")
+        return Resumption("reset", "its backend can neither be read nor replayed")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the world stands between two steps, in NumPy arrays, numbers, strings, None, and lists and dicts of
+        these. The observations returned last are part of it: whoever was given them must not have written to them.
+
+        Raises:
+            gymnasium.error.ResetNeeded: ``reset`` has not been called yet.
+        """
+        if self._pending_seed is not None:
+            raise ResetNeeded("state_dict() came before the first reset()")
+        state = {"kind": self.resumption.kind, "schedule": self.schedule and self.schedule.state_dict()}
+        state |= {"lengths": self._lengths.copy(), "returns": self._returns.copy()}
+        state |= {"lives": None if self._lives is None else self._lives.copy(), "spaces": spaces_state(self._spaces())}
+        if self.pool.exact:
+            state |= {"observations": self._observations.copy(), "pool": self.pool.state_dict()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> Resumed:
+        """Go on from the `state` of a world that was built alike.
+
+        What comes back takes the place of a reset; where it has a warning, all games have begun anew.
+        """
+        if state["kind"] != self.resumption.kind:
+            raise ValueError(f"state = {state['kind']!r}: must be {self.resumption.kind!r}, as this world's is")
+        self._pending_seed = None
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+            for task, ids in self.schedule.tasks():
+                self.pool.enter(ids, task)
+        set_spaces(self._spaces(), state["spaces"])
+        if not self.pool.exact:
+            return Resumed(*self.reset(), self.resumption.reason)
+        self.pool.load_state_dict(state["pool"])
+        self._lengths[:], self._returns[:] = state["lengths"], state["returns"]
+        self._lives, self._observations = state["lives"], state["observations"]
+        return Resumed(self._observations, self._infos_of_the_state())
+
+    def _spaces(self) -> list[Space]:
+        return [self.action_space, self.single_action_space]  # those that a random policy samples from
 
     def render(self) -> tuple[np.ndarray, ...]:
         """One RGB image [height, width, 3] an environment (Atari: the raw screen).

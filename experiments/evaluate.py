@@ -5,9 +5,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -18,11 +18,16 @@ from agents.config import require, shown
 from envs.config import WorldConfig
 from envs.errors import WorldError
 from envs.family import Family
-from experiments.evaluate_check import check_playing, playing_world, small_memory
+from experiments.config import TrainConfig
+from experiments.evaluate_check import check_playing, playing_world
 from experiments.evaluate_config import EvaluateConfig
 from experiments.progress import GamesShown
 from experiments.run import finished_episodes
 from experiments.run_directory import find_checkpoint, fitting, load_checkpoint
+
+if TYPE_CHECKING:
+    from agents.policies import Player
+    from agents.randomness import Generators
 
 TRACEBACK = "traceback_evaluate.txt"
 
@@ -33,7 +38,7 @@ def quotas(episodes: int, num_envs: int) -> np.ndarray:
 
 
 def play(
-    player,
+    player: "Player",
     world: VectorEnv,
     episodes: int,
     frames: "VideoFrames | None" = None,
@@ -146,36 +151,20 @@ def evaluate(settings: EvaluateConfig) -> dict:
     """
     from agents.guard import NonFiniteError
     from agents.randomness import Generators
-    from envs import make_vec_from_config
-    from experiments.machine import place
     from experiments.remarks import close, note, told
-    from experiments.setup import agent_of, spaces_of, world_config
 
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
     path = find_checkpoint(settings.run)
     config, step, state = load_checkpoint(path)
     check_playing(config, settings)
     generators = Generators(settings.seed)
-    world_settings, render_mode = playing_world(world_config(config), settings)
-    world = make_vec_from_config(
-        world_settings, generators.integer("evaluation world") // 2, settings.threads, render_mode
-    )
-    choose_task(world, config.world, settings.task, step)
-    playing = replace(config, agent=small_memory(config.agent, world.num_envs))
-    spaces = spaces_of(world)
-    placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
-    agent = agent_of(playing, spaces, world.num_envs, generators, placement.device)
-    with fitting(path):
-        agent.network.load_state_dict(state["network"])
-    greedy = settings.policy == "greedy"
-    note(world.notes)
+    world = _world(config, settings, step, generators)
     try:
+        player, placement = _player(config, settings, world, path, state["network"], generators)
+        note(world.notes)
         with (
-            video_frames(settings.video, world, world_settings.family) as frames,
+            video_frames(settings.video, world, config.world.family) as frames,
             GamesShown(settings.episodes) as shown,
         ):
-            player = agent.player(greedy, generators)
             returns, lengths = play(player, world, settings.episodes, frames, shown.tick)
     except NonFiniteError as error:
         raise ValueError(f"checkpoint = {str(path)!r}: {str(error).partition(';')[0]} of playing") from None
@@ -190,8 +179,8 @@ def evaluate(settings: EvaluateConfig) -> dict:
         "env": config.world.env,
         "task": None if world.schedule is None else world.schedule.current.index,
         "task_parameters": {} if world.schedule is None else world.schedule.current.parameters,
-        "placement": placement.words,
-        "policy": "greedy" if greedy else "sampled",
+        "placement": placement,
+        "policy": settings.policy,
         "seed": settings.seed,
         "episodes": len(returns),
         "mean": float(np.mean(returns)),
@@ -200,6 +189,36 @@ def evaluate(settings: EvaluateConfig) -> dict:
         "returns": returns,
         "lengths": lengths,
     }
+
+
+def _world(config: TrainConfig, settings: EvaluateConfig, step: int, generators: "Generators") -> VectorEnv:
+    """The world to play in, in the task to play."""
+    from agents.randomness import Generators
+    from envs import make_vec_from_config
+    from experiments.setup import world_config
+
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
+    trained_in = world_config(config, Generators(config.run.seed))
+    world, render_mode = playing_world(trained_in, settings)
+    made = make_vec_from_config(world, generators.integer("evaluation world") // 2, settings.threads, render_mode)
+    choose_task(made, config.world, settings.task, step)
+    return made
+
+
+def _player(
+    config: TrainConfig, settings: EvaluateConfig, world: VectorEnv, path: Path, weights: dict, generators: "Generators"
+) -> "tuple[Player, str]":
+    """What plays with the `weights` of the checkpoint `path`, and where it does, in words."""
+    from agents import build_player
+    from experiments.machine import place
+    from experiments.setup import spaces_of
+
+    spaces = spaces_of(world)
+    placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
+    greedy, how = settings.policy == "greedy", (placement.device, config.run.precision, config.interventions)
+    with fitting(path):
+        return build_player(config.agent, spaces, weights, greedy, generators, *how), placement.words
 
 
 def in_words(result: dict, video: Path | None) -> list[str]:

@@ -23,7 +23,7 @@ def remarks(world: VectorEnv, agent: Agent) -> list[str]:
     if foreign and agent.spaces.is_image and len(shape) == 3 and flattened:
         why = "" if network.torso == "mlp" else ", too small for NatureCNN (--torso small_cnn takes them from 9 x 9 on)"
         said.append(f"images {' x '.join(map(str, shape))}{why}: an MLP sees {math.prod(shape):,} numbers")
-    action_map = getattr(agent, "action_map", None)
+    action_map = getattr(agent.policy, "action_map", None)
     if action_map is not None and action_map.remark():
         said.append(action_map.remark())
     return said

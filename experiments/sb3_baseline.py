@@ -61,10 +61,11 @@ def _redraw(model: PPO | DQN, initializer: str, generator: torch.Generator) -> N
         policy.q_net_target.load_state_dict(policy.q_net.state_dict())
 
 
-def _sb3_world(config: TrainConfig, seed: int) -> tuple[VecEnv, Spaces]:
+def _sb3_world(config: TrainConfig, generators: Generators) -> tuple[VecEnv, Spaces]:
     """The world of `config` as Stable-Baselines3 takes it, rewards and observations transformed as ours would be."""
     agent = config.agent
-    world = make_vec_from_config(world_config(config), seed, threads=config.run.threads)
+    seed = generators.integer("world") // 2
+    world = make_vec_from_config(world_config(config, generators), seed, threads=config.run.threads)
     transform, ppo = agent.reward.reward_transform, kind_of(agent).on_policy
     ends = ppo and agent.time_limit == "terminal"
     adapted: VecEnv = SB3World(world, clip_rewards=transform == "clip", time_limits_end=ends)
@@ -84,7 +85,7 @@ def make_sb3(config: TrainConfig) -> PPO | DQN:
     generators = Generators(config.run.seed)
     # Stable-Baselines3 draws from the global generators; the world keeps its own seed, the one that ours has.
     set_random_seed(generators.integer("sb3"))
-    env, spaces = _sb3_world(config, generators.integer("world") // 2)
+    env, spaces = _sb3_world(config, generators)
     try:
         convolutional = uses_convolutions(config.agent.network, spaces)
         device = place(config.run.device, config.run.threads, convolutional).device

@@ -134,14 +134,13 @@ def check_annealing(config: TrainConfig) -> None:
         require(not (period and schedule.once), f"{name}.over", str(schedule.over), allowed)
 
 
-def world_config(config: TrainConfig) -> WorldConfig:
-    """The world of a run, its tasks' seed derived from the run's alone: every method meets the same tasks."""
-    from agents.randomness import Generators
-
+def world_config(config: TrainConfig, generators: "Generators") -> WorldConfig:
+    """The world of a run with these generators, its tasks' seed derived from the run's alone: every method meets the
+    same tasks."""
     task = config.world.task
     if task.seed is not None or config.world.change is None:
         return config.world
-    return replace(config.world, task=replace(task, seed=Generators(config.run.seed).integer("tasks")))
+    return replace(config.world, task=replace(task, seed=generators.integer("tasks")))
 
 
 def check_memory(config: ValueAgentConfig, spaces: Spaces, on_gpu: bool) -> None:
@@ -196,7 +195,8 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, Agent]":
     from envs import make_vec_from_config
 
     generators = Generators(config.run.seed)
-    world = make_vec_from_config(world_config(config), generators.integer("world") // 2, threads=config.run.threads)
+    settings, seed = world_config(config, generators), generators.integer("world") // 2
+    world = make_vec_from_config(settings, seed, threads=config.run.threads)
     spaces = spaces_of(world)
     try:
         device = place(config.run.device, config.run.threads, uses_convolutions(config.agent.network, spaces)).device

@@ -118,6 +118,10 @@ def merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+Configure = Callable[[NetworkConfig, Part], NetworkConfig]
+"""(settings of a torso, the part of the network it is) -> what the interventions make of them."""
+
+
 class Lifecycle:
     """The interventions `chosen` for one agent, as `as_interventions` takes them. Copies of them are kept in `members`:
     each remembers its network."""
@@ -161,6 +165,12 @@ class Lifecycle:
                 member.part_of = network.part_of
             member.build(network, generator)
         return network
+
+    def fresh(
+        self, build: Callable[[Configure, torch.Generator], nn.Module], generator: torch.Generator, device: torch.device
+    ) -> nn.Module:
+        """A network that `build` initialises, as the interventions make it, on `device` and in eval mode."""
+        return self.build(build(self.configure, generator), generator).to(device).eval()
 
     def attach(
         self, networks: Mapping[str, nn.Module], example: Tensor, generator: torch.Generator

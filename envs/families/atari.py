@@ -237,17 +237,33 @@ def _single_game(config: WorldConfig, rom: str, render_mode: str | None, mode: t
                     observation, info = self.env.reset(options=options)
             return observation, info
 
+    class Sticky(gymnasium.Wrapper):
+        """Each frame repeats the last action by the law of ALE's own sticky actions. ALE does not tell which action it
+        would repeat, so that a game with its own could not be put where another stood."""
+
+        last = 0
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict[str, Any]]:
+            self.last = 0
+            return self.env.reset(seed=seed, options=options)
+
+        def step(self, action: int) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+            if self.unwrapped.np_random.random() >= config.sticky_actions:
+                self.last = action
+            return self.env.step(self.last)
+
     game = AtariEnv(
         game=rom,
         # AtariPreprocessing reads the screen itself; the greyscale screen is the cheaper one to discard.
         obs_type="grayscale",
         frameskip=1,
-        repeat_action_probability=config.sticky_actions,
+        repeat_action_probability=0.0,
         full_action_space=config.full_action_space,
         mode=None if mode is None else mode[0],
         difficulty=None if mode is None else mode[1],
         max_num_frames_per_episode=None,
         render_mode=render_mode,
     )
+    game = Sticky(game) if config.sticky_actions else game
     frames = AtariPreprocessing(GameStart(game), noop_max=0, frame_skip=FRAMES_PER_STEP)
     return FrameStackObservation(frames, FRAME_STACK, padding_type="reset")

@@ -9,8 +9,9 @@ from agents.config import NetworkConfig
 from agents.guard import Watch
 from agents.heads import ValueHead
 from agents.interventions.base import Intervention
+from agents.interventions.lifecycle import Configure
 from agents.kinds import DQNConfig
-from agents.learner import Configure, Learner
+from agents.learner import Learner
 from agents.losses import squared_error
 from agents.networks import MLP, QNetwork
 from agents.randomness import Generators

@@ -74,7 +74,8 @@ class NewConfig(ValueAgentConfig):
 @pytest.fixture
 def new(monkeypatch: pytest.MonkeyPatch) -> NewConfig:
     dqn = KINDS["dqn"]
-    entry = Kind("new", NewConfig, "nowhere:New", "nowhere:subject", dqn.check, dqn.parts, atoms=lambda config: 5)
+    places = "nowhere:New", "nowhere:policy", "nowhere:subject"
+    entry = Kind("new", NewConfig, *places, dqn.check, dqn.parts, atoms=lambda config: 5)
     monkeypatch.setitem(KINDS, "new", entry)
     return NewConfig(tau=0.5, target_period=1)
 

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from agents.config import AdamConfig
-from agents.optimization import Optimization, autocast, linear_schedule
+from agents.optimization import Optimization, autocast
 from tests.agents.helpers import CPU, same_tree, snapshot
 
 
@@ -87,28 +85,3 @@ def test_bf16_is_used_only_where_asked():
         assert (x @ x).dtype == torch.bfloat16
     with autocast(CPU, "fp32"):
         assert (x @ x).dtype == torch.float32
-
-
-VALUES = st.floats(-1e3, 1e3)
-
-
-@given(VALUES, VALUES, st.integers(1, 10**7), st.integers(-(10**7), 3 * 10**7))
-def test_a_schedule_is_the_line_between_its_ends(start, end, duration, step):
-    value = linear_schedule(start, end, duration, step)
-    if step <= 0:
-        expected = start
-    elif step >= duration:
-        expected = end
-    else:
-        expected = (start * (duration - step) + end * step) / duration
-    assert value == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    assert min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9
-
-
-@given(VALUES, VALUES, st.integers(0, 100))
-def test_a_schedule_without_duration_is_its_end(start, end, step):
-    assert linear_schedule(start, end, 0, step) == pytest.approx(end, abs=1e-9)
-
-
-def test_a_schedule_by_hand():
-    assert [linear_schedule(1.0, 0.0, 4, step) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]

@@ -6,6 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agents import build_agent
 from agents.config import LearningRate
@@ -74,6 +76,27 @@ def test_values_by_hand() -> None:
     assert not constant.moves and not constant.once
     level = Schedule(0.3, 0.3, 7)
     assert level.value(3) == 0.3 and not level.moves
+
+
+VALUES = st.floats(-1e3, 1e3)
+
+
+@given(VALUES, VALUES, st.integers(1, 10**7), st.integers(-(10**7), 3 * 10**7))
+def test_it_is_the_line_between_its_ends(start: float, end: float, duration: int, step: int) -> None:
+    value = Schedule(start, end, duration).value(step)
+    if step <= 0:
+        expected = start
+    elif step >= duration:
+        expected = end
+    else:
+        expected = (start * (duration - step) + end * step) / duration
+    assert value == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9
+
+
+@given(VALUES, VALUES, st.integers(0, 100))
+def test_a_constant_one_is_its_start(start: float, end: float, step: int) -> None:
+    assert Schedule(start, end).value(step) == start
 
 
 def test_when_it_begins() -> None:

@@ -154,3 +154,17 @@ def test_without_fire_breakout_does_not_begin(backend):
     world.reset()
     lost = [world.step(np.array([0]))[4]["life_lost"][0] for _ in range(60)]
     assert not any(lost), "the ball is never served"
+
+
+def test_sticky_frames_of_the_gymnasium_backend_follow_ales_law():
+    """Asked for another action than before, frame k of a step still shows the old one with probability p ** (k + 1)."""
+    world = make_vec("ALE/Boxing-v5", 1, 3, "gymnasium", sticky_actions=0.5, noop_max=0)
+    core = world.envs[0].unwrapped
+    frames, plain = [], core.step
+    core.step = lambda action: frames.append(action) or plain(action)
+    world.reset()
+    frames.clear()
+    for step in range(1000):
+        world.step(np.array([2 + step % 2]))
+    old = (np.array(frames).reshape(1000, 4) != 2 + np.arange(1000)[:, None] % 2).mean(axis=0)
+    np.testing.assert_allclose(old, [0.5, 0.25, 0.125, 0.0625], atol=0.05)  # three standard deviations

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from agents.randomness import Generators
 from experiments.cli import parse_train
 from experiments.evaluate import evaluate
 from experiments.evaluate_config import EvaluateConfig
@@ -131,7 +132,7 @@ def test_methods_meet_the_same_tasks() -> None:
     other = settings("dqn", "CartPole-v1", *SHIFTING, "--task.change", "observations", "--seed", "2")
     assert [build(other)[0].schedule.task(k).parameters for k in range(6)] != tasks[0]
     chosen = settings("dqn", "CartPole-v1", *SHIFTING, "--task.seed", "7")
-    assert world_config(chosen).task.seed == 7
+    assert world_config(chosen, Generators(1)).task.seed == 7
 
 
 def test_any_task_can_be_played_after_training(tmp_path: Path) -> None:

@@ -112,3 +112,25 @@ def test_a_run_directory_names_its_final_checkpoint(cartpole: Path, tmp_path: Pa
     assert find_checkpoint(cartpole).name == "final.pt"
     with pytest.raises(ValueError, match="no such run"):
         find_checkpoint(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("algorithm", ["dqn", "c51", "ppo"])
+def test_playing_builds_nothing_that_learns(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [
+        *SMALL[algorithm],
+        "--interventions",
+        "layer_norm",
+        "l2_init",
+        "plasticity_injection",
+        "--plasticity-injection.at-step",
+        "150",
+    ]
+    path, _, _ = run(tmp_path, algorithm, "CartPole-v1", 300, *flags)
+
+    def never(self, *arguments, **settings) -> None:
+        raise AssertionError(f"{type(self).__name__} was built")
+
+    for kind in ("replay.Replay", "rollout.Rollout", "optimization.Optimization", "learner.Learner"):
+        monkeypatch.setattr(f"agents.{kind}.__init__", never)
+    result = evaluate(EvaluateConfig(path, episodes=3))
+    assert len(result["returns"]) == 3
