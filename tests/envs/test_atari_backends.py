@@ -157,7 +157,8 @@ def test_without_fire_breakout_does_not_begin(backend):
 
 
 def test_sticky_frames_of_the_gymnasium_backend_follow_ales_law():
-    """Actions 2 and 3 are asked for in turn. Frame k of a step still shows the other one with probability x / 2 ** (k + 1),
+    """Actions 2 and 3 are asked for in turn. Frame k of a step still shows the other one with probability
+    x / 2 ** (k + 1),
     where x says that the other one was in force before: not so only if the step before never got through, which was
     in the other one's force then, so x = 1 - x / 2 ** 4 = 16 / 17."""
     world = make_vec("ALE/Boxing-v5", 1, 3, "gymnasium", sticky_actions=0.5, noop_max=0)
