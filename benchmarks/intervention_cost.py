@@ -30,7 +30,6 @@ import torch
 from agents import build_agent
 from agents.config import AgentConfig
 from agents.interventions import intervention_class
-from agents.interventions._sums import compiled
 from agents.interventions.base import Intervention
 from agents.randomness import Generators
 from agents.schedule import in_steps
@@ -109,7 +108,7 @@ class TimedAgent:
                 for layer in state["layers"].values():
                     layer["accumulated"] = fractions[len(layer["ages"])].item()
                     layer["ages"] = age + torch.arange(len(layer["ages"]))
-                member.load_state_dict({**state, "oldest": age + max(len(layer["ages"]), 1_000)})
+                member.load_state_dict(state)
 
     def seconds(self, updates: int) -> float:
         """Time of a gradient step."""
@@ -155,7 +154,6 @@ def main() -> None:
     device = choose_device(arguments.device, convolutional=True)
     processor = platform.processor() or platform.machine()
     print(f"{processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, 1 thread")
-    print(f"cbp's sums on a CPU: {'compiled' if compiled() else 'by torch, no C compiler'}")
     print(f"{'':12} {'':18} {'without us':>10} {'with us':>10} {'ratio':>8}   least .. greatest")
     for name in rows():
         for chosen in arguments.names:

@@ -9,11 +9,18 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from agents.interventions._utility import STEPS_TOGETHER, AlikeContribution, LayerUtility, Utility, corrections
 from agents.interventions.base import Forward, Intervention
-from agents.interventions.slices import Slots, UnitSet, replaceable, trains
+from agents.interventions.slices import Slices, Slots, UnitSet, replaceable, trains
 from agents.interventions.surgery import Moments, Surgery
 from plasticity_probes.units import HiddenLayer
+
+Utility = Literal[
+    "contribution", "zero_contribution", "adaptable_contribution", "weight", "adaptation", "feature_by_input"
+]
+CENTRED = ("zero_contribution", "adaptable_contribution", "feature_by_input")
+BY_INPUT = ("adaptable_contribution", "adaptation", "feature_by_input")
+BY_OUTPUT = ("contribution", "zero_contribution", "adaptable_contribution", "weight")
+NEVER = 2**62
 
 
 @dataclass(eq=False)
@@ -84,242 +91,211 @@ class CBP(Intervention):
     def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
         """Start all ages and utilities at 0. ValueError: a layer's units cannot be replaced one by one, no layer
         trains, or, with `bias_correction`, a consumer cannot absorb."""
-        alike = self._alike(replaceable(self.layers, self.name))
-        layers = [layer for group in alike for layer in group]
-        sizes, device = [layer.units for layer in layers], layers[0].producer.weight.device
-        self.ages = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        self.utilities = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
-        views = zip(layers, self.ages.split(sizes), self.utilities.split(sizes), strict=True)
-        settings = (self.utility, self.decay, self.bias_correction, f"{self.name}.bias_correction")
-        self._followed = [LayerUtility(layer, ages, utilities, *settings) for layer, ages, utilities in views]
-        self._together, self._apart, first = [], [], 0
-        for group in alike:
-            members = self._followed[first : first + len(group)]
-            start = sum(sizes[:first])
-            utilities = self.utilities[start : start + len(group) * group[0].units].view(len(group), -1)
-            if self._simple(group[0]):
-                self._together.append(AlikeContribution(members, utilities, self.decay))
-            else:
-                self._apart += members
-            first += len(group)
-        # layers as rows, padded to the widest
-        starts, place = torch.tensor([0, *sizes[:-1]]).cumsum(0), torch.arange(max(sizes))
-        inside = place < torch.tensor(sizes)[:, None]
-        self._outside, self._grid = ~inside.to(device), torch.where(inside, starts[:, None] + place, 0).to(device)
-        self._slots = [min(size, math.ceil(self.replacement_rate * size) + 1) for size in sizes]
-        self._accumulated: list[float] | Tensor = [0.0] * len(sizes)
-        self._shares, self._settled, self._due = [0.0] * len(sizes), 0, 0
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        self._chance = torch.Generator(device).manual_seed(seed)  # not the surgeon's: who goes and what comes are apart
-        self._oldest = 0  # no unit is older
-        self._on_host = device.type == "cpu"
-        self._ages_count = any(follow.averages_h for follow in self._apart)
-        self._behind = 0  # gradient steps that ages and some utilities do not yet know of
+        layers = replaceable(self.layers, self.name)
+        shape, device = (len(layers), max(layer.units for layer in layers)), layers[0].producer.weight.device
+        self._ages = torch.zeros(shape, dtype=torch.int64, device=device)  # a row a layer, as wide as the widest
+        self._utilities = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._bounds = torch.full_like(self._ages, NEVER)  # ages that units must have passed
+        self._left = torch.zeros(len(layers), dtype=torch.float64, device=device)  # of the shares
+        absorbs = f"{self.name}.bias_correction" if self.bias_correction else ""
+        rows = zip(layers, self._ages, self._utilities, self._bounds, strict=True)
+        self._followed = [_Followed(*row, absorbs) for row in rows]
+        self._slots = [min(layer.units, int(self.replacement_rate * layer.units) + 1) for layer in layers]
+        self._order = torch.arange(max(self._slots), device=device)
         self._watched = [module.weight for layer in layers for module in (layer.producer, *dict(layer.consumers))]
         self._requiring: list[bool] = []
-        self._see_who_trains()
-
-    def _simple(self, layer: HiddenLayer) -> bool:
-        return self.utility == "contribution" and not self.bias_correction and AlikeContribution.fits(layer)
-
-    def _alike(self, layers: Sequence[HiddenLayer]) -> list[list[HiddenLayer]]:
-        """Layers that are measured together, side by side."""
-        groups: dict[Any, list[HiddenLayer]] = {}
-        for layer in layers:
-            groups.setdefault(layer.units if self._simple(layer) else layer.name, []).append(layer)
-        return list(groups.values())
+        self._may_look = device.type == "cpu"  # where that costs nothing; elsewhere no value is read back
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+        self._chance = torch.Generator(device).manual_seed(seed)  # not the surgeon's: who goes and what comes are apart
 
     def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
         """Age, measure, replace."""
-        captured = forward.captured
-        requiring = [weight.requires_grad for weight in self._watched]
-        if requiring != self._requiring:
-            self._requiring = requiring
-            if any(follow.trains != trains(follow.layer) for follow in self._followed):
-                self._catch_up()
-                self._see_who_trains()
-        self._behind += 1
-        self._oldest += 1
-        if self._ages_count:
-            self._catch_up()  # running averages of h need the ages
-        for group in self._together:
-            group.keep(captured)
-        if self._apart:
-            with torch.no_grad():
-                for follow in self._apart:
-                    if follow.trains:
-                        follow.update(captured[follow.layer.name][-1])
-        if not self._on_host or self._behind == STEPS_TOGETHER:
-            self._catch_up()
-        if self._oldest > self.maturity and self.replacement_rate > 0:
-            self._replace(surgery)
+        draws = None
+        if self.accumulation == "bernoulli":
+            draws = torch.rand(len(self._left), dtype=torch.float64, generator=self._chance, device=self._left.device)
+        self._every_step(surgery, forward, draws)
 
-    def _catch_up(self) -> None:
-        """Bring ages and utilities up to date."""
-        if self._behind:
-            self.ages.add_(self._aging, alpha=self._behind)
-            self._behind = 0
-        for follow in self._apart:
-            follow.catch_up()
-        for group in self._together:
-            group.update()
+    @torch.no_grad()
+    def _every_step(self, surgery: Surgery, forward: Forward, draws: Tensor | None) -> None:
+        """Algorithm 1; `draws` [layers], uniform in [0, 1), decide about fractions of a unit."""
+        self._see_who_trains()
+        self._ages.add_(1)
+        self._measure([each for each in self._followed if each.trains], forward.captured)
+        if self.replacement_rate == 0:
+            return
+        eligible = self._ages > self._bounds
+        numbers = self._numbers(eligible.sum(1, dtype=torch.float64) * self.replacement_rate, draws)
+        due = numbers.tolist() if self._may_look else [1] * len(numbers)
+        if not any(due):
+            return  # what follows would change nothing
+        index = torch.where(eligible, self._ranks(), math.inf).argsort(dim=1, stable=True)
+        valid = self._order < numbers[:, None]
+        slots = zip(self._followed, self._slots, index, valid, due, strict=True)
+        units = {each: Slots(i[:k], v[:k]) for each, k, i, v, number in slots if number}
+        absorb = {each.layer: each.average(self.decay) for each in units} if self.bias_correction else {}
+        surgery.replace({each.layer: which for each, which in units.items()}, self.moments, absorb)
 
     def _see_who_trains(self) -> None:
-        """Frozen layers (a plasticity injection's, before or after) do not age and are not replaced; those that are no
-        longer frozen are new."""
-        for follow in self._followed:
-            before, follow.trains = follow.trains, trains(follow.layer)
-            if follow.trains and not before:
-                follow.forget(torch.ones_like(follow.ages, dtype=torch.bool))
-        self._count_anew()
-
-    def _count_anew(self) -> None:
-        aging = [torch.full((follow.layer.units,), int(follow.trains)) for follow in self._followed]
-        self._aging, self._looked_until = torch.cat(aging).to(self.ages.device), 0
-
-    def _replace(self, surgery: Surgery) -> None:
-        if not self._on_host:
-            eligible = self._eligible()
-            numbers = self._numbers_on_device(self._by_layer(eligible))
-            index, valid = self._lowest(eligible, numbers)
-            slots = zip(self._followed, self._slots, index, valid, strict=True)
-            self._operate(surgery, {follow: Slots(i[:k], v[:k]) for follow, k, i, v in slots})
+        """Frozen layers (a plasticity injection's, before or after) are not replaced; those that are no longer frozen
+        are new."""
+        requiring = [weight.requires_grad for weight in self._watched]
+        if requiring == self._requiring:
             return
-        # the same with no more work than needed: on a CPU reading back costs nothing
-        if self._oldest < min(self._looked_until, self._due):
-            return
-        numbers = self._numbers()
-        if any(numbers):
-            self._catch_up()
-            index, valid = self._lowest(self._eligible(), torch.tensor(numbers))
-            numbers = valid.sum(1).tolist()
-            chosen = zip(self._followed, numbers, index, strict=True)
-            until = min(self._looked_until, self._oldest + self.maturity + 1)  # when the new ones can be mature
-            self._operate(surgery, {follow: i[:n] for follow, n, i in chosen if n})
-            self._looked_until = until
-            self._share([count - n for count, n in zip(self._eligible_units, numbers, strict=True)])
+        self._requiring = requiring
+        for each in self._followed:
+            before, each.trains = each.trains, trains(each.layer)
+            each.bounds.fill_(self.maturity if each.trains else NEVER)
+            if each.trains and not before:
+                each.forget(torch.ones_like(each.ages, dtype=torch.bool))
 
-    def _eligible(self) -> Tensor:
-        """bool [units of all layers]"""
-        return (self.ages > self.maturity) & (self._aging > 0)
+    def _measure(self, followed: Sequence["_Followed"], captured: Mapping[str, tuple[Tensor, ...]]) -> None:
+        """Bring utilities up to date with what came out of the nonlinearities, by layer [batch, units (several times
+        over), positions...]. In few operations: between updates each costs a CPU more than its arithmetic."""
+        fading, found = 1 - self.decay, []
+        for each in followed:
+            post = captured[each.layer.name][-1]
+            if self.utility in CENTRED or self.bias_correction:
+                each.follow(post, fading)
+            size = None
+            if self.utility in CENTRED:
+                size = each.batch_mean((post - each.centre(post, self.decay)).abs())
+            elif self.utility == "contribution":
+                size = each.batch_mean(post if each.rectified else post.abs())
+            found.append(each.outgoing(size) if self.utility in BY_OUTPUT else each.by_unit(size))
+        if self.utility in BY_INPUT:
+            incoming = [each.layer.producer.weight.abs().flatten(1).mean(1, dtype=torch.float32) for each in followed]
+            torch._foreach_div_(found, incoming)
+        if found:
+            torch._foreach_lerp_([each.utilities for each in followed], found, fading)
 
-    def _by_layer(self, eligible: Tensor) -> Tensor:
-        return eligible[self._grid].masked_fill_(self._outside, False).sum(1)
-
-    def _look(self) -> None:
-        """Count the eligible units of each layer; they stay as many until one is replaced or matures. A restored run
-        looks when the original does not: nothing is brought up to date here, which would round utilities elsewhere."""
-        ages = self.ages + self._behind * self._aging
-        eligible = (ages > self.maturity) & (self._aging > 0)
-        oldest = int(torch.where(eligible, 0, ages * self._aging).max())
-        self._looked_until = self._oldest + max(self.maturity + 1 - oldest, 1)
-        self._share(self._by_layer(eligible).tolist())
-
-    def _share(self, eligible: list[int]) -> None:
-        """That many units of each layer are eligible from now on."""
-        self._eligible_units, self._shares = eligible, [count * self.replacement_rate for count in eligible]
-        waits = (
-            (1 - before) / share if share else math.inf
-            for before, share in zip(self._accumulated, self._shares, strict=True)
-        )
-        # before then no layer's shares make a whole unit; a step less, for sums are rounded
-        self._due = self._oldest if self.accumulation == "bernoulli" else self._oldest + min(waits) - 2
-
-    def _settle(self, until: int) -> None:
-        """Add up the shares of the steps up to that one, one by one: the sums are those of every other order."""
-        counts = self.accumulation == "accumulate" and any(self._shares)
-        for _ in range(until - max(self._settled, self.maturity) if counts else 0):
-            self._accumulated = [before + share for before, share in zip(self._accumulated, self._shares, strict=True)]
-        self._settled = until
-
-    def _numbers(self) -> list[int]:
-        """How many units each layer replaces now."""
-        if self.accumulation == "bernoulli":
-            if self._oldest >= self._looked_until:
-                self._look()
-            draws = self._draws().tolist()
-            return [int(share) + (draw < share - int(share)) for share, draw in zip(self._shares, draws, strict=True)]
-        if self._oldest >= self._looked_until:
-            self._settle(self._oldest - 1)
-            self._look()
-        self._settle(self._oldest)
-        if max(self._accumulated) < 1:
-            return []
-        numbers = [int(total) for total in self._accumulated]
-        self._accumulated = [total - number for total, number in zip(self._accumulated, numbers, strict=True)]
-        return numbers
-
-    def _numbers_on_device(self, eligible: Tensor) -> Tensor:
-        """The same, bit for bit, with nothing read back; float64 [layers]."""
-        shares = eligible.double() * self.replacement_rate
-        if self.accumulation == "bernoulli":
-            return shares.floor() + (self._draws() < shares - shares.floor())
-        if not isinstance(self._accumulated, Tensor):
-            self._accumulated = torch.tensor(self._accumulated, dtype=torch.float64, device=shares.device)
-        numbers = self._accumulated.add_(shares).floor()
-        self._accumulated.sub_(numbers)
-        return numbers
-
-    def _draws(self) -> Tensor:
-        layers, device = len(self._followed), self.ages.device
-        return torch.rand(layers, dtype=torch.float64, generator=self._chance, device=device)
-
-    def _lowest(self, eligible: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The `numbers` [layers] eligible units of lowest utility: index and validity [layers, slots]."""
-        utilities = self.utilities
+    def _ranks(self) -> Tensor:
+        """By which the units of each layer are compared [layers, units]."""
         if self.correct_utility and self.decay ** (self.maturity + 1) > 2.0**-26:  # else float32 cannot see it
-            utilities = utilities / corrections(self.ages, self.decay)
-        ranked = torch.where(eligible, utilities, math.inf)[self._grid].masked_fill_(self._outside, math.inf)
-        ranked, index = (found[:, : max(self._slots)] for found in ranked.sort(dim=1, stable=True))
-        return index, (torch.arange(index.shape[1], device=index.device) < numbers[:, None]) & (ranked < math.inf)
+            return self._utilities / _corrections(self._ages, self.decay)
+        return self._utilities
 
-    def _operate(self, surgery: Surgery, chosen: Mapping[LayerUtility, Slots | Tensor]) -> None:
-        absorb = {follow.layer: follow.averages() for follow in chosen} if self.bias_correction else None
-        surgery.replace({follow.layer: slots for follow, slots in chosen.items()}, self.moments, absorb)
+    def _numbers(self, shares: Tensor, draws: Tensor | None) -> Tensor:
+        """How many units each layer replaces now, float64 [layers]."""
+        if self.accumulation == "bernoulli":
+            return shares.floor() + (draws < shares - shares.floor())
+        numbers = self._left.add_(shares).floor()
+        self._left.sub_(numbers)
+        return numbers
 
     def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """They are as young as units can be."""
-        self._catch_up()
-        for follow in self._followed:
-            if follow.layer.name == layer.name:
-                follow.forget(units.mask)
-                self._looked_until = 0
+        for each in self._followed:
+            if each.layer.name == layer.name:
+                each.forget(units.mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator. Ages are
-        `behind` steps old, and the utilities of dense layers by as many as are `kept`: to bring them up to date would
-        round otherwise than the run that goes on."""
-        self._settle(self._oldest)
-        for follow in self._apart:
-            follow.catch_up()
+        """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator."""
         layers = {
-            follow.layer.name: {
-                "ages": follow.ages.clone(),
-                "utilities": follow.utilities.clone(),
-                "means": None if follow.running is None else follow.running.clone(),
-                "accumulated": float(accumulated),
-                "trains": follow.trains,
+            each.layer.name: {
+                "ages": each.ages.clone(),
+                "utilities": each.utilities.clone(),
+                "means": None if each.means is None else each.means.clone(),
+                "accumulated": left.clone(),
+                "trains": each.trains,
             }
-            for follow, accumulated in zip(self._followed, self._accumulated, strict=True)
+            for each, left in zip(self._followed, self._left, strict=True)
         }
-        kept = [group.state_dict() for group in self._together]
-        known = {"oldest": self._oldest, "behind": self._behind, "generator": self._chance.get_state()}
-        return {"layers": layers, "kept": kept, **known}
+        return {"layers": layers, "generator": self._chance.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        for follow in self._followed:
-            kept = state["layers"][follow.layer.name]
-            follow.ages.copy_(kept["ages"])
-            follow.utilities.copy_(kept["utilities"])
-            follow.running = None if kept["means"] is None else kept["means"].to(self.utilities.device, copy=True)
-            follow.trains = kept["trains"]
-            follow.taken.clear()
-            follow.sees_shapes_anew()
-        self._accumulated = [state["layers"][follow.layer.name]["accumulated"] for follow in self._followed]
-        for group, kept in zip(self._together, state["kept"], strict=True):
-            group.load_state_dict(kept)
-        self._oldest, self._behind, self._requiring = state["oldest"], state["behind"], []
-        self._settled = self._oldest
-        self._count_anew()
+        for each, left in zip(self._followed, self._left, strict=True):
+            kept = state["layers"][each.layer.name]
+            each.ages.copy_(kept["ages"])
+            each.utilities.copy_(kept["utilities"])
+            each.means = None if kept["means"] is None else kept["means"].to(left.device, copy=True)
+            each.trains = kept["trains"]
+            left.fill_(kept["accumulated"])
+        self._requiring = []
         self._chance.set_state(state["generator"].cpu())
+
+
+class _Followed:
+    """A hidden layer's units: `ages` [units] in gradient steps, `utilities` [units], and the `bounds` that ages must
+    pass, parts of a row of CBP's.
+
+    ValueError, named after what `absorbs` running averages: a consumer has no bias, or columns that belong to no unit.
+    """
+
+    def __init__(self, layer: HiddenLayer, ages: Tensor, utilities: Tensor, bounds: Tensor, absorbs: str) -> None:
+        self.layer, self.slices, self.absorbs, self.trains = layer, Slices(layer), absorbs, False
+        self.ages, self.utilities, self.bounds = (row[: layer.units] for row in (ages, utilities, bounds))
+        self.rectified = layer.activation in ("relu", "crelu")  # |h| is h
+        self.means: Tensor | None = None
+        """Running average of h [units (several times over), positions...], where it is needed."""
+        sides = [[axis for axis in range(owned.tensor.ndim) if axis != 1] for owned in self.slices.outgoing]
+        plain = [torch.equal(owner.cpu(), torch.arange(layer.units)) for _, owner in layer.consumers]
+        self._outgoing = list(zip(self.slices.outgoing, sides, plain, strict=True))
+        counts = (owned.present.sum(1) * owned.tensor[:, 0].numel() for owned in self.slices.outgoing)
+        self._weights = sum(counts).clamp(min=1).float()
+        for owned, (module, _) in zip(self.slices.outgoing, layer.consumers, strict=True) if absorbs else ():
+            if module.bias is None or not owned.regular:
+                why = "has no bias" if module.bias is None else "does not read all units alike"
+                raise ValueError(f"{absorbs}: a {type(module).__name__} that reads '{layer.name}' {why}")
+
+    def batch_mean(self, values: Tensor) -> Tensor:
+        """[batch, units (several times over), positions...] averaged over the batch, and over positions unless a
+        consumer has a column for each."""
+        copies = values.shape[1] // self.layer.units
+        apart = values.ndim == 2 or any(owned.most > copies for owned in self.slices.outgoing)
+        return values.mean(0 if apart else [0, *range(2, values.ndim)], dtype=torch.float32)
+
+    def follow(self, post: Tensor, fading: float) -> None:
+        """Take a batch into the running average. ValueError: its shapes do not say what consumers absorb."""
+        found = self.batch_mean(post)
+        if self.means is None:
+            self.means = torch.zeros_like(found)
+            for consumer in range(len(self.slices.outgoing)) if self.absorbs else ():
+                self.slices.consumer_means(found, consumer)
+        self.means.lerp_(found, fading)
+
+    def average(self, decay: float) -> Tensor:
+        """The running average of h without its bias towards 0, as `means`."""
+        short = _corrections(self.ages, decay).repeat(len(self.means) // self.layer.units)
+        return self.means / short.view(-1, *[1] * (self.means.ndim - 1))
+
+    def centre(self, post: Tensor, decay: float) -> Tensor:
+        """The average of each of `post`'s channels, that `post` can be reduced by."""
+        average = self.average(decay)
+        return average.view(len(average), -1).mean(1).view(-1, *[1] * (post.ndim - 2))
+
+    def by_unit(self, sizes: Tensor | None) -> Tensor:
+        """`sizes` [units (several times over), positions...] averaged by unit [units]; 1 where None."""
+        if sizes is None:
+            return torch.ones_like(self.utilities)
+        return sizes.reshape(-1, self.layer.units, *sizes.shape[1:]).mean([0, *range(2, sizes.ndim + 1)])
+
+    def outgoing(self, sizes: Tensor | None) -> Tensor:
+        """Mean over a unit's outgoing weights, of whatever consumer, of |w| times what its column holds of `sizes`
+        [units (several times over), positions...], 1 where None."""
+        total = None
+        for consumer, (owned, sides, plain) in enumerate(self._outgoing):
+            found = owned.tensor.abs().sum(sides, dtype=torch.float32)
+            if plain and sizes is not None and sizes.shape == found.shape:
+                found = found * sizes
+            else:
+                columns = 1.0 if sizes is None else self.slices.by_column(sizes, consumer)
+                if columns is None:  # a pooling or a slice in between: every column holds the unit's average
+                    columns = self.by_unit(sizes)[:, None]
+                found = (found[owned.positions] * owned.present * columns).sum(1)
+            total = found if total is None else total + found
+        return total / self._weights
+
+    def forget(self, units: Tensor) -> None:
+        """Age, utility and average of the units in the mask start anew."""
+        self.ages.masked_fill_(units, 0)
+        self.utilities.masked_fill_(units, 0)
+        if self.means is not None:
+            copies = units.repeat(len(self.means) // self.layer.units)
+            self.means.masked_fill_(copies.view(-1, *[1] * (self.means.ndim - 1)), 0)
+
+
+def _corrections(ages: Tensor, decay: float) -> Tensor:
+    """1 - decay^age, by which a running average that started at 0 falls short (1 at age 0)."""
+    lag = ages.clamp(min=1).float() * (math.log(decay) if decay > 0 else -math.inf)
+    return torch.where(ages > 0, -torch.expm1(lag), 1.0)
