@@ -89,12 +89,16 @@ class ReplayStore:
     def _files(self) -> list[Path]:
         return list(self.folder.glob("segment_*.bin"))
 
+    @property
+    def busy(self) -> bool:
+        """Whether the thread is writing."""
+        return self._writing is not None and not self._writing.done()
+
     def advance(self) -> None:
         """Once a tick: give a segment that is full to the thread. Raises what the one before failed at."""
-        if self._writing is not None:
-            if not self._writing.done():
-                return
-            self._collect()
+        if self.busy:
+            return
+        self._collect()
         if (self.replay.written - self._reached).min() >= self.slots:
             self._writing = self._thread.submit(self._write, *self._next())
 
