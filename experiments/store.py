@@ -208,19 +208,20 @@ class Store:
     """Writes checkpoints to `folder`, which is there, and keeps the newest `keep` (0: all) of those that are sound.
 
     `resumed`: the checkpoint that the run goes on from; those that are newer than it are not sound, and go at the next
-    save. Leftovers of interrupted writes are removed at once; `leftovers` names them. Raises OSError.
+    save. Leftovers of interrupted writes are removed at once; `leftovers` names them. Raises OSError, and ValueError
+    where `folder` has checkpoints and none is `resumed`: they would go.
     """
 
     def __init__(self, folder: Path, keep: int, resumed: Checkpoint | None = None) -> None:
         if keep == 1 or keep < 0:
             raise ValueError(f"keep = {keep}: must be 0 (all) or >= 2: a crash while writing must leave one that loads")
         self.folder, self.keep = folder, keep
+        paths = listed(folder)
+        if resumed is None and paths:
+            raise ValueError(f"{shown(str(folder))}: holds {paths[-1].name} already: must be resumed from, or empty")
         self.leftovers = clear_partial(folder)
-        self.sound: list[Path] = []
-        """Oldest first; all but the newest two as far as is known."""
-        if resumed is not None:
-            paths = listed(folder)
-            self.sound = paths[: paths.index(folder / resumed.path.name) + 1]
+        self.sound = [] if resumed is None else paths[: paths.index(folder / resumed.path.name) + 1]
+        """Oldest first; those before `resumed` as far as is known."""
 
     def save(
         self,

@@ -1,9 +1,8 @@
 """A run that is built anew from its state between two ticks goes on as if nothing had happened, to the bit.
 
-The world and what the replay stores are handed over as they are: they have no state of their own yet.
+The world is handed over as it is.
 """
 
-import io
 import json
 import random
 from pathlib import Path
@@ -14,11 +13,13 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from agents.guard import Watch
+from experiments.checkpoints import Checkpoints
 from experiments.cli import parse_train
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, to_dict
 from experiments.run import Run
 from experiments.run_directory import RunDirectory
 from experiments.setup import build
+from experiments.store import newest
 from experiments.watchers import Watchers
 from tests.experiments.test_run import one_thread  # noqa: F401
 
@@ -62,17 +63,17 @@ class Made:
         self.said: list[str] = []
         self.watchers = Watchers(config, agent, directory, watch, self.said.append)
         self.run = Run(agent, world or built, config.run.steps, self.watchers.all)
+        self.saving: Checkpoints | None = None
 
     def again(self, config: TrainConfig, folder: Path) -> "Made":
-        """The same run built anew from what torch's safe loader reads of its state."""
-        file = io.BytesIO()
-        torch.save(self.run.state_dict(), file)
-        file.seek(0)
-        state = torch.load(file, weights_only=True)
+        """The same run built anew from a checkpoint of it."""
+        self.saving = self.saving or Checkpoints(folder, self.run, to_dict(config), {}, 2)
+        path = self.saving.save()
+        self.saving.close()
+        resumed = newest(folder / "checkpoints", pytest.fail)
+        assert resumed.path == path
         other = Made(config, folder, self.run.world)
-        if hasattr(self.run.agent, "replay"):
-            _hand_over(self.run.agent.replay, other.run.agent.replay)
-        other.run.load_state_dict(state)
+        other.saving = Checkpoints(folder, other.run, to_dict(config), {}, 2, resumed=resumed)
         return other
 
     def finish(self) -> dict[str, Any]:
@@ -83,12 +84,6 @@ class Made:
         state = self.run.state_dict()
         self.watchers.close(self.run.clock.steps, finished=True)
         return state
-
-
-def _hand_over(source: Any, replay: Any) -> None:
-    for name, value in vars(source).items():
-        if name not in ("generator", "device"):
-            setattr(replay, name, value)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
