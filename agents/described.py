@@ -11,7 +11,8 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[__name__.count(".")]
+"""Where the top-level package lies that this one is part of."""
 
 
 class Field(NamedTuple):
@@ -41,9 +42,15 @@ def fields_in_source(module: str, name: str) -> list[Field]:
     LookupError: the source says something that cannot be understood without running it.
     """
     source = _Source(module)
-    for found in source.classes.values():
+    return list(source.fields(source.classes[class_in_source(module, name)]).values())
+
+
+def class_in_source(module: str, name: str) -> str:
+    """The class whose `name` attribute is `name`, in `module` of this project, without importing it. LookupError: there
+    is none."""
+    for found in _Source(module).classes.values():
         if any(isinstance(part, ast.Assign) and _says_name(part, name) for part in found.body):
-            return list(source.fields(found).values())
+            return found.name
     raise LookupError(f"{module}: no class is named {name!r}")
 
 

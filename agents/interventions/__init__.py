@@ -8,19 +8,48 @@ Importing this package is light: a name brings its module, and torch, when it is
 """
 
 import dataclasses
+import functools
 import importlib
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.described import Field, fields_in_source, texts_of
+from agents.described import Field, class_in_source, fields_in_source, texts_of
 from agents.spelling import did_you_mean, folded
 
-if TYPE_CHECKING:
-    from agents.interventions.base import Intervention
+if TYPE_CHECKING:  # what `__getattr__` hands out, for editors
+    from agents.interventions.activation import Activation as Activation
+    from agents.interventions.adam_betas import AdamBetas as AdamBetas
+    from agents.interventions.base import Forward as Forward
+    from agents.interventions.base import Intervention as Intervention
+    from agents.interventions.batch_norm import BatchNorm as BatchNorm
+    from agents.interventions.cbp import CBP as CBP
+    from agents.interventions.crelu import CReLU as CReLU
+    from agents.interventions.dropout import Dropout as Dropout
+    from agents.interventions.infer import InFeR as InFeR
+    from agents.interventions.l2 import L2 as L2
+    from agents.interventions.l2_init import L2Init as L2Init
+    from agents.interventions.layer_norm import LayerNorm as LayerNorm
+    from agents.interventions.nap import NaP as NaP
+    from agents.interventions.optimizer_reset import OptimizerReset as OptimizerReset
+    from agents.interventions.parseval import Parseval as Parseval
+    from agents.interventions.pfo import PFO as PFO
+    from agents.interventions.plasticity_injection import PlasticityInjection as PlasticityInjection
+    from agents.interventions.popart import PopArt as PopArt
+    from agents.interventions.redo import ReDo as ReDo
+    from agents.interventions.reset import Reset as Reset
+    from agents.interventions.shrink_perturb import ShrinkAndPerturb as ShrinkAndPerturb
+    from agents.interventions.slices import Slots as Slots
+    from agents.interventions.slices import UnitSet as UnitSet
+    from agents.interventions.spectral_norm import SpectralNorm as SpectralNorm
+    from agents.interventions.surgery import Surgery as Surgery
+    from agents.interventions.weight_clip import WeightClip as WeightClip
+    from agents.interventions.weight_decay import WeightDecay as WeightDecay
 
 SHARED = ("base", "lifecycle", "slices", "surgery")
+FOR_OWN = {"Forward": "base", "Intervention": "base", "Slots": "slices", "Surgery": "surgery", "UnitSet": "slices"}
+"""What one needs for an intervention of one's own, and the file that holds it."""
 NAMES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in SHARED))
 """The interventions there are, as they are written after --interventions: the names of their files."""
 
@@ -122,11 +151,27 @@ def intervention_class(name: str) -> "type[Intervention]":
     return next(kind for kind in kinds if kind.name == name)
 
 
+@functools.cache
+def _classes() -> dict[str, str]:
+    """The files by the names of the classes that they hold, read in their sources where these say it."""
+
+    def named(name: str) -> str:
+        try:
+            return class_in_source(f"{__name__}.{name}", name)
+        except LookupError:
+            return intervention_class(name).__name__
+
+    return {named(name): name for name in NAMES} | FOR_OWN
+
+
 def __getattr__(attribute: str) -> Any:
-    """A public class or function of any of the files, imported now."""
-    for module in (*SHARED, *NAMES) if not attribute.startswith("_") else ():
-        found = getattr(importlib.import_module(f"{__name__}.{module}"), attribute, None)
-        if isinstance(found, type) or callable(found):
-            globals()[attribute] = found
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+    """An intervention, or what one's own needs, imported now."""
+    if attribute.startswith("_") or attribute not in _classes():
+        raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_classes()[attribute]}"), attribute)
+    globals()[attribute] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_classes()})

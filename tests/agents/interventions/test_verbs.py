@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from agents.interventions import Intervention, Surgery, initialise_adam
+from agents.interventions import Intervention, Surgery
+from agents.moments import initialise_adam
 from plasticity_probes.units import hidden_layers
 from tests.agents.helpers import needs_cuda, same_tree
 from tests.agents.interventions import models
