@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from agents.replay import Replay
-from experiments.durable import Recorded, clear_partial, written_aside
+from experiments.durable import Recorded, clear_partial, stage, written_aside
 from experiments.store import Checkpoint, Unsound
 
 SEGMENT_BYTES = 64 << 20
@@ -184,6 +184,7 @@ class ReplayStore:
         for path in self._files():
             if f"replay/{path.name}" not in kept:
                 path.unlink()
+                stage("prune", path)
 
     def close(self) -> None:
         """Wait for the thread. What kept its last segment from being written is not told: nothing needs that one."""
