@@ -1,6 +1,5 @@
 """A run's directory: settings, manifest, checkpoints. Torch is imported where a checkpoint is written or read."""
 
-import io
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +18,7 @@ from agents.config import shown
 from envs.cores import usable_cores
 from experiments import store
 from experiments.config import TrainConfig, from_dict, to_dict
+from experiments.durable import write_whole, written_aside
 from experiments.places import PlaceError, new_directory
 
 if TYPE_CHECKING:
@@ -93,23 +93,16 @@ class RunDirectory:
 
 
 def write_tensors(path: Path, content: dict) -> None:
-    """Write `content` as torch does, aside first: `path` is whole or as before. Raises OSError for want of room."""
+    """Write `content` as torch does: `path` is whole or as before. Raises OSError for want of room."""
     import torch
 
-    archive = io.BytesIO()  # of a full disk torch's own writer tells in words of its library
-    torch.save(content, archive)
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_bytes(archive.getbuffer())
-        os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with written_aside(path) as file:
+        torch.save(content, file)
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write `content`, readable by people."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write `content`, readable by people: `path` is whole or as before. Raises OSError for want of room."""
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _version(package: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import durable
 from experiments.cli import parse_evaluate, parse_train
 from experiments.evaluate import evaluate, is_whole
 from experiments.run_directory import write_tensors
@@ -59,11 +60,11 @@ def test_a_checkpoint_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "final.pt"
     path.write_bytes(b"before")
 
-    def full(self: Path, content: bytes) -> None:
-        self.touch()
-        raise OSError(28, "No space left on device")
+    def full(stage: str, file: Path) -> None:
+        if stage == "write":
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(durable, "stage", full)
     with pytest.raises(OSError, match="No space left"):
         write_tensors(path, {})
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("final.pt", b"before")]
