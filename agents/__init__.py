@@ -6,8 +6,10 @@ Importing this package is light; `build_agent` brings torch in.
 from typing import TYPE_CHECKING
 
 from agents.config import AgentConfig
-from agents.kinds import C51Config, DQNConfig, PPOConfig, kind_of
+from agents.kinds import kind_of
+from agents.ppo_config import PPOConfig
 from agents.schedule import schedules_of
+from agents.value_config import C51Config, DQNConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

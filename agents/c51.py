@@ -3,10 +3,10 @@
 import torch
 
 from agents.heads import DistributionalHead
-from agents.kinds import C51Config
 from agents.policies import QPolicy
 from agents.transitions import Spaces
 from agents.value_agent import ValueAgent
+from agents.value_config import C51Config
 
 
 def policy(config: C51Config, spaces: Spaces, device: torch.device, *args) -> QPolicy:

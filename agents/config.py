@@ -50,19 +50,20 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
-def require_float32(settings: object, path: str = "") -> None:
+def require_float32(settings: object, path: str = "", named: bool = False) -> None:
     """Raise `ValueError` for a number in the dataclass `settings`, or in what it holds, that float32 does not hold:
     NaN, infinite or beyond its range; or not 0 and so near 0, or below 1 and so near 1, that it would be 0 or 1.
-    Weights, losses and Adam's state are float32. `path` goes before the fields' names, as in their flags."""
-    for field in fields(settings):
+    Weights, losses and Adam's state are float32. `path` goes before the fields' names, as in their flags; where the
+    first one is `named` by it, alone."""
+    for place, field in enumerate(fields(settings)):
         value = getattr(settings, field.name)
         for part in value if isinstance(value, tuple) else (value,):
             if is_dataclass(part):
-                flat = Flat in getattr(field.type, "__metadata__", ())
+                marks = getattr(field.type, "__metadata__", ())
                 name = field.name if part is value else part.name  # one of a tuple is an intervention
-                require_float32(part, path if flat else f"{path}{name}.")
+                require_float32(part, path if Flat in marks else f"{path}{name}.", First in marks)
             elif isinstance(part, (int, float)) and not isinstance(part, bool):
-                _require_float32(part, f"{path}{field.name}", value)
+                _require_float32(part, path[:-1] if named and not place else f"{path}{field.name}", value)
 
 
 def _require_float32(number: float, field: str, value: object) -> None:

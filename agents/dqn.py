@@ -3,10 +3,10 @@
 import torch
 
 from agents.heads import head_for
-from agents.kinds import DQNConfig
 from agents.policies import QPolicy
 from agents.transitions import Spaces
 from agents.value_agent import ValueAgent
+from agents.value_config import DQNConfig
 
 
 def policy(config: DQNConfig, spaces: Spaces, device: torch.device, *args) -> QPolicy:

@@ -13,11 +13,12 @@ from agents.guard import require_finite
 from agents.heads import ValueHead, head_for
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure, value_head
-from agents.kinds import PPOConfig, ValueAgentConfig
 from agents.networks import ActorCritic, QNetwork, build_torso
 from agents.optimization import autocast
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.transitions import Spaces
+from agents.value_config import ValueAgentConfig
 
 Player = Callable[[np.ndarray], np.ndarray]
 """From observations [E, ...] to actions as the world takes them."""

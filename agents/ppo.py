@@ -11,10 +11,11 @@ from agents.clock import Clock
 from agents.guard import require_finite, require_finite_transitions
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import check_interventions
-from agents.kinds import PPOConfig, check_agent
+from agents.kinds import check_agent
 from agents.learner import Learner
 from agents.networks import ActorCritic
 from agents.policies import ActorPolicy, Player
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.rewards import RewardTransform
 from agents.rollout import Rollout

@@ -11,7 +11,7 @@ from agents.guard import require_finite, require_finite_transitions
 from agents.heads import Target
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import check_interventions
-from agents.kinds import ValueAgentConfig, check_agent
+from agents.kinds import check_agent
 from agents.learner import Learner, Step
 from agents.networks import QNetwork
 from agents.optimization import autocast
@@ -20,6 +20,7 @@ from agents.randomness import Generators
 from agents.replay import Batch, Replay
 from agents.rewards import RewardTransform
 from agents.transitions import Spaces, Transitions
+from agents.value_config import ValueAgentConfig
 from plasticity_probes import target_statistics
 
 

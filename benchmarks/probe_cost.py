@@ -27,10 +27,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from agents.kinds import Epsilon, kind_of
+from agents.kinds import kind_of
 from agents.probing import subject_of
 from agents.randomness import Generators
 from agents.schedule import CONSTANT
+from agents.value_config import Epsilon
 from benchmarks.throughput import LEARNING_STARTS
 from experiments.config import RunConfig, TrainConfig
 from experiments.machine import device_argument

@@ -23,8 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning th
 import torch
 
 from agents.config import AgentConfig
-from agents.kinds import Epsilon, kind_of
+from agents.kinds import kind_of
 from agents.schedule import CONSTANT
+from agents.value_config import Epsilon
 from experiments.config import RunConfig, TrainConfig
 from experiments.presets import preset_config
 from experiments.run import Run, Update

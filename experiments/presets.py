@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agents.config import AdamConfig, AgentConfig, LearningRate, NetworkConfig, RewardConfig, SupportConfig, require
-from agents.kinds import C51Config, DQNConfig, Epsilon, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.schedule import CONSTANT, RUN, Over
 from agents.spelling import did_you_mean
+from agents.value_config import C51Config, DQNConfig, Epsilon
 from envs.config import TaskConfig, WorldConfig
 from experiments.config import TrainConfig
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from agents.checks import check_network, uses_convolutions
 from agents.config import require, require_float32
-from agents.kinds import ValueAgentConfig, check_agent, kind_of
+from agents.kinds import check_agent, kind_of
 from agents.schedule import in_steps, schedules_of
 from agents.transitions import Spaces
+from agents.value_config import ValueAgentConfig
 from envs import WorldInfo, describe
 from envs.config import WorldConfig
 from envs.foresight import check_tasks

@@ -188,32 +188,18 @@ def held_out_accuracy(
     labels that do not fit the inputs, or a split that leaves one side empty.
     """
     _require_positive(steps=steps, batch_size=batch_size)
-    if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels {labels.dtype} of shape {tuple(labels.shape)}: must be int64 [{len(inputs)}]")
-    apart = round(held_out * len(inputs))
-    if not 0 < apart < len(inputs):
-        raise ValueError(f"held_out = {held_out} of {len(inputs)} inputs: must leave at least one on either side")
     generator = generator or torch.Generator().manual_seed(0)
-    order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-    rows = {"train": order[apart:], "held_out": order[:apart]}
+    rows = _split(inputs, labels, held_out, generator)
     minibatches = _minibatches(rows["train"], steps, batch_size, generator)
-    refits = 1 + (optimizer_state is not None) + (fresh_network is not None)
-    tick = _ticker(progress, refits * steps)
+    tick = _ticker(progress, (1 + (optimizer_state is not None) + (fresh_network is not None)) * steps)
     results = {}
 
     def refit(name: str, student: nn.Module, state: dict | None = None) -> None:
         optimizer = optimizer_factory(student.parameters())
         if state is not None:
             optimizer.load_state_dict(copy.deepcopy(state))  # which would otherwise share the moments with us
-        _refit(
-            optimizer,
-            lambda rows: nn.functional.cross_entropy(_outputs(student, inputs[rows], output).float(), labels[rows]),
-            minibatches,
-            tick,
-        )
-        for part, here in rows.items():
-            guesses = _all_outputs(student, inputs[here], output).argmax(1)
-            results[f"{part}/{name}"] = (guesses == labels[here]).float().mean()
+        found = _classified(student, optimizer, inputs, labels, rows, minibatches, output, tick)
+        results.update({f"{part}/{name}": accuracy for part, accuracy in found.items()})
 
     with _forked_random_state(inputs.device, generator):
         refit("fresh_optimizer", copy.deepcopy(network))
@@ -223,3 +209,34 @@ def held_out_accuracy(
             refit("fresh_network", fresh_network(generator).to(inputs.device).train(network.training))
     commonest = labels[rows["train"]].mode().values
     return results | {"held_out/chance": (labels[rows["held_out"]] == commonest).float().mean()}
+
+
+def _split(inputs: Tensor, labels: Tensor, held_out: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Rows to "train" on and those "held_out". ValueError: see `held_out_accuracy`."""
+    if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels {labels.dtype} of shape {tuple(labels.shape)}: must be int64 [{len(inputs)}]")
+    apart = round(held_out * len(inputs))
+    if not 0 < apart < len(inputs):
+        raise ValueError(f"held_out = {held_out} of {len(inputs)} inputs: must leave at least one on either side")
+    order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+    return {"train": order[apart:], "held_out": order[:apart]}
+
+
+def _classified(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
+    rows: dict[str, Tensor],
+    minibatches: Tensor,
+    output: OutputFunction | None,
+    tick: Callable[[], None],
+) -> dict[str, Tensor]:
+    """The accuracy of `student` on each part of the `rows`, after a refit to the `labels` of these `minibatches`."""
+
+    def loss(here: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(_outputs(student, inputs[here], output).float(), labels[here])
+
+    _refit(optimizer, loss, minibatches, tick)
+    guesses = {part: _all_outputs(student, inputs[here], output).argmax(1) for part, here in rows.items()}
+    return {part: (guesses[part] == labels[here]).float().mean() for part, here in rows.items()}

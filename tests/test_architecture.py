@@ -29,6 +29,7 @@ LIGHT_MODULES = [
     "agents.config",
     "agents.checks",
     "agents.kinds",
+    "agents.schedule",
     "agents.interventions",
     "envs.config",
     "experiments.config",

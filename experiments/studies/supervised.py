@@ -10,11 +10,11 @@ from agents.guard import Watch
 from agents.heads import ValueHead
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure
-from agents.kinds import DQNConfig
 from agents.learner import Learner
 from agents.losses import squared_error
 from agents.networks import MLP, QNetwork
 from agents.randomness import Generators
+from agents.value_config import DQNConfig
 from plasticity_probes import activations, dead_units, linearized_units, pooled_fraction, ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]

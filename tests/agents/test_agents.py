@@ -9,9 +9,10 @@ import torch
 from scipy import stats
 
 from agents.config import LearningRate, NetworkConfig, RewardConfig
-from agents.kinds import C51Config, DQNConfig, Epsilon, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.schedule import Over
+from agents.value_config import C51Config, DQNConfig, Epsilon
 from tests.agents.helpers import (
     BOUND,
     CONTINUOUS,

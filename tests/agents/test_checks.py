@@ -7,7 +7,9 @@ import pytest
 
 from agents.checks import fits_nature_cnn, fits_small_cnn
 from agents.config import AdamConfig, LearningRate, NetworkConfig, SupportConfig
-from agents.kinds import C51Config, DQNConfig, Epsilon, PPOConfig, check_agent
+from agents.kinds import check_agent
+from agents.ppo_config import PPOConfig
+from agents.value_config import C51Config, DQNConfig, Epsilon
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
 
 CNN = NetworkConfig(torso="nature_cnn")

@@ -5,7 +5,8 @@ import torch
 
 from agents.config import NetworkConfig
 from agents.interventions import NAMES, expanded, intervention_class
-from agents.kinds import DQNConfig, PPOConfig
+from agents.ppo_config import PPOConfig
+from agents.value_config import DQNConfig
 from plasticity_probes import activations, hidden_layers
 from tests.agents.helpers import CONTINUOUS, VECTOR, NoiseWorld, build, drive, same_tree, snapshot
 

@@ -8,10 +8,11 @@ from torch import nn
 from agents.config import AdamConfig, RewardConfig
 from agents.guard import NonFiniteError, Watch, as_float32, require_finite
 from agents.interventions import BatchNorm, L2Init, PopArt
-from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.networks import ObservationNormalizer
 from agents.optimization import Optimization
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
+from agents.value_config import C51Config, DQNConfig
 from tests.agents.helpers import (
     CONTINUOUS,
     CPU,

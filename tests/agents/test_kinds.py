@@ -11,10 +11,12 @@ import torch
 from agents import build_agent
 from agents.config import AgentConfig, NetworkConfig, SupportConfig
 from agents.interventions.lifecycle import check_interventions
-from agents.kinds import KINDS, C51Config, DQNConfig, Kind, PPOConfig, ValueAgentConfig, check_agent, kind_of
+from agents.kinds import KINDS, Kind, check_agent, kind_of
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.sizes import network_size
 from agents.transitions import Spaces
+from agents.value_config import C51Config, DQNConfig, ValueAgentConfig
 
 VECTOR = Spaces((5,), np.dtype(np.float32), "discrete", 3)
 SMALL = NetworkConfig(width=8, depth=2)

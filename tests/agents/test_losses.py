@@ -12,7 +12,7 @@ from scipy import stats
 
 from agents import losses
 from agents.config import SupportConfig
-from agents.kinds import C51Config, DQNConfig
+from agents.value_config import C51Config, DQNConfig
 from tests.agents.helpers import needs_cuda
 
 

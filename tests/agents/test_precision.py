@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from agents.kinds import DQNConfig, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.precision import set_precision
+from agents.value_config import DQNConfig
 from tests.agents.helpers import CPU, VECTOR, build, needs_cuda
 
 CUDA = torch.device("cuda")  # naming it needs none

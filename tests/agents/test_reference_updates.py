@@ -14,9 +14,10 @@ from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
 from agents.config import AdamConfig, LearningRate, NetworkConfig, SupportConfig
-from agents.kinds import C51Config, DQNConfig, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.schedule import Over
+from agents.value_config import C51Config, DQNConfig
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, STACK, VECTOR, NoiseWorld, build, drive
 from tests.agents.test_losses import farebrother24, gaussian_bins
 

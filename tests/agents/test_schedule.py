@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from agents import build_agent
 from agents.config import LearningRate
-from agents.kinds import DQNConfig, Epsilon, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.schedule import CONSTANT, RUN, TASK, Over, Schedule, in_steps, schedules_of
 from agents.transitions import Spaces
+from agents.value_config import DQNConfig, Epsilon
 
 SPELLINGS = {
     "constant": ["constant", "Constant"],

@@ -9,10 +9,11 @@ import torch
 from agents import build_agent
 from agents.config import NetworkConfig
 from agents.interventions import CReLU
-from agents.kinds import C51Config, DQNConfig, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.sizes import network_size
 from agents.transitions import Spaces
+from agents.value_config import C51Config, DQNConfig
 
 VECTOR = Spaces((11,), np.dtype("float32"), "discrete", 3)
 CONTROL = Spaces((11,), np.dtype("float32"), "continuous", 4, np.full(4, -1.0), np.ones(4))

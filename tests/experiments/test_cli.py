@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from agents.config import LearningRate
-from agents.kinds import C51Config, DQNConfig, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.schedule import RUN
+from agents.value_config import C51Config, DQNConfig
 from experiments.cli import parse_evaluate, parse_train
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agents.config import LearningRate
-from agents.kinds import Epsilon
 from agents.schedule import Over
+from agents.value_config import Epsilon
 from envs.families import family_of
 from experiments.cli import parse_train
 from experiments.config import from_dict, load_config, to_dict

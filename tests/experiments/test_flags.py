@@ -15,8 +15,9 @@ import pytest
 
 from agents.described import fields_in_source, texts_of
 from agents.interventions import NAMES, intervention_class, parameters_of
-from agents.kinds import KINDS, DQNConfig
+from agents.kinds import KINDS
 from agents.spelling import nearest
+from agents.value_config import DQNConfig
 from experiments.cli import parse_evaluate, parse_train
 from experiments.config import TrainConfig, from_dict
 from experiments.flags import flags_of, whole_number

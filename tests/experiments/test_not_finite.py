@@ -180,6 +180,8 @@ def test_infinite_moments_alone_do_not_keep_weights_from_being_played(finished: 
 DQN, ANT = ["dqn", "--env", "CartPole-v1"], ["ppo", "--env", "FrictionAnt-v0"]
 REFUSED = {
     "adam.eps": [*DQN, "--adam.eps", "1e-50"],
+    "learning_rate": [*DQN, "--learning-rate", "1e-50"],
+    "epsilon.end": [*DQN, "--epsilon.end", "1e-50"],
     "adam.betas": [*DQN, "--adam.betas", "0.9", "0.99999999"],  # 1 in float32: the second moment would stay 0
     "learning_rate": [*DQN, "--learning-rate", "1e-46"],
     "max_grad_norm": [*DQN, "--max-grad-norm", "inf"],

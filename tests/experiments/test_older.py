@@ -3,8 +3,8 @@
 import pytest
 
 from agents.config import LearningRate
-from agents.kinds import Epsilon
 from agents.schedule import Over
+from agents.value_config import Epsilon
 from experiments.config import from_dict, to_dict
 
 VALUE = {"learning_rate": 1e-3, "start_e": 1.0, "end_e": 0.05, "exploration_steps": 8000, "anneal_per_task": False}

@@ -8,8 +8,9 @@ import torch
 from stable_baselines3 import DQN, PPO
 
 from agents.config import AdamConfig, LearningRate, NetworkConfig, RewardConfig
-from agents.kinds import C51Config, DQNConfig, Epsilon, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.schedule import Over
+from agents.value_config import C51Config, DQNConfig, Epsilon
 from envs import WorldConfig, make_vec
 from experiments.config import RunConfig, TrainConfig
 from experiments.logger import read_metrics

@@ -18,9 +18,10 @@ from agents.interventions.crelu import CReLU
 from agents.interventions.dropout import Dropout
 from agents.interventions.layer_norm import LayerNorm
 from agents.interventions.spectral_norm import SpectralNorm
-from agents.kinds import C51Config, DQNConfig, PPOConfig
 from agents.layers import SpectralScale
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
+from agents.value_config import C51Config, DQNConfig
 from tests.agents.helpers import (
     CONTINUOUS,
     CPU,

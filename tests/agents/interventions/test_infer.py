@@ -15,8 +15,8 @@ from agents.interventions.parseval import Parseval
 from agents.interventions.pfo import PFO
 from agents.interventions.popart import PopArt
 from agents.interventions.weight_decay import WeightDecay
-from agents.kinds import DQNConfig
 from agents.randomness import Generators
+from agents.value_config import DQNConfig
 from tests.agents.helpers import CPU, SMALL_IMAGE, NoiseWorld, drive, same_tree, snapshot
 from tests.agents.interventions.models import MODELS, Patient
 from tests.agents.interventions.test_l2_init import patient_of

@@ -14,9 +14,11 @@ from agents.heads import ValueHead
 from agents.interventions import CBP, L2, ReDo, WeightDecay
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, roles
-from agents.kinds import C51Config, DQNConfig, PPOConfig, kind_of
+from agents.kinds import kind_of
 from agents.networks import MLP, ActorCritic, QNetwork
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
+from agents.value_config import C51Config, DQNConfig
 from plasticity_probes import activations
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, build, drive, same_tree
 

@@ -13,8 +13,9 @@ from agents.interventions.l2 import L2
 from agents.interventions.lifecycle import Lifecycle, roles
 from agents.interventions.plasticity_injection import PlasticityInjection
 from agents.interventions.weight_decay import WeightDecay
-from agents.kinds import C51Config, DQNConfig, PPOConfig
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
+from agents.value_config import C51Config, DQNConfig
 from tests.agents.helpers import CONTINUOUS, CPU, SMALL, VECTOR, NoiseWorld, drive, same_tree, snapshot
 
 VALUE = {

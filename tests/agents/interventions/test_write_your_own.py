@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.kinds import DQNConfig, PPOConfig
+from agents.ppo_config import PPOConfig
+from agents.value_config import DQNConfig
 from tests.agents.helpers import SMALL, VECTOR, NoiseWorld, build, drive
 
 ROOT = Path(__file__).parents[3]
