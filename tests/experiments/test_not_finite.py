@@ -180,7 +180,6 @@ def test_infinite_moments_alone_do_not_keep_weights_from_being_played(finished: 
 DQN, ANT = ["dqn", "--env", "CartPole-v1"], ["ppo", "--env", "FrictionAnt-v0"]
 REFUSED = {
     "adam.eps": [*DQN, "--adam.eps", "1e-50"],
-    "learning_rate": [*DQN, "--learning-rate", "1e-50"],
     "epsilon.end": [*DQN, "--epsilon.end", "1e-50"],
     "adam.betas": [*DQN, "--adam.betas", "0.9", "0.99999999"],  # 1 in float32: the second moment would stay 0
     "learning_rate": [*DQN, "--learning-rate", "1e-46"],
@@ -247,4 +246,4 @@ def test_a_file_is_refused_as_flags_are(value: str, tmp_path: Path, capsys: pyte
 def test_settings_that_float32_holds_are_taken() -> None:
     flags = ["--adam.eps", "2e-38", "--learning-rate", "1e38", "--gamma", "0.9999999", "--max-grad-norm", "0"]
     agent = parse_train([*DQN, *flags]).agent
-    assert (agent.adam.eps, agent.learning_rate, agent.gamma, agent.max_grad_norm) == (2e-38, 1e38, 0.9999999, 0.0)
+    assert (agent.adam.eps, agent.learning_rate.start, agent.gamma, agent.max_grad_norm) == (2e-38, 1e38, 0.9999999, 0.0)
