@@ -246,4 +246,5 @@ def test_a_file_is_refused_as_flags_are(value: str, tmp_path: Path, capsys: pyte
 def test_settings_that_float32_holds_are_taken() -> None:
     flags = ["--adam.eps", "2e-38", "--learning-rate", "1e38", "--gamma", "0.9999999", "--max-grad-norm", "0"]
     agent = parse_train([*DQN, *flags]).agent
-    assert (agent.adam.eps, agent.learning_rate.start, agent.gamma, agent.max_grad_norm) == (2e-38, 1e38, 0.9999999, 0.0)
+    assert (agent.adam.eps, agent.learning_rate.start) == (2e-38, 1e38)
+    assert (agent.gamma, agent.max_grad_norm) == (0.9999999, 0.0)

@@ -116,7 +116,7 @@ def test_value_agents_without_interventions_are_the_plain_loop_bit_for_bit(kind,
     agent, world = build(config, spaces), NoiseWorld(spaces, 2)
     drive(agent, world, 20, learn=False)
     network, target = copy.deepcopy(agent.network), copy.deepcopy(agent.network)
-    adam = torch.optim.Adam(network.parameters(), config.learning_rate, eps=config.adam.eps, fused=True)
+    adam = torch.optim.Adam(network.parameters(), config.learning_rate.start, eps=config.adam.eps, fused=True)
     batches, sample = [], agent.replay.sample
     agent.replay.sample = lambda n: batches.append(sample(n)) or batches[-1]
     drive(agent, world, 60)
@@ -141,7 +141,7 @@ def test_ppo_without_interventions_is_the_plain_loop_bit_for_bit(kind):
     network, rollouts = copy.deepcopy(agent.network), []
     agent.keep_recent = lambda data: rollouts.append({name: tensor.clone() for name, tensor in data.items()})
     drive(agent, world, 64)
-    adam = torch.optim.Adam(network.parameters(), config.learning_rate, eps=config.adam.eps, fused=True)
+    adam = torch.optim.Adam(network.parameters(), config.learning_rate.start, eps=config.adam.eps, fused=True)
     shuffle = Generators(4).torch("minibatches")
     for data in rollouts:
         for _ in range(config.update_epochs):

@@ -67,7 +67,7 @@ def adam(history):
     beta1, beta2 = present.get("adam_betas", {}).get("betas", history.config.adam.betas)
     coupled = history.spread(own * present.get("l2", {}).get("rate", 0.0))
     decoupled = history.spread(weight * present.get("weight_decay", {}).get("rate", 0.0))
-    rate, eps = history.config.learning_rate, history.config.adam.eps
+    rate, eps = history.config.learning_rate.start, history.config.adam.eps
     gradients, before, after = zip(*history.adam_steps, strict=True)
     given = np.stack([present for _, present in gradients])
     old, new = ([np.stack([s[part] for s in side]) for part in range(4)] for side in (before, after))
