@@ -162,6 +162,29 @@ def test_something_not_finite_stops_the_run_and_spares_the_weights(algorithm: st
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
+def test_a_library_is_told_the_end_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    flags = ["--env", "CartPole-v1", "--steps", "300", "--runs-dir", str(tmp_path), "--threads", "1"]
+    config = parse_train(["dqn", *flags, *SMALL["dqn"], "--interventions", "redo"])
+    capfd.readouterr()
+    done = train(config, *build(config))
+    assert capfd.readouterr() == ("", "")
+    assert (done.ending, done.why, done.exit_code, done.step) == ("finished", "", 0, 300)
+    assert done.checkpoint == done.directory / "checkpoints" / "final.pt"
+    config = parse_train(["dqn", "--env", "GoesWrong-reward-v0", *flags[2:], *SMALL["dqn"]])
+    done = train(config, *build(config))
+    assert capfd.readouterr() == ("", "")
+    assert (done.ending, done.exit_code, done.step) == ("not finite", 1, 149)
+    assert done.why.startswith("reward is not finite")
+
+
+def test_a_checkpoint_is_taken_when_what_its_tick_owes_is_learned(tmp_path: Path) -> None:
+    flags = [*SMALL["dqn"], "--num-envs", "3", "--checkpoint-every", "100", "--replay-ratio", "0.5"]
+    path, _, _ = run(tmp_path, "dqn", "CartPole-v1", 450, *flags, "--keep-checkpoints", "0")
+    saved = [load_checkpoint(file)[1:] for file in sorted((path / "checkpoints").glob("step_*.pt"))]
+    assert [step for step, _ in saved] == [102, 201, 300, 402]  # the first ticks at which a multiple of 100 is reached
+    assert [state["clock"]["gradient_steps"] for _, state in saved] == [(step - 100) // 2 for step, _ in saved]
+
+
 def test_an_interrupted_run_keeps_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self):
         if self.clock.steps == 110:

@@ -16,7 +16,7 @@ from agents.guard import Watch
 from experiments.checkpoints import Checkpoints
 from experiments.cli import parse_train
 from experiments.config import TrainConfig, to_dict
-from experiments.run import Run
+from experiments.run import Event, Run, Tick
 from experiments.run_directory import RunDirectory
 from experiments.setup import build
 from experiments.store import newest
@@ -46,9 +46,25 @@ RUNS = {
     "ppo, continuous": f"{POLICY} --env Pendulum-v1 {PROBES} --normalize-observations --interventions cbp weight_clip "
     "--cbp.replacement-rate 0.05 --cbp.maturity 5 --surgery.moments local",
     "ppo, popart": f"{POLICY} {IMAGES} {PROBES} --no-clip-vloss --interventions popart batch_norm dropout",
-    "ppo, drift": f"{POLICY} {CHANGES} --task.stages 4 --anneal-per-task --anneal-steps 100",
+    "ppo, drift": f"{POLICY} {CHANGES} --task.stages 4 --learning-rate.end 0 --learning-rate.over 100-steps-of-task",
 }
 CLOCKS = ("charts/SPS",)
+
+
+class Recorder:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def notice(self, event: Event) -> None:
+        self.events.append(f"{type(event).__name__} {event[:2] if isinstance(event, Tick) else event.step}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"events": self.events}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.events = state["events"]
 
 
 class Made:
@@ -62,7 +78,8 @@ class Made:
         watch = Watch(agent.learner.optimization, agent.state_dict)
         self.said: list[str] = []
         self.watchers = Watchers(config, agent, directory, watch, self.said.append)
-        self.run = Run(agent, world or built, config.run.steps, self.watchers.all)
+        watchers = self.watchers.all | {"events": Recorder()}
+        self.run = Run(agent, world or built, config.run.steps, watchers)
         self.saving: Checkpoints | None = None
 
     def again(self, config: TrainConfig, folder: Path) -> "Made":
