@@ -1,123 +1,87 @@
-"""Learning curves of finished runs as a picture and the table behind it.
+"""Learning curves of finished runs as a picture and the table behind it, for documents; compare.py says what they mean.
 
     python -m experiments.curves docs/results/ppo_ant.png "ours=runs/a" "Stable-Baselines3=runs/b" --title "Ant-v5"
 
-reads each run's metrics.jsonl, averages the returns of the games that end within each bin of steps (every game counts
-once, also where the log has the mean of several that ended in one tick), and writes the picture beside a .csv of the
-same name; with that .csv alone (no runs named) it draws the picture again. Runs of one label (seeds, say) become one
-line, their mean, in a band from the lowest run to the highest.
+reads each run's games (or --tag of its metrics.jsonl), averages the returns of those that end within each of --bins
+equal parts of the common length (every game counts once), and writes the picture beside a .csv of the same name; with
+that .csv alone (no runs named) it draws the picture again. Runs of one label, which may be a pattern
+("mse=runs/*mse*"), become one line, their mean, in the 95 % bootstrap interval of it. Runs that are not finished are
+named and left out, longer ones cut aloud.
 """
 
 import argparse
 import csv
-import os
+import glob
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from agents.config import require
 from experiments.places import own_file, require_text, require_writable
-from experiments.records import read_metrics
+from experiments.results.figures import Line, Panel, draw
+from experiments.results.lines import BAND, BinnedCurve, joined
+from experiments.results.runs import RETURN, Run, find, read_run
+
+BEFORE = "from the lowest run to the highest"
+"""What a band is in tables that do not say of how many runs it is."""
 
 
-class BinnedCurve(NamedTuple):
-    """A line over bins of steps."""
-
-    steps: np.ndarray
-    """Right edges."""
-    means: np.ndarray
-    """Mean over runs of each run's mean in the bin."""
-    counts: np.ndarray
-    """Values in the bin, over all runs."""
-    lows: np.ndarray
-    """The lowest run's mean."""
-    highs: np.ndarray
-    """The highest run's mean."""
-
-
-def binned(
-    steps: np.ndarray, values: np.ndarray, width: int, numbers: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(right edge in steps, mean value, number of values) of each bin of `width` steps; empty bins are left out.
-
-    `numbers`: of how many values each is the mean; 1 where left out.
-    """
-    numbers = np.ones(len(steps), int) if numbers is None else numbers
-    bins, which = np.unique((np.asarray(steps) - 1) // width, return_inverse=True)
-    counts = np.bincount(which, weights=numbers).astype(int)
-    return (bins + 1) * width, np.bincount(which, weights=values * numbers) / counts, counts
-
-
-def series_of(metrics: dict[str, tuple[list[int], list[float]]], tag: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(steps, values, of how many values each is the mean) of `tag`: what games come to is a mean over those that ended
-    in one tick, charts/episodes of them (one by one in logs without that tag)."""
-    steps, values = metrics[tag]
-    numbers = np.ones(len(steps), int)
-    if tag in ("charts/episodic_return", "charts/episodic_length"):
-        ended = dict(zip(*metrics.get("charts/episodes", ((), ())), strict=True))
-        numbers = np.array([ended.get(step, 1) for step in steps], dtype=int)
-    return np.array(steps), np.array(values, dtype=float), numbers
-
-
-def label_and_run(place: str) -> tuple[str, Path]:
-    """The parts of "label=run directory"; names of runs hold "=" themselves. Without a label, the run's name."""
+def label_and_runs(place: str) -> tuple[str, list[Path]]:
+    """The parts of "label=runs", a directory or a pattern; names of runs hold "=" themselves. Without a label, the
+    run's name. ValueError: there is none."""
     ends = [-1, *(position for position, character in enumerate(place) if character == "=")]
     for end in ends:
-        if os.path.isfile(Path(place[end + 1 :]) / "metrics.jsonl"):  # pathlib's raises for a name that is too long
-            return place[: max(end, 0)] or Path(place[end + 1 :]).name, Path(place[end + 1 :])
-    raise ValueError(f"run = {place!r}: holds no metrics.jsonl")
+        if glob.glob(place[end + 1 :]) or glob.glob(glob.escape(place[end + 1 :])):
+            directories = find([place[end + 1 :]])
+            return place[: max(end, 0)] or directories[0].name, directories
+    raise ValueError(f"run = {place!r}: no such run directory, and no pattern that meets one")
 
 
-def joined(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> BinnedCurve:
-    """One curve of several runs' bins; a run without values in a bin is left out of it."""
-    edges = np.unique(np.concatenate([steps for steps, _, _ in runs]))
-    means = np.full((len(runs), len(edges)), np.nan)
-    counts = np.zeros(len(edges), dtype=int)
-    for row, (steps, values, count) in zip(means, runs, strict=True):
-        places = np.searchsorted(edges, steps)
-        row[places] = values
-        counts[places] += count
-    return BinnedCurve(edges, np.nanmean(means, 0), counts, np.nanmin(means, 0), np.nanmax(means, 0))
-
-
-def from_runs(places: list[str], tag: str, bins: int) -> dict[str, BinnedCurve]:
-    """Curves by label from "label=run directory" places. Raises ValueError where a place has no such curve."""
-    series: dict[str, list] = {}
+def from_runs(places: list[str], tag: str, bins: int) -> tuple[dict[str, BinnedCurve], list[str]]:
+    """(curves by label from "label=runs" places, what was left out or cut). Raises ValueError where a place has no such
+    curve, or no run of a label is finished."""
+    found: dict[str, list[Run]] = {}
+    told = []
     for place in places:
-        label, directory = label_and_run(place)
-        metrics = read_metrics(directory / "metrics.jsonl")
-        if tag not in metrics:
-            there = ", ".join(sorted(metrics))
-            raise ValueError(f"tag = {tag!r}: not in {directory / 'metrics.jsonl'}; there are {there}")
-        series.setdefault(label, []).append(series_of(metrics, tag))
-    width = max(1, -(-max(int(steps[-1]) for runs in series.values() for steps, _, _ in runs) // bins))
-    return {
-        label: joined([binned(steps, values, width, numbers) for steps, values, numbers in runs])
-        for label, runs in series.items()
-    }
+        label, directories = label_and_runs(place)
+        for run in map(read_run, directories):
+            state, why = run.state
+            found.setdefault(label, []).extend([run] if state == "finished" else [])
+            told += [] if state == "finished" else [f"left out: {run.name}: {why}"]
+    for label, runs in found.items():
+        require(bool(runs), "runs", label, f"finished ones; {'; '.join(told)}")
+    length = min(run.length for runs in found.values() for run in runs)
+    cut = [run.name for runs in found.values() for run in runs if run.length > length]
+    told += [f"cut to {length:,} steps, the shortest run's length: {', '.join(cut)}"] if cut else []
+    series = {label: [run.series(tag) for run in runs] for label, runs in found.items()}
+    for label, several in series.items():
+        require(all(len(one.steps) for one in several), "tag", tag, f"one that every run of {label} has values of")
+    return {label: joined(several, length, bins) for label, several in series.items()}, told
 
 
 def write_table(path: Path, curves: dict[str, BinnedCurve]) -> None:
     """One row a label and bin."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["label", "step", "mean", "count", "low", "high"])
+        writer.writerow(["label", "step", "mean", "count", "low", "high", "runs"])
         for label, curve in curves.items():
-            for step, mean, count, low, high in zip(*curve, strict=True):
-                writer.writerow([label, int(step), f"{mean:.6g}", int(count), f"{low:.6g}", f"{high:.6g}"])
+            for step, mean, count, low, high, runs in zip(*curve, strict=True):
+                band = ["" if np.isnan(edge) else f"{edge:.6g}" for edge in (low, high)]
+                writer.writerow([label, int(step), f"{mean:.6g}", int(count), *band, int(runs)])
 
 
 def read_table(path: Path) -> dict[str, BinnedCurve]:
-    """The inverse of `write_table`; one of single runs needs neither low nor high. ValueError: it is no such table."""
+    """The inverse of `write_table`; one of single runs needs neither low nor high, one that does not say of how many
+    runs it is has 0 of them. ValueError: it is no such table."""
     rows: dict[str, list[tuple[float, ...]]] = {}
     try:
         with path.open(encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 mean = float(row["mean"])
                 band = float(row.get("low") or mean), float(row.get("high") or mean)
-                rows.setdefault(row["label"], []).append((int(row["step"]), mean, int(row["count"]), *band))
+                point = (int(row["step"]), mean, int(row["count"]), *band, int(row.get("runs") or 0))
+                rows.setdefault(row["label"], []).append(point)
     except OSError as error:
         raise ValueError(f"table = {str(path)!r}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -128,30 +92,6 @@ def read_table(path: Path) -> dict[str, BinnedCurve]:
         label: BinnedCurve(*(np.array(column) for column in zip(*points, strict=True)))
         for label, points in rows.items()
     }
-
-
-def draw(path: Path, curves: dict[str, BinnedCurve], title: str, ylabel: str, period: int) -> None:
-    """Write the picture; `period` > 0 marks the multiples of so many steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for label, curve in curves.items():
-        line = axes.plot(curve.steps, curve.means, label=label, linewidth=1.8)[0]
-        axes.fill_between(curve.steps, curve.lows, curve.highs, color=line.get_color(), alpha=0.18, linewidth=0)
-    last = max(curve.steps[-1] for curve in curves.values())
-    for step in range(period, int(last), period) if period else ():
-        axes.axvline(step, color="0.6", linewidth=0.8, linestyle=":")
-    axes.set(title=title, xlabel="steps", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:g}k")
-    if len(curves) > 1:
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
@@ -167,12 +107,28 @@ def check_picture(picture: Path) -> None:
         require(own_file(file), "picture", str(picture), f"where files can be written: {file} is something else")
 
 
+def picture(arguments: argparse.Namespace, curves: dict[str, BinnedCurve]) -> None:
+    """Draw the curves."""
+    last, period = max(curve.steps[-1] for curve in curves.values()), arguments.period
+    lines = {
+        label: Line(curve.steps, curve.means, curve.lows, curve.highs, int(curve.runs.max()))
+        for label, curve in curves.items()
+    }
+    several = any((curve.highs > curve.lows).any() for curve in curves.values())
+    band = BAND if any(line.runs for line in lines.values()) else BEFORE
+    marks = range(period, int(last), period) if period else ()
+    panel = Panel(lines, ylabel=arguments.ylabel, boundaries=marks)
+    draw(arguments.picture, [panel], arguments.title or arguments.picture.stem, f"band: {band}" if several else "")
+
+
 def main() -> int:
     """Read runs or the table, write table and picture, print where each curve ends."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("picture", type=Path)
-    parser.add_argument("runs", nargs="*", help="label=run directory; none: draw from the .csv beside the picture")
-    parser.add_argument("--tag", default="charts/episodic_return")
+    parser.add_argument(
+        "runs", nargs="*", help="label=run directory or pattern; none: draw from the .csv beside the picture"
+    )
+    parser.add_argument("--tag", default=RETURN)
     parser.add_argument("--title", default="")
     parser.add_argument("--ylabel", default="return of training games")
     parser.add_argument("--bins", type=int, default=50)
@@ -184,9 +140,10 @@ def main() -> int:
         check_picture(arguments.picture)
         table = arguments.picture.with_suffix(".csv")
         if arguments.runs:
-            found = from_runs(arguments.runs, arguments.tag, arguments.bins)
+            found, told = from_runs(arguments.runs, arguments.tag, arguments.bins)
             table.parent.mkdir(parents=True, exist_ok=True)
             write_table(table, found)
+            print("".join(f"{sentence}\n" for sentence in told), end="")
         elif not table.is_file():
             raise ValueError(f"runs: name at least one, since {table} is not there to draw from")
         curves = read_table(table)
@@ -195,7 +152,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    draw(arguments.picture, curves, arguments.title or arguments.picture.stem, arguments.ylabel, arguments.period)
+    picture(arguments, curves)
     for label, curve in curves.items():
         tenth = max(1, len(curve.means) // 10)
         last = np.average(curve.means[-tenth:], weights=curve.counts[-tenth:])

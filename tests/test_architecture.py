@@ -35,6 +35,7 @@ LIGHT_MODULES = [
     "experiments.config",
     "experiments.cli",
     "experiments.presets",
+    "experiments.results.written",
 ]
 HEAVY = {"torch", "envpool", "mujoco", "stable_baselines3"}
 

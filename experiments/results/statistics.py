@@ -94,6 +94,21 @@ def bootstrap_of(strata: Sequence[np.ndarray], statistic: Statistic, resamples: 
     return Interval(value, float(low), float(high))
 
 
+def band(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, low, high), each [bins], of float64 [n, bins], a row a seed, at each bin over the seeds that have a value
+    there: the 95 % percentile bootstrap over seeds. NaN where nothing is to be said."""
+    with np.errstate(invalid="ignore"):
+        counts, filled = np.isfinite(rows).astype(float), np.nan_to_num(rows)
+        mean = filled.sum(axis=0) / counts.sum(axis=0)
+        weights = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), 2_000)
+        drawn = weights @ filled / (weights @ counts)
+    known = counts.sum(axis=0) > 1
+    low, high = np.full((2, rows.shape[1]), np.nan)
+    if known.any():
+        low[known], high[known] = np.nanpercentile(drawn[:, known], [2.5, 97.5], axis=0)
+    return mean, low, high
+
+
 def wilson(successes: int, count: int) -> Interval:
     """A share with its 95 % score interval (Wilson 1927)."""
     if not count:

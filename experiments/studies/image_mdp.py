@@ -9,7 +9,6 @@ with the best mean return over three tasks, with a seed of its own. Reported: th
 each task. What the .csv of the same name holds is not run again, nor tuned.
 """
 
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -19,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from experiments.cli import parse_train
+from experiments.results.runs import read_run
 from experiments.results.statistics import of_seeds, worst_quarter
+from experiments.results.tables import in_markdown
 from experiments.setup import build, check
 from experiments.studies.arms import STRENGTHS, interventions
 from experiments.studies.report import (
@@ -28,7 +29,6 @@ from experiments.studies.report import (
     draw,
     in_parallel,
     parser,
-    table,
 )
 from experiments.train import train
 
@@ -49,7 +49,7 @@ def run(arm: str, strength: float, seed: int, tasks: int) -> list[dict[str, Any]
         config = replace(config, interventions=chosen, run=replace(config.run, runs_dir=Path(folder)))
         check(config)
         result = train(config, *build(config))
-        summaries = [json.loads(line) for line in (result.directory / "tasks.jsonl").read_text().splitlines()]
+        summaries = read_run(result.directory).boundaries
     if result.exit_code:
         raise RuntimeError(
             f"{arm}, strength {strength}, seed {seed}: the run ended early ({result.ending}): {result.why}"
@@ -86,7 +86,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         lines.append(
             [arm, f"{mine[0]['strength']:g}", f"{begun:.1f}", f"{mean:.1f} [{low:.1f}, {high:.1f}]", f"{worst:.1f}"]
         )
-    return table(["arm", "strength", "task 1", f"task {last:.0f} [95 %]", "worst quarter"], lines)
+    return in_markdown([["arm", "strength", "task 1", f"task {last:.0f} [95 %]", "worst quarter"], *lines])
 
 
 def main(arguments: list[str]) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.results.statistics import of_seeds, worst_quarter
+from experiments.results.tables import in_markdown
 from experiments.studies.arms import STRENGTHS, interventions
 from experiments.studies.report import (
     Pairs,
@@ -24,7 +25,6 @@ from experiments.studies.report import (
     draw,
     in_parallel,
     parser,
-    table,
 )
 from experiments.studies.supervised import SupervisedLearner
 
@@ -88,7 +88,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["arm", "strength", "learning rate", "task 1", f"task {last:.0f} [95 %]", "worst quarter", "collapsed"]
-    return table([*header, "dead or linearised", "rank, centred"], lines)
+    return in_markdown([[*header, "dead or linearised", "rank, centred"], *lines])
 
 
 def main(arguments: list[str]) -> int:

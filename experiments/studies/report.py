@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from experiments.results.figures import Line, Panel
+from experiments.results.figures import draw as draw_panels
+from experiments.results.lines import BAND
 from experiments.results.statistics import of_seeds
-
-COLOURS = ("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a429", "#8c564b", "#17becf")
+from experiments.results.tables import write_rows
 
 
 def in_parallel(
@@ -35,18 +37,6 @@ def in_parallel(
                 done(future.result())
             bars.advance(bar)
         return [future.result() for future in futures]
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A .csv of `rows`, whose columns are all keys in the order in which they first occur; numbers to six digits. What
-    stood there before stays until the new file is whole."""
-    written = path.with_name(f".{path.name}.part")
-    with written.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    written.replace(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -119,32 +109,22 @@ def _number(text: str) -> float | str:
         return text
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def draw(path: Path, panels: dict[str, dict[str, dict[float, list[float]]]], across: str, title: str) -> None:
-    """A picture of one panel a measure: {panel: {arm: {x: values of the seeds}}}, means with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
-    for axis, (panel, arms) in zip(axes[0], panels.items(), strict=True):
-        for colour, (arm, points) in zip(itertools.cycle(COLOURS), arms.items(), strict=False):
+def draw(
+    path: Path,
+    panels: dict[str, dict[str, dict[float, list[float]]]],
+    across: str,
+    title: str,
+    time: bool = True,
+) -> None:
+    """A picture of one panel a measure: {panel: {arm: {x: values of the seeds}}}, means with their intervals; points
+    unless x is an axis of `time`."""
+    found = []
+    for name, arms in panels.items():
+        lines = {}
+        for arm, points in arms.items():
             places = sorted(points)
             means, lows, highs = zip(*(of_seeds(points[x]) for x in places), strict=True)
-            axis.plot(places, means, color=colour, label=arm, linewidth=1.6)
-            axis.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
-        axis.set_xlabel(across)
-        axis.set_title(panel, fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    axes[0][-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            shown = places if time else [f"{x:g}" for x in places]
+            lines[arm] = Line(shown, means, lows, highs, min(map(len, points.values())))
+        found.append(Panel(lines, name, across, time=time, steps=False))
+    draw_panels(path, found, title, f"means over seeds; {'bands' if time else 'bars'}: {BAND}")

@@ -23,8 +23,9 @@ from torch import Tensor
 from agents import losses
 from envs.datasets import EMBEDDED, load_dataset
 from experiments.results.statistics import of_seeds
+from experiments.results.tables import in_markdown
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import Pairs, completed, draw, in_parallel, parser, table
+from experiments.studies.report import Pairs, completed, draw, in_parallel, parser
 from experiments.studies.supervised import SupervisedLearner
 
 IMAGES, TASK_STEPS, BATCH, ATOMS = 500, 2_000, 64, 101
@@ -104,7 +105,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             settings = [f"{mine[0][name]:g}" for name in ("mean", "strength", "learning_rate")]
             lines.append([arm, *settings, f"{first:.2g}", interval, f"{raw:.3g}", f"{centred:.3g}"])
     header = ["arm", "c", "strength", "learning rate", "error, task 1", "error, task 2 [95 %]"]
-    return table([*header, "effective rank, raw", "centred"], lines)
+    return in_markdown([[*header, "effective rank, raw", "centred"], *lines])
 
 
 def main(arguments: list[str]) -> int:
@@ -128,7 +129,7 @@ def main(arguments: list[str]) -> int:
         for panel, value in shown.items():
             points = panels.setdefault(panel, {}).setdefault(row["arm"], {})
             points.setdefault(row["mean"], []).append(value)
-    draw(given.figure, panels, "c, the targets' mean", "Targets c + noise: features, and the next task")
+    draw(given.figure, panels, "c, the targets' mean", "Targets c + noise: features, and the next task", time=False)
     print(summary(rows))
     return 0
 

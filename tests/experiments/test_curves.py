@@ -8,62 +8,83 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.curves import binned, from_runs, joined, read_table
+from experiments.curves import from_runs, read_table
 from experiments.curves import main as curves_main
+from experiments.results.lines import binned, joined
+from experiments.results.runs import Series
 
 ROOT = Path(__file__).parents[2]
+GOOD = '{"step": 1, "charts/episodic_return": 2.0}\n'
+
+
+def a_run(path: Path, lines: str = GOOD, steps: int = 100, finished: bool = True) -> str:
+    (path / "checkpoints").mkdir(parents=True)
+    world = {"env": "CartPole-v1"}
+    config = {"algorithm": "dqn", "agent": {}, "world": world, "run": {"steps": steps}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "metrics.jsonl").write_text(lines)
+    if finished:
+        (path / "checkpoints" / "final.pt").touch()
+    return str(path)
+
+
+def returns(*points: tuple[int, float]) -> str:
+    return "".join(json.dumps({"step": step, "charts/episodic_return": value}) + "\n" for step, value in points)
 
 
 def test_bins_hold_the_steps_up_to_their_right_edge() -> None:
-    edges, means, counts = binned(np.array([1, 10, 11, 35]), np.array([2.0, 4.0, 7.0, 9.0]), 10)
-    assert edges.tolist() == [10, 20, 40]  # 21..30 has no value and no bin
-    assert means.tolist() == [3.0, 7.0, 9.0]
-    assert counts.tolist() == [2, 1, 1]
-
-
-def test_a_mean_over_several_games_counts_as_many_times() -> None:
-    edges, means, counts = binned(np.array([1, 10, 11]), np.array([2.0, 4.0, 7.0]), 10, np.array([3, 1, 2]))
-    assert edges.tolist() == [10, 20]
-    assert means.tolist() == [(3 * 2 + 4) / 4, 7.0]
-    assert counts.tolist() == [4, 2]
+    series = Series(np.array([0, 1, 10, 11, 35, 99]), np.array([3.0, 2.0, 4.0, 7.0, 9.0, 1.0]))
+    means, counts = binned(series, 10, 4)
+    assert means.tolist()[:2] == [3.0, 7.0] and np.isnan(means[2]) and means[3] == 9.0  # 21..30 has no value
+    assert counts.tolist() == [3, 1, 0, 1]  # 99 lies beyond
 
 
 def test_games_weigh_the_same_in_logs_of_means_and_of_single_games(tmp_path: Path) -> None:
-    (tmp_path / "a=b").mkdir()  # as names of runs are
     together = [
         {"step": 4, "charts/episodic_return": 2.0, "charts/episodes": 3},
         {"step": 8, "charts/episodic_return": 10.0, "charts/episodes": 1},
     ]
-    single = [{"step": step, "charts/episodic_return": value} for step, value in ((4, 1.0), (4, 2), (4, 3), (8, 10))]
-    (tmp_path / "a=b" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in together))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in single))
-    places = [f"new={tmp_path / 'a=b'}", f"old={tmp_path}", str(tmp_path / "a=b")]
-    curves = from_runs(places, "charts/episodic_return", 1)
-    assert list(curves) == ["new", "old", "a=b"]
+    lines = "".join(json.dumps(line) + "\n" for line in together)
+    new = a_run(tmp_path / "a=b", lines, steps=8)  # as names of runs are
+    old = a_run(tmp_path / "old", returns((4, 1.0), (4, 2), (4, 3), (8, 10)), steps=8)
+    curves, told = from_runs([f"new={new}", f"old={old}", new], "charts/episodic_return", 1)
+    assert list(curves) == ["new", "old", "a=b"] and told == []
     for curve in curves.values():
         assert (curve.steps.tolist(), curve.means.tolist(), curve.counts.tolist()) == ([8], [4.0], [4])
 
 
-def test_runs_of_one_label_are_averaged_whatever_their_length() -> None:
-    one = np.array([10, 20]), np.array([2.0, 4.0]), np.array([1, 2])
-    two = np.array([10, 30]), np.array([6.0, 5.0]), np.array([3, 4])
-    curve = joined([one, two])
+def test_runs_of_one_label_are_averaged_in_an_interval() -> None:
+    one = Series(np.array([5, 15]), np.array([2.0, 4.0]))
+    two = Series(np.array([5, 25]), np.array([6.0, 5.0]))
+    curve = joined([one, two], 30, 3)
     assert curve.steps.tolist() == [10, 20, 30]
     assert curve.means.tolist() == [4.0, 4.0, 5.0]  # the mean of the runs that have the bin
-    assert curve.counts.tolist() == [4, 2, 4]
-    assert (curve.lows.tolist(), curve.highs.tolist()) == ([2.0, 4.0, 5.0], [6.0, 4.0, 5.0])
+    assert curve.counts.tolist() == [2, 1, 1]
+    assert curve.runs.tolist() == [2, 1, 1]
+    assert (curve.lows[0], curve.highs[0]) == (2.0, 6.0)  # of two runs one alone is drawn a quarter of the time
+    assert np.isnan(curve.lows[1:]).all() and np.isnan(curve.highs[1:]).all()  # one run has no interval
+
+
+def test_what_is_unfinished_is_left_out_and_what_is_longer_cut_aloud(tmp_path: Path) -> None:
+    a_run(tmp_path / "a1", returns((50, 1.0), (100, 3.0)))
+    a_run(tmp_path / "a2", returns((50, 2.0)), steps=50)
+    a_run(tmp_path / "a3", returns((50, 99.0)), finished=False)
+    curves, told = from_runs([f"a={tmp_path}/a*"], "charts/episodic_return", 1)
+    assert curves["a"].means.tolist() == [1.5] and curves["a"].steps.tolist() == [50]
+    assert told[0].startswith("left out: a3: unfinished at step 50 of 100")
+    assert told[1] == "cut to 50 steps, the shortest run's length: a1"
 
 
 def test_tables_without_bands_still_draw(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("label,step,mean,count\nx,10,1.5,3\n")
-    assert read_table(tmp_path / "a.csv")["x"].highs.tolist() == [1.5]
+    curve = read_table(tmp_path / "a.csv")["x"]
+    assert (curve.highs.tolist(), curve.runs.tolist()) == ([1.5], [0])
 
 
 def test_command_writes_a_picture_and_draws_it_again_from_the_table(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": step, "charts/episodic_return": step / 2}) for step in range(10, 101, 10)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = a_run(tmp_path / "run", returns(*((step, step / 2) for step in range(10, 101, 10))))
     picture = tmp_path / "curve.png"
-    command = [sys.executable, "-m", "experiments.curves", str(picture), f"one={tmp_path}", "--bins", "5"]
+    command = [sys.executable, "-m", "experiments.curves", str(picture), f"one={run}", "--bins", "5"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     curve = read_table(picture.with_suffix(".csv"))["one"]
     assert curve.steps.tolist() == [20, 40, 60, 80, 100]
@@ -82,16 +103,9 @@ def test_a_missing_run_is_named(tmp_path: Path) -> None:
     assert "nowhere" in result.stderr
 
 
-def a_run(folder: Path, lines: str) -> str:
-    (folder / "run").mkdir()
-    (folder / "run" / "metrics.jsonl").write_text(lines)
-    return str(folder / "run")
-
-
-GOOD = '{"step": 1, "charts/episodic_return": 2.0}\n'
 REFUSED = {
     "no run": (GOOD, ["nowhere"], "run = 'nowhere'"),
-    "a run whose name is too long": (GOOD, ["x" * 300], "holds no metrics.jsonl"),
+    "a run whose name is too long": (GOOD, ["x" * 300], "no such run directory"),
     "a torn line in the middle": ('{"step": 1, "cha\n' + GOOD, [], "line 1 is not a JSON object"),
     "a line without a step": ('{"charts/episodic_return": 2.0}\n', [], "a line is no step with numbers"),
     "words for numbers": ('{"step": 1, "charts/episodic_return": "high"}\n', [], "a line is no step with numbers"),
@@ -113,7 +127,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(
     lines, flags, told = REFUSED[case]
     places = [flag.removeprefix("PICTURE=") for flag in flags if flag.startswith("PICTURE=")]
     rest = [flag for flag in flags if not flag.startswith("PICTURE=")]
-    run = a_run(tmp_path, lines)
+    run = a_run(tmp_path / "run", lines)
     runs = [] if rest and not rest[0].startswith("--") else [run]
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)

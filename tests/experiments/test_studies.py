@@ -3,6 +3,7 @@
 import pytest
 
 from agents.interventions import LayerNorm, ReDo, WeightDecay
+from experiments.results.tables import in_markdown, write_rows
 from experiments.studies import overshoot, random_labels, target_mean
 from experiments.studies.arms import STRENGTHS, interventions
 from experiments.studies.report import (
@@ -10,8 +11,6 @@ from experiments.studies.report import (
     incomplete,
     parser,
     read_rows,
-    table,
-    write_rows,
 )
 
 
@@ -95,7 +94,7 @@ def test_rows_with_other_columns_stand_beside_each_other(tmp_path):
 
 
 def test_a_table():
-    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert in_markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 def test_arms_have_their_interventions():

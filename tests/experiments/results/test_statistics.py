@@ -9,6 +9,7 @@ from scipy import stats
 
 from experiments.results.statistics import (
     Interval,
+    band,
     bootstrap,
     holm,
     improvement,
@@ -90,6 +91,19 @@ def test_one_seed_has_no_interval():
     found = bootstrap([np.array([3.0])])
     assert found.value == 3.0 and math.isnan(found.low) and math.isnan(found.high)
     assert all(map(math.isnan, bootstrap([])))
+
+
+def test_a_band_is_the_bootstrap_of_each_bin():
+    rows = RNG.normal(size=(6, 3))
+    rows[:3, 2] = np.nan  # half of the seeds have no value there
+    means, lows, highs = band(rows)
+    for place in (0, 1):
+        whole = stats.bootstrap((rows[:, place],), np.mean, n_resamples=40_000, method="percentile", rng=RNG)
+        assert means[place] == pytest.approx(rows[:, place].mean())
+        assert (lows[place], highs[place]) == pytest.approx(whole.confidence_interval, abs=0.06)
+    assert means[2] == pytest.approx(rows[3:, 2].mean()) and lows[2] < means[2] < highs[2]
+    one = band(np.array([[1.0, np.nan]]))
+    assert one[0][0] == 1.0 and np.isnan(one[0][1]) and np.isnan(one[1:]).all()
 
 
 def test_many_seeds_are_drawn_in_pieces(monkeypatch):
