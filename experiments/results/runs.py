@@ -16,6 +16,7 @@ from agents.interventions import NAMES, parameters_of
 from experiments.config import NOT_IN_THE_NAME, TrainConfig, from_dict
 from experiments.flags import flags_of
 from experiments.json_file import read_json
+from experiments.older import translated
 from experiments.records import EpisodeFile, lines_of, read_metrics
 from experiments.task_summary import PARTS, TENTH
 
@@ -216,6 +217,7 @@ def settings_of(raw: Any) -> dict[str, Any]:
     """What a config.json says, by flag without the dashes. Interventions are read without their classes, which would
     bring torch: their parameters are `NAME.PARAMETER`. ValueError: it is no config.json."""
     require(isinstance(raw, dict), "settings", raw, "a JSON object")
+    raw = translated(raw)
     config = from_dict({**raw, "interventions": []})
     found = {"agent": config.agent_name, "implementation": "this suite"}
     found |= {flag.name.removeprefix("--"): flag.default for flag in flags_of(config)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import parse_evaluate, parse_train
+from experiments.results.settings import parse_compare
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,13 +42,15 @@ def commands():
 COMMANDS = commands()
 TRAIN = [command[2:] for command in COMMANDS if command[:2] == ("python", "train.py")]
 EVALUATE = [command[2:] for command in COMMANDS if command[:2] == ("python", "evaluate.py")]
+COMPARE = [command[2:] for command in COMMANDS if command[:2] == ("python", "compare.py")]
 MODULES = [command[2:] for command in COMMANDS if command[:2] == ("python", "-m")]
 SCRIPTS = [command[1] for command in COMMANDS if command[0] == "python" and command[1].startswith("docs/")]
 
 
 def test_there_is_something_to_check():
     assert len(TRAIN) > 25 and len(EVALUATE) > 3 and len(MODULES) > 8 and len(SCRIPTS) == 3
-    known = len(TRAIN) + len(EVALUATE) + len(MODULES) + len(SCRIPTS)
+    known = len(TRAIN) + len(EVALUATE) + len(COMPARE) + len(MODULES) + len(SCRIPTS)
+    assert COMPARE
     assert known == sum(command[0] == "python" for command in COMMANDS)
 
 
@@ -78,6 +81,12 @@ def test_training(words, run, capsys):
 @pytest.mark.parametrize("words", EVALUATE, ids=" ".join)
 def test_evaluation(words, run):
     assert parse_evaluate(as_written(words, run)).run == run
+
+
+@pytest.mark.parametrize("words", COMPARE, ids=" ".join)
+def test_comparison(words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where its default folder goes
+    assert parse_compare(list(words)).runs
 
 
 @pytest.mark.parametrize("words", MODULES, ids=" ".join)
