@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -71,6 +71,11 @@ class RunDirectory:
             "platform": platform.platform(),
         }
         write_json(self.path / "manifest.json", manifest)
+
+    def write_ending(self, ending: str, why: str, step: int) -> None:
+        """Record how the run ended, at which step; on a full disk nobody will know."""
+        with suppress(OSError):
+            write_json(self.path / "ending.json", {"ending": ending, "step": step, "why": why})
 
     def save(self, agent_state: dict, step: int, final: bool = False) -> Path:
         """Write a checkpoint of tensors and primitives; of the periodic ones the last `keep_checkpoints` stay.

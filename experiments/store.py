@@ -264,7 +264,7 @@ class Store:
         return path
 
     def _free(self, kind: str, step: int) -> Path:
-        taken = [int(NAME.fullmatch(path.name)[3] or 1) for path in listed(self.folder, kind) if _step(path) == step]
+        taken = [int(NAME.fullmatch(path.name)[3] or 1) for path in listed(self.folder, kind) if step_of(path) == step]
         suffix = f"-{max(taken) + 1}" if taken else ""
         return self.folder / f"{kind}_{step:012d}{suffix}"
 
@@ -280,7 +280,8 @@ class Store:
         return {name for path in self.sound[-EXACT:] for name in read(path).shared}
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(NAME.fullmatch(path.name)[2])
 
 

@@ -148,6 +148,7 @@ class _Training:
             self._say_end("world failed", unclosed)
             ending, why = ("world failed", unclosed) if ending == "finished" else (ending, why)
         self._sum_up()
+        self.directory.write_ending(ending, why, self.step)
         result = Result(self.directory.path, self.step, ending, why, self.directory.newest and self.directory.newest[0])
         if self.wandb is not None:
             self.wandb.finish(result.exit_code, {"exit_code": result.exit_code, "steps": self.step})

@@ -18,6 +18,7 @@ from experiments.flags import flags_of
 from experiments.json_file import read_json
 from experiments.older import translated
 from experiments.records import EpisodeFile, lines_of, read_metrics
+from experiments.store import listed, step_of
 from experiments.task_summary import PARTS, TENTH
 
 STILL_WRITTEN = 120
@@ -119,10 +120,22 @@ class Run:
         seen = [int(self.games.steps[-1])] if len(self.games.steps) else []
         return min(self.steps, max([0, *seen, *(steps[-1] for steps, _ in self.metrics.values())]))
 
+    @cached_property
+    def ending(self) -> dict[str, Any]:
+        """How training says that it ended, as "ending", "step" and "why"; empty where it was killed, or goes on."""
+        path = self.path / "ending.json"
+        found = read_json("ending", path) if path.exists() else {}
+        return found if isinstance(found, dict) else {}
+
     @property
     def has_ended(self) -> bool:
         """Whether it ran to its end."""
-        return any((self.path / "checkpoints" / name).exists() for name in FINAL)
+        if self.ending.get("ending") == "finished" or any(
+            (self.path / "checkpoints" / name).exists() for name in FINAL
+        ):
+            return True
+        folder = self.path / "checkpoints"
+        return folder.is_dir() and any(step_of(path) >= self.steps for path in listed(folder))
 
     @cached_property
     def boundaries(self) -> list[dict[str, Any]]:
@@ -144,6 +157,12 @@ class Run:
             return "not finite", f"not finite: a return at step {place:,} is none"
         if self.has_ended:
             return "finished", ""
+        gone_on = self.length > self.ending.get("step", 0)  # since that was written
+        ending, why = (str("" if gone_on else self.ending.get(name, "")).strip() for name in ("ending", "why"))
+        if ending in ("not finite", "world failed", "not written"):
+            return "not finite" if ending == "not finite" else "crashed", f"{ending} {at}: {why or 'no word of why'}"
+        if ending == "interrupted":
+            return "unfinished", f"interrupted {at}"
         if (self.path / "traceback.txt").exists():
             lines = (self.path / "traceback.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return "crashed", f"crashed {at}: {shown(lines[-1])[1:-1] if lines else 'no word of why'}"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.results.runs import RETURN, find, learned, read_run, read_runs, settings_of, tasks_of
-from tests.experiments.results.made import a_run, cut
+from tests.experiments import worlds  # noqa: F401  (registers them)
+from tests.experiments.results.made import a_run, cut, write
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
 
@@ -47,6 +49,45 @@ def test_a_return_that_is_not_finite_is_named(tmp_path):
     lines = (path / "episodes.jsonl").read_text().replace('"return": 1.0', '"return": null', 1)
     (path / "episodes.jsonl").write_text(lines)
     assert read_run(path).state == ("not finite", "not finite: a return at step 60 is none")
+
+
+ENDINGS = {
+    "GoesHugeLater-v0": ("not finite", r"not finite at step \d+ of 800: .*network.normalizer.variance"),
+    "CartPole-v1": ("finished", ""),
+}
+
+
+@pytest.mark.parametrize("env", ENDINGS)
+def test_a_run_says_itself_how_it_ended(env, tmp_path):
+    flags = ["--rollout-steps", "64", "--num-minibatches", "2", "--num-envs", "1", "--normalize-observations"]
+    path, _, _ = run(tmp_path, "ppo", env, 800, *SMALL["ppo"], *flags, "--probes", "none")
+    state, why = read_run(path).state
+    assert state == ENDINGS[env][0] and re.search(ENDINGS[env][1], why)
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ("interrupted", ("unfinished", "interrupted at step 50 of 100")),
+        ("world failed", ("crashed", "world failed at step 50 of 100: it is gone")),
+        ("not written", ("crashed", "not written at step 50 of 100: it is gone")),
+    ],
+)
+def test_other_endings(ending, expected, tmp_path):
+    path = a_run(tmp_path, "a", [1.0])
+    cut(path, 50)
+    write(path / "ending.json", {"ending": ending, "step": 50, "why": "it is gone"})
+    assert read_run(path).state == expected
+    write(path / "ending.json", {"ending": ending, "step": 40, "why": "before it went on"})
+    assert read_run(path).state[1].startswith("unfinished at step 50 of 100, last written")
+
+
+def test_the_checkpoint_of_its_last_step_says_that_a_run_is_finished(tmp_path):
+    path = a_run(tmp_path, "a", [1.0], finished=False)
+    (path / "checkpoints" / "step_000000000090").mkdir()
+    assert read_run(path).state[0] == "unfinished"
+    (path / "checkpoints" / "step_000000000100").mkdir()
+    assert read_run(path).state == ("finished", "")
 
 
 def test_damage_in_the_middle_is_named(tmp_path):
