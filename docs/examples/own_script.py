@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout; needless where the suite is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout; needless where the probes are installed
 
 from plasticity_probes import Prober, Readout, Subject  # probes 1
 

@@ -10,7 +10,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout; needless where the suite is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout; needless where the probes are installed
 
 from plasticity_probes.sb3 import PlasticityCallback
 
