@@ -14,13 +14,13 @@ from experiments.evaluate_config import EvaluateConfig
 
 def played(settings: EvaluateConfig) -> tuple[dict, list[str]]:
     """Play games: the result, and it in words."""
-    from experiments.evaluate import WorldError, evaluate, in_words
+    from experiments.evaluate import WorldError, evaluate, result_in_words
 
     try:
         result = evaluate(settings)
     except WorldError as error:
         raise SystemExit(f"error: {error}") from None  # exit code 1
-    return result, in_words(result, settings.video)
+    return result, result_in_words(result, settings.video)
 
 
 def measured(settings: EvaluateConfig) -> tuple[dict, list[str]]:

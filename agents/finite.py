@@ -34,7 +34,7 @@ def not_finite(state: Any) -> list[str]:
     return [leaves[place][0] for place in sorted(bad)]
 
 
-def in_words(names: Sequence[str]) -> str:
+def names_in_words(names: Sequence[str]) -> str:
     """The first of `names`, and how many more there are."""
     listed, more = ", ".join(names[:NAMED]), len(names) - NAMED
     return f"{listed} and {more} more" if more > 0 else listed

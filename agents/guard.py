@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.finite import in_words, not_finite
+from agents.finite import names_in_words, not_finite
 from agents.transitions import Transitions
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Watch:
             self.sound = now
             return None
         since = f"it came about between gradient steps {self.sound} (when all was finite) and {now}"
-        return f"not finite: {in_words(names)}; {since}"
+        return f"not finite: {names_in_words(names)}; {since}"
 
     def explain(self, error: NonFiniteError) -> str:
         """Why the run stops. A loss that is not finite is often what an earlier step's result led to; then that is

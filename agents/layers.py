@@ -23,7 +23,7 @@ Captured = dict[str, tuple[Tensor, ...]]
 "hidden" was asked for; [batch, units, ...] each."""
 
 
-class CReLU(nn.Module):
+class ConcatReLU(nn.Module):
     """concat(relu(x), relu(-x)) along dimension 1 (Shang et al. 2016): no input is lost. Twice the columns."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
-DOUBLED: dict[str, Callable[[], nn.Module]] = {"crelu": CReLU, "fourier": Fourier}
+DOUBLED: dict[str, Callable[[], nn.Module]] = {"crelu": ConcatReLU, "fourier": Fourier}
 NONLINEARITIES = frozenset({*ACTIVATIONS.values(), *DOUBLED.values()})
 
 
@@ -62,7 +62,7 @@ class RMSNorm(nn.RMSNorm):
         return (wide * scale).to(x.dtype)
 
 
-class Dropout(nn.Module):
+class SeededDropout(nn.Module):
     """Zeroes each feature with probability `rate` and divides the others by 1 - rate, while learning.
 
     The masks come from `generator`, which must be on the features' device; RuntimeError where none was given.
@@ -132,7 +132,7 @@ def _unit(vector: Tensor, otherwise: Tensor) -> Tensor:
     return torch.where(length > 0, vector / length, otherwise)
 
 
-MODED = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, Dropout})
+MODED = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, SeededDropout})
 """Modules that do something else while learning."""
 
 
@@ -193,4 +193,4 @@ def add_hidden(
         layers.add_module(f"norm{index}", norm_for(layer, config))
     layers.add_module(f"activation{index}", nonlinearity(config))
     if config.dropout:
-        layers.add_module(f"dropout{index}", Dropout(config.dropout))
+        layers.add_module(f"dropout{index}", SeededDropout(config.dropout))

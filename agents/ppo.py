@@ -110,9 +110,9 @@ class PPO:
             terminated = terminated | transitions.life_lost
         rewards = self.transform(transitions.rewards, ended)
         require_finite(self.clock.steps, transformed_reward=rewards)
-        told = {"rewards": rewards, "terminated": terminated, "ended": ended}
-        told = {name: torch.from_numpy(value).to(self.device) for name, value in told.items()}
-        self.rollout.add(**self._acted, **told, final_values=final_values)
+        kept = {"rewards": rewards, "terminated": terminated, "ended": ended}
+        kept = {name: torch.from_numpy(value).to(self.device) for name, value in kept.items()}
+        self.rollout.add(**self._acted, **kept, final_values=final_values)
         self._next_observations = transitions.next_observations
         self.clock.steps += self.num_envs
         if transitions.tasks is not None:

@@ -72,7 +72,7 @@ class Timed:
 
     def __init__(self, config: TrainConfig, start: int) -> None:
         self.world, self.agent = build(config)
-        self.events, self.step, self.told = iter(Run(self.agent, self.world, 2**40)), 0, 0
+        self.events, self.step, self.taken = iter(Run(self.agent, self.world, 2**40)), 0, 0
         self.prober: Prober | None = None
         self.cuda = self.agent.device.type == "cuda"
         self.run(start)
@@ -104,8 +104,8 @@ class Timed:
 
     def probe(self, boundary: bool) -> None:
         """One probe and the churn."""
-        self.told += 1
-        found = self.prober.measure(self.step + self.told, boundary)
+        self.taken += 1
+        found = self.prober.measure(self.step + self.taken, boundary)
         if found is None:
             raise RuntimeError("there was no batch to measure on")
         self.prober.after_update()
@@ -120,8 +120,8 @@ def values_read(timed: Timed) -> int:
     """Values read back from the device, and copies between devices, within one update; with a prober, the one that
     follows a probe."""
     if timed.prober is not None:
-        timed.told += 1
-        timed.prober.measure(timed.step + timed.told)
+        timed.taken += 1
+        timed.prober.measure(timed.step + timed.taken)
     update, counts = timed.agent.update, []
 
     def profiled() -> dict:

@@ -163,8 +163,8 @@ def compare(revision: str, only: list[str], moved: set[str], scratch: Path) -> i
             after, _ = run(ROOT, ["--config", str(directory / "config.json")], scratch / "after", name)
             differs = [part for part in PARTS if before[part] != after[part]]
             wrong += bool(differs) and name not in moved
-            told = "same" if not differs else ("moved: " if name in moved else "DIFFERS: ") + ", ".join(differs)
-            print(f"{name:18} " + " ".join(f"{after[part]}" for part in PARTS) + f"  {told}", flush=True)
+            verdict = "same" if not differs else ("moved: " if name in moved else "DIFFERS: ") + ", ".join(differs)
+            print(f"{name:18} " + " ".join(f"{after[part]}" for part in PARTS) + f"  {verdict}", flush=True)
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", str(other)], cwd=ROOT, check=True)
     return wrong

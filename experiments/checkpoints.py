@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.guard import NonFiniteError, in_words, not_finite
+from agents.guard import NonFiniteError, names_in_words, not_finite
 from experiments.replay_store import ReplayStore, bytes_on_disk, in_manifest, remove_segments, segments_of
 from experiments.run import Run
 from experiments.run_directory import fitting
@@ -120,5 +120,5 @@ class Checkpoints:
 
 def _finite(agent: dict[str, Any]) -> dict[str, Any]:
     if names := not_finite(agent):
-        raise NonFiniteError(f"not finite: {in_words(names)}; nothing was saved")
+        raise NonFiniteError(f"not finite: {names_in_words(names)}; nothing was saved")
     return agent

@@ -240,9 +240,9 @@ def refuse_unlisted(arguments: list[str], listed: Iterable[str]) -> None:
 def refuse_two_moments(given: Mapping[str, list[str]]) -> None:
     """Raise ValueError where --surgery.moments and an intervention's own flag say different things. Over what a file, a
     combination or a default says, --surgery.moments wins."""
-    told = {flag: words[0] for flag, words in given.items() if flag.endswith(".moments")}
-    everywhere = told.pop("--surgery.moments", "own")
-    for flag, value in told.items():
+    moments = {flag: words[0] for flag, words in given.items() if flag.endswith(".moments")}
+    everywhere = moments.pop("--surgery.moments", "own")
+    for flag, value in moments.items():
         if everywhere not in ("own", value):
             raise ValueError(f"surgery.moments = {everywhere!r}: must be own, or {value!r} as {flag}")
 
@@ -252,8 +252,8 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
     for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
         flag, equals, value = argument.partition("=")
         flag = flag.replace("_", "-")
-        told = value if equals else "-" if following is None else following
-        if flag in flags and not told.strip():
+        word = value if equals else "-" if following is None else following
+        if flag in flags and not word.strip():
             raise ValueError(
                 f"{flag.removeprefix('--').replace('-', '_')} = '': must be a path; the current directory is ."
             )

@@ -42,22 +42,22 @@ def from_runs(places: list[str], tag: str, bins: int) -> tuple[dict[str, BinnedC
     """(curves by label from "label=runs" places, what was left out or cut). Raises ValueError where a place has no such
     curve, or no run of a label is finished."""
     found: dict[str, list[Run]] = {}
-    told = []
+    said = []
     for place in places:
         label, directories = label_and_runs(place)
         for run in map(read_run, directories):
             state, why = run.state
             found.setdefault(label, []).extend([run] if state == "finished" else [])
-            told += [] if state == "finished" else [f"left out: {run.name}: {why}"]
+            said += [] if state == "finished" else [f"left out: {run.name}: {why}"]
     for label, runs in found.items():
-        require(bool(runs), "runs", label, f"finished ones; {'; '.join(told)}")
+        require(bool(runs), "runs", label, f"finished ones; {'; '.join(said)}")
     length = min(run.length for runs in found.values() for run in runs)
     cut = [run.name for runs in found.values() for run in runs if run.length > length]
-    told += [f"cut to {length:,} steps, the shortest run's length: {', '.join(cut)}"] if cut else []
+    said += [f"cut to {length:,} steps, the shortest run's length: {', '.join(cut)}"] if cut else []
     series = {label: [run.series(tag) for run in runs] for label, runs in found.items()}
     for label, several in series.items():
         require(all(len(one.steps) for one in several), "tag", tag, f"one that every run of {label} has values of")
-    return {label: joined(several, length, bins) for label, several in series.items()}, told
+    return {label: joined(several, length, bins) for label, several in series.items()}, said
 
 
 def write_table(path: Path, curves: dict[str, BinnedCurve]) -> None:
@@ -140,10 +140,10 @@ def main() -> int:
         check_picture(arguments.picture)
         table = arguments.picture.with_suffix(".csv")
         if arguments.runs:
-            found, told = from_runs(arguments.runs, arguments.tag, arguments.bins)
+            found, said = from_runs(arguments.runs, arguments.tag, arguments.bins)
             table.parent.mkdir(parents=True, exist_ok=True)
             write_table(table, found)
-            print("".join(f"{sentence}\n" for sentence in told), end="")
+            print("".join(f"{sentence}\n" for sentence in said), end="")
         elif not table.is_file():
             raise ValueError(f"runs: name at least one, since {table} is not there to draw from")
         curves = read_table(table)

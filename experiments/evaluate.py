@@ -42,10 +42,10 @@ def play(
     world: VectorEnv,
     episodes: int,
     frames: "VideoFrames | None" = None,
-    told: Callable[[int, int], None] = lambda games, steps: None,
+    progress: Callable[[int, int], None] = lambda games, steps: None,
 ) -> tuple[list[float], list[int]]:
-    """(returns, lengths in steps) of `episodes` whole games, environment by environment. After every step `told` hears
-    how many have ended, and of how many steps of each environment. Raises `NonFiniteError` where an
+    """(returns, lengths in steps) of `episodes` whole games, environment by environment. After every step `progress`
+    hears how many have ended, and of how many steps of each environment. Raises `NonFiniteError` where an
     observation or an action is not finite."""
     from agents.guard import as_float32, require_finite
 
@@ -65,7 +65,7 @@ def play(
                 games[episode.environment].append(episode)
         if frames and not games[0]:  # after a game's end the world already shows the next one
             frames.add(world)
-        told(episodes - int(left.sum()), steps)
+        progress(episodes - int(left.sum()), steps)
     flat = [episode for column in games for episode in column]
     return [episode.episodic_return for episode in flat], [episode.length for episode in flat]
 
@@ -151,7 +151,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
     """
     from agents.guard import NonFiniteError
     from agents.randomness import Generators
-    from experiments.remarks import close, note, told
+    from experiments.remarks import close, note, world_failure
 
     path = find_checkpoint(settings.run)
     config, step, state = load_checkpoint(path)
@@ -169,7 +169,7 @@ def evaluate(settings: EvaluateConfig) -> dict:
     except NonFiniteError as error:
         raise ValueError(f"checkpoint = {str(path)!r}: {str(error).partition(';')[0]} of playing") from None
     except WorldError as error:
-        raise WorldError(told(error, folder_of(path), TRACEBACK)) from error
+        raise WorldError(world_failure(error, folder_of(path), TRACEBACK)) from error
     finally:
         unclosed = close(world, folder_of(path), TRACEBACK)
     return {
@@ -195,11 +195,11 @@ def _world(config: TrainConfig, settings: EvaluateConfig, step: int, generators:
     """The world to play in, in the task to play."""
     from agents.randomness import Generators
     from envs import make_vec_from_config
-    from experiments.setup import world_config
+    from experiments.setup import world_settings
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a screen
-    trained_in = world_config(config, Generators(config.run.seed))
+    trained_in = world_settings(config, Generators(config.run.seed))
     world, render_mode = playing_world(trained_in, settings)
     made = make_vec_from_config(world, generators.integer("evaluation world") // 2, settings.threads, render_mode)
     choose_task(made, config.world, settings.task, step)
@@ -221,7 +221,7 @@ def _player(
         return build_player(config.agent, spaces, weights, greedy, generators, *how), placement.words
 
 
-def in_words(result: dict, video: Path | None) -> list[str]:
+def result_in_words(result: dict, video: Path | None) -> list[str]:
     """What `evaluate` found, line by line."""
     head = f"{result['env']}  {result['checkpoint']} (step {result['step']:,}), {result['policy']} actions"
     lines = [head, f"on {result['placement']}"]

@@ -24,7 +24,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Section:
+class HelpSection:
     """Flags under one title."""
 
     title: str
@@ -42,14 +42,14 @@ def wrapped(text: str, indent: int = 0) -> str:
     return textwrap.fill(text, columns(), initial_indent=space, subsequent_indent=space, break_on_hyphens=False)
 
 
-def rendered(usage: Sequence[str], introduction: str, sections: Iterable[Section]) -> str:
+def rendered(usage: Sequence[str], introduction: str, sections: Iterable[HelpSection]) -> str:
     """A whole help."""
     parts = ["usage: " + "\n       ".join(usage), wrapped(introduction)]
     parts += [_section(section) for section in sections if section.entries]
     return "\n\n".join(parts)
 
 
-def _section(section: Section) -> str:
+def _section(section: HelpSection) -> str:
     lines = [wrapped(section.title)]
     for entry in section.entries:
         left, text = "  " + entry.left, wrapped(entry.text, COLUMN)
@@ -71,7 +71,7 @@ def entry_of(flag: Flag, text: str, choices: Sequence[str] = ()) -> Entry:
 
 def sections_of(
     flags: Iterable[Flag], choices: Mapping[str, Sequence[str]], endings: Mapping[str, str] | None = None
-) -> list[Section]:
+) -> list[HelpSection]:
     """The flags of each dataclass under the first sentence of its docstring; `choices` by flag, where they are not its
     type's, and `endings` of the texts, where they list what there is."""
     by_owner: dict[type, list[Flag]] = {}
@@ -82,7 +82,7 @@ def sections_of(
         texts = texts_of(owner)
         said = {flag: f"{texts.get(flag.path[-1], '')} {(endings or {}).get(flag.name, '')}".strip() for flag in own}
         entries = [entry_of(flag, said[flag], choices.get(flag.name, ())) for flag in own]
-        sections.append(Section(first_sentence(owner.__doc__ or ""), entries))
+        sections.append(HelpSection(first_sentence(owner.__doc__ or ""), entries))
     return sections
 
 

@@ -19,7 +19,7 @@ from experiments.records import EpisodeFile, RecentReturns, go_back, position
 from experiments.records import read_metrics as read_metrics
 from experiments.run import Event, TaskChange, TaskDrift, Tick, Update
 from experiments.surgery_report import USUAL, Done, SurgeryReport, scalars, sentences
-from experiments.task_report import TaskSummary, in_words
+from experiments.task_report import TaskSummary, parameters_in_words
 from plasticity_probes.pictures import in_colours
 from plasticity_probes.probe import Findings
 
@@ -29,10 +29,10 @@ MOST_WAITING = 100
 """Lines that may wait until what probes found, at the first of them, is read from the device at a flush."""
 
 
-def _of_threads(told: threading.ExceptHookArgs) -> None:
+def _of_threads(raised: threading.ExceptHookArgs) -> None:
     """What TensorBoard's own thread could not write it raises again in ours, which tells it without a traceback."""
-    if not (isinstance(told.exc_value, OSError) and type(told.thread).__module__.startswith("tensorboard.")):
-        threading.__excepthook__(told)
+    if not (isinstance(raised.exc_value, OSError) and type(raised.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(raised)
 
 
 class Logger:
@@ -115,7 +115,7 @@ class Logger:
         self._task_drift(event)
         self.recent.enter(event.task)
         self.write(event.step, self.task)
-        words = f"step {event.step:,}: task {event.task}, {in_words(event.parameters)}"
+        words = f"step {event.step:,}: task {event.task}, {parameters_in_words(event.parameters)}"
         self.writer.add_text("tasks/changes", f"from {words}", event.step)
         self.tell(words)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
 SILENT = ("env", "steps", "device", "threads", "dataset_sha256")
-"""Settings that count for the hash and are not spelled out as differences."""
+"""Settings that count for the hash and are not spelled out as beside_the_preset."""
 SAFE = "-._=+,"
 """What a name may hold beside letters and digits: nothing that a shell or a path would take for something else."""
 MOST = 90
@@ -31,7 +31,7 @@ def made_up_name(config: TrainConfig) -> str:
     dqn_Pong-v5_hl_gauss_learning-rate=0.001_redo.tau=0.025+layer_norm_s1_ab12cd
     """
     world = config.world.env.replace("ALE/", "")
-    changed = [_assigned(name, value) for name, value in differences(config).items()]
+    changed = [_assigned(name, value) for name, value in beside_the_preset(config).items()]
     preset, usual = _presets(config)
     parts = [config.agent_name, world, *([preset] if preset != usual else []), *_fitting(changed, "_")]
     if config.interventions:
@@ -61,7 +61,7 @@ def digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
 
 
-def differences(config: TrainConfig) -> dict[str, Any]:
+def beside_the_preset(config: TrainConfig) -> dict[str, Any]:
     """Every setting of agent, world and run that is not the preset's and shapes the result, by its flag without the
     dashes: {"learning-rate": 0.001, "adam.eps": 1e-8}; the loss first."""
     usual = {flag.path: flag.default for flag in flags_of(_preset(config))}
@@ -91,9 +91,9 @@ def _preset(config: TrainConfig) -> TrainConfig:
     return replace(preset, agent=steady(replace(preset, world=config.world, run=config.run)).agent)
 
 
-def in_words(config: TrainConfig) -> str:
+def preset_in_words(config: TrainConfig) -> str:
     """The preset and what differs from it, for people: "preset classic, but width 16, adam.eps 1e-08"."""
-    changed = ", ".join(f"{name} {in_a_word(value)}" for name, value in differences(config).items())
+    changed = ", ".join(f"{name} {in_a_word(value)}" for name, value in beside_the_preset(config).items())
     return f"preset {config.run.preset or 'unknown'}" + (f", but {changed}" if changed else "")
 
 

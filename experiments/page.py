@@ -18,7 +18,7 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, PLUGI
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.layers import CReLU
+from agents.layers import ConcatReLU
 from experiments.run import Event
 from plasticity_probes.probe import Curve
 from plasticity_probes.prober import CURRENT, FRESH, REFERENCE
@@ -155,7 +155,7 @@ def read_me(network: nn.Module) -> str:
             f"silent. Compare them with the fresh network's here, which has the same norm, and with runs with {norm}; "
             "not with a run without."
         )
-    if any(isinstance(module, CReLU) for module in network.modules()):
+    if any(isinstance(module, ConcatReLU) for module in network.modules()):
         sentences.append(
             "**Under CReLU, too, they are another quantity**: a unit counts as active where either of its halves is."
         )

@@ -67,7 +67,7 @@ def require_name(field: str, name: str) -> None:
     require(size <= NAME_BYTES, field, name, f"at most {NAME_BYTES} bytes long, not {size}")
 
 
-def nearest(field: str, place: Path) -> Path:
+def nearest_folder(field: str, place: Path) -> Path:
     """`place`, or the closest of its parents that is there; that one is a directory.
 
     Raises ValueError, naming what stands in the way, where nothing can be made at `place`.
@@ -96,7 +96,7 @@ def require_writable(field: str, place: Path) -> None:
     A small one is made and removed: neither rights nor free space tell of a file system that is read only, full or,
     as /proc, made up.
     """
-    parent = nearest(field, place)
+    parent = nearest_folder(field, place)
     trial = parent / f".trial-{secrets.token_hex(8)}"
     try:
         trial.mkdir()

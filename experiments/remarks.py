@@ -29,7 +29,7 @@ def remarks(world: VectorEnv, agent: Agent) -> list[str]:
     return said
 
 
-def told(error: WorldError, folder: Path, name: str = TRACEBACK) -> str:
+def world_failure(error: WorldError, folder: Path, name: str = TRACEBACK) -> str:
     """The sentence of `error`, and where in `folder` its traceback stands: in the file `name`, after earlier ones."""
     path = folder / name
     try:
@@ -50,7 +50,7 @@ def close(world: VectorEnv, folder: Path, name: str = TRACEBACK) -> str:
     try:
         world.close()
     except WorldError as error:
-        return told(error, folder, name)
+        return world_failure(error, folder, name)
     return ""
 
 

@@ -83,10 +83,10 @@ class RunDirectory:
         Raises `NonFiniteError`, and touches nothing, where something in `agent_state` is not finite: what is there to
         go back to is better.
         """
-        from agents.guard import NonFiniteError, in_words, not_finite
+        from agents.guard import NonFiniteError, names_in_words, not_finite
 
         if names := not_finite(agent_state):
-            raise NonFiniteError(f"not finite: {in_words(names)}; nothing was saved")
+            raise NonFiniteError(f"not finite: {names_in_words(names)}; nothing was saved")
         path = self.checkpoints / ("final.pt" if final else f"step_{step:012d}.pt")
         content = {"format": FORMAT, "config": to_dict(self.config), "step": step, "agent": agent_state}
         write_tensors(path, content)
@@ -230,7 +230,7 @@ def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
     """
     import torch
 
-    from agents.guard import in_words, not_finite
+    from agents.guard import names_in_words, not_finite
 
     try:
         if store.is_one(path):
@@ -248,5 +248,5 @@ def load_checkpoint(path: Path) -> tuple[TrainConfig, int, dict]:
     except Exception as error:  # whatever was put there in place of tensors
         raise not_ours(path, str(error) or type(error).__name__) from error
     if names:
-        raise ValueError(f"checkpoint = {str(path)!r}: its network is not finite: {in_words(names)}")
+        raise ValueError(f"checkpoint = {str(path)!r}: its network is not finite: {names_in_words(names)}")
     return config, step, agent

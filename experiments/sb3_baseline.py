@@ -44,7 +44,7 @@ from experiments.run import Episode, Tick
 from experiments.run_directory import RunDirectory, write_json
 from experiments.sb3_settings import OFF, dqn_settings, following, ppo_settings
 from experiments.sb3_world import SB3World
-from experiments.setup import check, spaces_from, spaces_of, world_config
+from experiments.setup import check, spaces_from, spaces_of, world_settings
 
 
 def _redraw(model: PPO | DQN, initializer: str, generator: torch.Generator) -> None:
@@ -65,7 +65,7 @@ def _sb3_world(config: TrainConfig, generators: Generators) -> tuple[VecEnv, Spa
     """The world of `config` as Stable-Baselines3 takes it, rewards and observations transformed as ours would be."""
     agent = config.agent
     seed = generators.integer("world") // 2
-    world = make_vec_from_config(world_config(config, generators), seed, threads=config.run.threads)
+    world = make_vec_from_config(world_settings(config, generators), seed, threads=config.run.threads)
     transform, ppo = agent.reward.reward_transform, kind_of(agent).on_policy
     ends = ppo and agent.time_limit == "terminal"
     adapted: VecEnv = SB3World(world, clip_rewards=transform == "clip", time_limits_end=ends)

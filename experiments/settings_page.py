@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 from agents.kinds import KINDS
 from experiments.config import TrainConfig
 from experiments.flags import flags_of
-from experiments.naming import differences, in_a_word, in_the_name
+from experiments.naming import beside_the_preset, in_a_word, in_the_name
 
 RESULTS = (
     "charts/recent_return",
@@ -37,7 +37,7 @@ def write_end(writer: SummaryWriter) -> None:
 
 def table(config: TrainConfig) -> str:
     """Every setting with its value, in Markdown; what is not the preset's is bold."""
-    changed = differences(config)
+    changed = beside_the_preset(config)
     head = [f"{config.agent_name} in {config.world.env}, preset {config.run.preset or 'unknown'}", ""]
     rows = ["| setting | value |", "|---|---|"]
     for name, value in settings(config).items():

@@ -135,7 +135,7 @@ def check_annealing(config: TrainConfig) -> None:
         require(not (period and schedule.once), f"{name}.over", str(schedule.over), allowed)
 
 
-def world_config(config: TrainConfig, generators: "Generators") -> WorldConfig:
+def world_settings(config: TrainConfig, generators: "Generators") -> WorldConfig:
     """The world of a run with these generators, its tasks' seed derived from the run's alone: every method meets the
     same tasks."""
     task = config.world.task
@@ -196,7 +196,7 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, Agent]":
     from envs import make_vec_from_config
 
     generators = Generators(config.run.seed)
-    settings, seed = world_config(config, generators), generators.integer("world") // 2
+    settings, seed = world_settings(config, generators), generators.integer("world") // 2
     world = make_vec_from_config(settings, seed, threads=config.run.threads)
     spaces = spaces_of(world)
     try:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from agents.interventions.base import Intervention
+from agents.interventions.surgery import Done
 from agents.probing import layer_name
 from experiments.config import TrainConfig
 
-Done = Mapping[tuple[str, str, str], Tensor | int]
 USUAL = frozenset({"projected"})
 """What happens at each gradient step, and so is told once and at the end, not in every line of the log."""
 
@@ -84,7 +84,7 @@ def idle(config: TrainConfig, report: SurgeryReport) -> list[str]:
     return [f"{name} {what}" for name, what in why.items()]
 
 
-def in_short(intervention: Intervention) -> str:
+def surgery_in_short(intervention: Intervention) -> str:
     """Its name and what differs from its defaults: redo (tau 0.025)."""
     own = {entry.name: entry.default for entry in dataclasses.fields(intervention)}
     changed = {name: value for name, value in intervention.parameters().items() if value != own[name]}

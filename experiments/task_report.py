@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.records import go_back, lines_of
 from experiments.run import Event, TaskChange
-from experiments.task_summary import PARTS, TENTH, TaskSummary, in_words
+from experiments.task_summary import PARTS, TENTH, TaskSummary, parameters_in_words
 
 AT_A_TIME = 100_000
 """Games that are read before they are added up."""
@@ -29,7 +29,7 @@ class TaskReport:
         share: share of the first task's level that counts as learned.
         episodes: the episodes.jsonl; written up to the present step whenever a task ends.
         path: a line of JSON is appended here for every task that has ended; None: nowhere.
-        told: told of every summary.
+        tell: told of every summary.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class TaskReport:
         share: float,
         episodes: Path,
         path: Path | None = None,
-        told: Callable[[TaskSummary], None] = lambda summary: None,
+        tell: Callable[[TaskSummary], None] = lambda summary: None,
     ) -> None:
-        self.share, self.episodes, self.path, self.told = share, episodes, path, told
+        self.share, self.episodes, self.path, self.tell = share, episodes, path, tell
         self.offset = 0  # in bytes: no game before it is of a task to come
         self.begun: TaskChange | None = None
         self.level: float | None = None
@@ -65,7 +65,7 @@ class TaskReport:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(_finite(summary)) + "\n")
-        self.told(summary)
+        self.tell(summary)
         return summary
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,5 +167,5 @@ def _row(s: TaskSummary) -> str:
     to_level = "-" if s.steps_to_level != s.steps_to_level else f"{s.steps_to_level:,.0f}"
     return (
         f"{s.task:5d} {s.last_step - s.first_step:12,d} {s.episodes:7,d} {s.mean_return:9.1f} "
-        f"{s.last_tenth_return:9.1f} {to_level:>9}  {in_words(s.parameters)}"
+        f"{s.last_tenth_return:9.1f} {to_level:>9}  {parameters_in_words(s.parameters)}"
     )

@@ -27,7 +27,7 @@ class TaskSummary(NamedTuple):
     does, or the first task was not learned (its last tenth is no better than its first)."""
 
 
-def in_words(parameters: dict[str, float | int | str]) -> str:
+def parameters_in_words(parameters: dict[str, float | int | str]) -> str:
     """Parameters for people: "friction 0.322, ..."."""
     shown = ((name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in parameters.items())
     return ", ".join(f"{name} {value}" for name, value in shown)

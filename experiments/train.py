@@ -15,13 +15,13 @@ from agents.guard import NonFiniteError, Watch
 from envs.errors import WorldError
 from experiments.config import TrainConfig
 from experiments.machine import placement_in_words
-from experiments.naming import in_words as in_words_of_preset
+from experiments.naming import preset_in_words
 from experiments.progress import ProgressLine
-from experiments.remarks import close, remarks, told, unwritten
+from experiments.remarks import close, remarks, unwritten, world_failure
 from experiments.run import Run
 from experiments.run_directory import RunDirectory
 from experiments.setup import never_learns, spaces_of
-from experiments.surgery_report import idle, in_short, sentences
+from experiments.surgery_report import idle, sentences, surgery_in_short
 from experiments.task_report import table
 from experiments.wandb_log import WandbError, WandbLog
 from experiments.watchers import Watchers
@@ -96,10 +96,10 @@ class _Training:
         size = sum(parameter.numel() for parameter in self.agent.network.parameters())
         self.say(f"[bold]{escape(str(self.directory.path))}[/]  {size:,} parameters", markup=True)
         self.say(f"on {self.placement}")
-        self.say(in_words_of_preset(config))
+        self.say(preset_in_words(config))
         if config.interventions:
             moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
-            self.say(f"interventions: {', '.join(map(in_short, config.interventions))}{moments}")
+            self.say(f"interventions: {', '.join(map(surgery_in_short, config.interventions))}{moments}")
         if reason := never_learns(config, config.run.steps):
             self.say(f"note: nothing will be learned: {reason}")
         for sentence in remarks(self.world, self.agent):
@@ -121,7 +121,7 @@ class _Training:
         except NonFiniteError as error:
             return "not finite", self.watch.explain(error)
         except WorldError as error:
-            return "world failed", told(error, self.directory.path)
+            return "world failed", world_failure(error, self.directory.path)
         except OSError as error:  # of the run's own files: what a world raises is a WorldError
             return "not written", unwritten(error, self.directory.path, self.step)
         except KeyboardInterrupt:

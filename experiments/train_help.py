@@ -7,7 +7,7 @@ from agents.kinds import KINDS
 from envs.config import backends_of, changes_of, foreign_fields, more_of_backends, more_of_changes
 from envs.families import FAMILIES, family_of
 from experiments.flags import Flag
-from experiments.help import Entry, Section, entry_of, rendered, sections_of, wrapped
+from experiments.help import Entry, HelpSection, entry_of, rendered, sections_of, wrapped
 from experiments.presets import PRESETS
 from experiments.probe_names import about_the_probes
 
@@ -76,7 +76,7 @@ def of_training(
     ]
     whose = world if env else f"{world}; with --env, those of that world, and its flags alone"
     introduction = f"Train {algorithm} and write a run directory. Defaults are those for {whose}."
-    sections = [Section("What to begin with.", first)]
+    sections = [HelpSection("What to begin with.", first)]
     for part in PARTS:
         own = [flag for flag in flags if flag.path[0] == part]
         sections += sections_of(own, narrowed, endings)
@@ -85,7 +85,7 @@ def of_training(
     return rendered(usage, introduction, sections)
 
 
-def _of_an_intervention(name: str, flags: Iterable[Flag]) -> Section:
+def _of_an_intervention(name: str, flags: Iterable[Flag]) -> HelpSection:
     texts = {field.name: field.text for field in parameters_of(name)}
     own = [flag for flag in flags if flag.path[:2] == ("interventions", name)]
-    return Section(f"The intervention {name}.", [entry_of(flag, texts[flag.path[-1]]) for flag in own])
+    return HelpSection(f"The intervention {name}.", [entry_of(flag, texts[flag.path[-1]]) for flag in own])

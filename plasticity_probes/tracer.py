@@ -76,7 +76,7 @@ def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
             now[name] = value
 
 
-def kind_of(module: nn.Module) -> str:
+def module_kind(module: nn.Module) -> str:
     """layer, norm, scale, opaque (weights used in a way that is not known here), or "": followed operation by
     operation."""
     if isinstance(module, (torch.jit.ScriptModule, *TABLES)):
@@ -127,7 +127,7 @@ class Tracer(Follower):
         Last before and first after the module, so that hooks of other people are followed like any other code.
         """
         for module in self._names:
-            if kind_of(module):
+            if module_kind(module):
                 self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._leave, prepend=True))
 
@@ -160,9 +160,9 @@ class Tracer(Follower):
         self.calls[module] = self.calls.get(module, 0) + 1
         self.paused = True
         try:
-            if kind_of(module) == "norm":
+            if module_kind(module) == "norm":
                 self._normed(module, output)
-            elif kind_of(module) == "scale":
+            elif module_kind(module) == "scale":
                 self._scaled(output)
             else:
                 for tensor, tag in self._read:
@@ -194,7 +194,7 @@ class Tracer(Follower):
         dim = -1 - len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else -1
         columns = along(tag.ids, dim) if tag.paths else None
         reason = "" if columns is not None else f"a column that {self.name(module)} reads belongs to no single unit"
-        if kind_of(module) == "opaque":
+        if module_kind(module) == "opaque":
             columns, reason = None, f"feeds {self.name(module)}, which {_why_opaque(module)}"
         elif getattr(module, "groups", 1) > 1:
             reason = f"feeds {self.name(module)}, a grouped convolution, whose weight has no column for each channel"
@@ -209,7 +209,7 @@ class Tracer(Follower):
     def _produced(self, module: nn.Module, output: Any) -> None:
         """Give `module`'s output a fresh tag: its columns are its own units."""
         number = self._numbers.setdefault(module, len(self.layers))
-        opaque = f"{type(module).__name__} {_why_opaque(module)}" if kind_of(module) == "opaque" else ""
+        opaque = f"{type(module).__name__} {_why_opaque(module)}" if module_kind(module) == "opaque" else ""
         if number == len(self.layers):
             first = sum(layer.units for layer in self.layers)
             self.layers.append(Layer(self._names.get(module, ""), module, first, count_units(module), opaque))

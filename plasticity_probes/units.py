@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plasticity_probes.tracer import CONVOLUTIONS, NORMS, ForwardFunction, Tracer, count_units, kind_of, run
+from plasticity_probes.tracer import CONVOLUTIONS, NORMS, ForwardFunction, Tracer, count_units, module_kind, run
 from plasticity_probes.tracing import (
     Layer,
     Path,
@@ -250,7 +250,7 @@ def _reasons(trace: Tracer, layer: Layer, path: Path, shared: set[int]) -> Itera
             yield f"{trace.name(module)} is used {trace.calls[module]} times in a forward pass"
         if any(id(parameter) in shared for parameter in module.parameters()):
             yield f"a parameter of {trace.name(module)} is used elsewhere as well"
-        computed = kind_of(module) == "layer" and module._parameters.get("weight") is None
+        computed = module_kind(module) == "layer" and module._parameters.get("weight") is None
         if computed or hasattr(module, "parametrizations"):
             yield f"the weight of {trace.name(module)} is computed from other parameters"
     yield from (use.reason for use in layer.uses if use.reason)

@@ -35,7 +35,9 @@ class Dropout(Intervention):
     def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
         online = networks["online"]
         found = [
-            module for name, module in online.named_modules() if self.within(name) and type(module) is layers.Dropout
+            module
+            for name, module in online.named_modules()
+            if self.within(name) and type(module) is layers.SeededDropout
         ]
         if not self.layers or (self.rate and not found):
             raise ValueError("dropout: no hidden layer in its part of the network was built with it")

@@ -25,6 +25,8 @@ from plasticity_probes.units import HiddenLayer
 __all__ = ["MOMENTS", "Moments", "Surgery", "initialise_adam"]
 
 Moments = Literal["zero", "keep", "mean", "local"]
+Done = dict[tuple[str, str, str], Tensor | int]
+"""How much was done, by (intervention, what, where)."""
 
 
 class Listener(Protocol):
@@ -65,7 +67,7 @@ class Surgery:
         self._sample, self._capture, self.moments = sample, capture, moments
         self.acting = ""  # the intervention whose hook is being called
         self.clock = Clock()
-        self.done: dict[tuple[str, str, str], Tensor | int] = {}
+        self.done: Done = {}
         self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
         self.replaced = {
             name: torch.zeros((), dtype=torch.int64, device=slices.layer.producer.weight.device)
@@ -294,7 +296,7 @@ class Surgery:
         key = (self.acting, what, where)
         self.done[key] = self.done[key] + amount if key in self.done else amount
 
-    def take_done(self) -> dict[tuple[str, str, str], Tensor | int]:
+    def take_done(self) -> Done:
         """What was done since the last call, by (intervention, what, where): units replaced by layer, tensors reset by
         parameter, tensors projected, moments and steps zeroed; tensors are 0-d and on the device."""
         done, self.done = self.done, {}

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.results.arms import Controls, fresh_of, random_in
 from experiments.results.runs import RETURN, Run, Task, tasks_of
-from experiments.task_summary import in_words
+from experiments.task_summary import parameters_in_words
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _task_name(everywhere: list[Task]) -> str:
     """The task's index, and what is known of it where all runs met the same."""
     one = everywhere[0]
     alike = all(task.parameters == one.parameters for task in everywhere)
-    return f"{one.index}: {in_words(one.parameters)}" if one.parameters and alike else f"{one.index}"
+    return f"{one.index}: {parameters_in_words(one.parameters)}" if one.parameters and alike else f"{one.index}"
 
 
 Levels = Callable[[int], np.ndarray]

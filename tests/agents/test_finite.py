@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from agents.config import AdamConfig
-from agents.finite import in_words, not_finite
+from agents.finite import names_in_words, not_finite
 from agents.optimization import Optimization
 from tests.agents.helpers import needs_cuda
 
@@ -63,6 +63,6 @@ def test_adams_moments_are_named_by_the_parameter_that_they_belong_to():
 
 
 def test_a_sentence_names_a_few_and_counts_the_rest():
-    assert in_words(["a"]) == "a"
-    assert in_words(["a", "b", "c"]) == "a, b, c"
-    assert in_words(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert names_in_words(["a"]) == "a"
+    assert names_in_words(["a", "b", "c"]) == "a, b, c"
+    assert names_in_words(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

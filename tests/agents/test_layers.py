@@ -10,7 +10,7 @@ from torch import nn
 
 from agents.config import NetworkConfig
 from agents.heads import ValueHead
-from agents.layers import Dropout, RMSNorm, SpectralScale
+from agents.layers import RMSNorm, SeededDropout, SpectralScale
 from agents.networks import ActorCritic, QNetwork, SmallCNN, build_torso, learning
 from plasticity_probes.units import activations, hidden_layers
 from tests.agents.helpers import ATARI, CONTINUOUS, SMALL_IMAGE, VECTOR, global_random_states
@@ -43,7 +43,7 @@ def q_network(spaces=VECTOR, **settings):
 
 def give_generator(network, seed=0):
     for module in network.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, SeededDropout):
             module.generator = generator(seed)
     return network
 
@@ -254,7 +254,7 @@ def test_learning_switches_its_own_network_and_back():
     for one, other in ((network, twin), (twin, network)):
         with learning(one):
             modes = {type(module).__name__ for module in one.modules() if module.training}
-            assert modes == {"BatchNorm1d", "Dropout"}
+            assert modes == {"BatchNorm1d", "SeededDropout"}
             assert not any(module.training for module in other.modules())
         assert not any(module.training for module in one.modules())
 

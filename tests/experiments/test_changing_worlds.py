@@ -12,7 +12,7 @@ from experiments.evaluate import evaluate
 from experiments.evaluate_config import EvaluateConfig
 from experiments.logger import read_metrics
 from experiments.run import Run, TaskChange, Tick, Update
-from experiments.setup import build, check, world_config
+from experiments.setup import build, check, world_settings
 from tests.experiments.test_run import SMALL, one_thread, run  # noqa: F401
 
 SHIFTING = ["--task.change", "rewards", "--task.period", "200"]
@@ -132,7 +132,7 @@ def test_methods_meet_the_same_tasks() -> None:
     other = settings("dqn", "CartPole-v1", *SHIFTING, "--task.change", "observations", "--seed", "2")
     assert [build(other)[0].schedule.task(k).parameters for k in range(6)] != tasks[0]
     chosen = settings("dqn", "CartPole-v1", *SHIFTING, "--task.seed", "7")
-    assert world_config(chosen, Generators(1)).task.seed == 7
+    assert world_settings(chosen, Generators(1)).task.seed == 7
 
 
 def test_any_task_can_be_played_after_training(tmp_path: Path) -> None:

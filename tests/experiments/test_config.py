@@ -13,7 +13,7 @@ from agents.value_config import Epsilon
 from envs.families import family_of
 from experiments.cli import parse_train
 from experiments.config import from_dict, load_config, to_dict
-from experiments.naming import digest, in_words
+from experiments.naming import digest, preset_in_words
 from experiments.presets import PRESETS, preset_config
 
 ALL = [(algorithm, name) for algorithm, presets in PRESETS.items() for name in presets]
@@ -151,7 +151,7 @@ def test_a_number_in_a_name_is_the_number_itself() -> None:
     """And in the line about the preset: rounded, it would pass for the preset's own."""
     config = parse_train(["dqn", "--env", "CartPole-v1", "--learning-rate", "0.0010000001"])
     assert "_learning-rate=0.0010000001_" in config.run_name
-    assert in_words(config) == "preset classic, but learning-rate 0.0010000001"
+    assert preset_in_words(config) == "preset classic, but learning-rate 0.0010000001"
 
 
 def test_the_preset_is_kept_and_does_not_shape_the_hash(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.records import EpisodeFile
 from experiments.run import Episode, TaskChange
-from experiments.task_report import TaskReport, in_words, table
+from experiments.task_report import TaskReport, parameters_in_words, table
 
 
 def play(report, games):
@@ -92,4 +92,4 @@ def test_worlds_without_tasks_have_no_report(tmp_path):
 
 def test_parameters_in_words():
     parameters = {"friction": 0.32162, "game": "ALE/Pong-v5", "mode": 3}
-    assert in_words(parameters) == "friction 0.3216, game ALE/Pong-v5, mode 3"
+    assert parameters_in_words(parameters) == "friction 0.3216, game ALE/Pong-v5, mode 3"

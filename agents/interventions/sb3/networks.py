@@ -170,7 +170,7 @@ def networks_of(model: BaseAlgorithm) -> tuple[Capturing, dict[str, Capturing]]:
 @contextmanager
 def laws(model: BaseAlgorithm) -> Iterator[None]:
     """Within, PPO's layers know what SB3 initialised them with; torch's default, DQN's, is the one that is assumed."""
-    policy, told = model.policy, []
+    policy, capturing = model.policy, []
     try:
         if getattr(policy, "ortho_init", False):
             root = 2**0.5
@@ -178,11 +178,11 @@ def laws(model: BaseAlgorithm) -> Iterator[None]:
             for part, gain in {**gains, policy.action_net: 0.01, policy.value_net: 1.0}.items():
                 for module in part.modules():
                     if isinstance(module, (nn.Linear, nn.Conv2d)) and not hasattr(module, "initializer"):
-                        told.append(module)
+                        capturing.append(module)
                         module.initializer = initializer_for("orthogonal", module, gain)
         yield
     finally:
-        for module in told:
+        for module in capturing:
             vars(module).pop("initializer", None)
 
 

@@ -7,8 +7,9 @@ import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
+from agents.interventions.surgery import Done
+
 PRINTED = ("stdout", "log")
-Done = Mapping[tuple[str, str, str], Tensor | int]
 
 
 class Report(KVWriter):

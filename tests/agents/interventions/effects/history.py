@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from agents.interventions.base import Intervention
-from agents.layers import Dropout
+from agents.layers import SeededDropout
 from tests.agents.interventions.effects.runs import AGENTS, CHECKED, SYNC
 from tests.agents.interventions.effects.settings import same
 
@@ -133,7 +133,7 @@ class History:
         self.adam.register_step_pre_hook(lambda *_: self.adam_steps.append((self._gradients(), self.take())))
         self.adam.register_step_post_hook(lambda *_: self.adam_steps.append((*self.adam_steps.pop(), self.take())))
         for module in self.network.modules():
-            if isinstance(module, Dropout):
+            if isinstance(module, SeededDropout):
                 module.register_forward_hook(self._on_dropout)
 
     def _watch_edits(self, owner, hook, name):
