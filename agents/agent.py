@@ -31,6 +31,9 @@ class Agent(Protocol):
     def observe(self, transitions: "Transitions") -> None:
         """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""
 
+    def cut(self, observations: "np.ndarray") -> None:
+        """Every episode breaks off here, in `observations` [E, ...] that were reached: they are bootstrapped from."""
+
     def update_due(self) -> bool:
         """Whether it wants to learn now."""
 

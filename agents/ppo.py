@@ -98,17 +98,17 @@ class PPO:
     def observe(self, transitions: Transitions) -> None:
         """Add one step of every environment to the rollout. Raises `NonFiniteError` before storing anything not
         finite."""
-        ended = transitions.terminated | transitions.truncated
+        ended = transitions.ended
         require_finite_transitions(self.clock.steps, transitions, ended)
         bootstrap = transitions.truncated & ~transitions.terminated
-        terminated = ended if self.config.time_limit == "terminal" else ended & ~bootstrap
+        terminated = transitions.over if self.config.time_limit == "terminal" else ended & ~bootstrap
         final_values = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
         if ended.any() and not terminated[ended].all():
             states = torch.from_numpy(transitions.final_observations).to(self.device)
             final_values = self.policy.forward(self.network, states)[1]
         if self.config.life_loss_discount:
             terminated = terminated | transitions.life_lost
-        rewards = self.transform(transitions.rewards, ended)
+        rewards = self.transform(transitions.rewards, transitions.over)
         require_finite(self.clock.steps, transformed_reward=rewards)
         kept = {"rewards": rewards, "terminated": terminated, "ended": ended}
         kept = {name: torch.from_numpy(value).to(self.device) for name, value in kept.items()}
@@ -117,6 +117,12 @@ class PPO:
         self.clock.steps += self.num_envs
         if transitions.tasks is not None:
             self.clock.task = int(transitions.next_tasks.min())
+
+    @torch.inference_mode()
+    def cut(self, observations: np.ndarray) -> None:
+        """Every episode breaks off here, in `observations` [E, ...] that were reached: they are bootstrapped from."""
+        states = torch.from_numpy(observations).to(self.device)
+        self.rollout.cut(self.policy.forward(self.network, states)[1])
 
     def update_due(self) -> bool:
         """Whether the rollout is full."""

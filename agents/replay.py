@@ -99,7 +99,7 @@ class Replay:
 
     def add(self, transitions: Transitions, rewards: np.ndarray, life_loss_ends: bool) -> None:
         """Append one step of every environment, with `rewards` [E] as the learner sees them."""
-        ended = transitions.terminated | transitions.truncated
+        ended = transitions.ended
         everywhere = np.arange(self.num_envs)
         tasks = np.zeros(self.num_envs, np.int32) if transitions.tasks is None else transitions.tasks
         where = self._store(everywhere, transitions.observations, tasks)
@@ -116,6 +116,14 @@ class Replay:
     def oldest(self) -> np.ndarray:
         """int64 [E]: the oldest slot in use of each ring, counted from the first one ever written."""
         return self.written - self.filled
+
+    def cut(self, observations: np.ndarray) -> None:
+        """End every episode where it stands, truncated in `observations` [E, ...]."""
+        going = np.flatnonzero(self.age)
+        last = self.offset + (self.written - 1) % self.slots
+        self.ended[last[going]] = True
+        self.final[self._store(going, observations, self.tasks[last])] = True
+        self.age[going] = 0
 
     def task_share(self, task: int) -> float:
         """Share of the stored transitions that were made in `task` or a later one; 0 where nothing is stored."""

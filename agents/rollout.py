@@ -47,6 +47,13 @@ class Rollout:
         self.row += 1
         self.known = self.row
 
+    def cut(self, values: Tensor) -> None:
+        """Every episode breaks off after the last row, in states of `values` [num_envs]."""
+        if self.row:
+            going = ~self.ended[self.row - 1]
+            self.final_values[self.row - 1] = torch.where(going, values, self.final_values[self.row - 1])
+            self.ended[self.row - 1] = True
+
     def clear(self) -> None:
         """Forget the rows."""
         self.row = 0

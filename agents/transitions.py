@@ -73,3 +73,16 @@ class Transitions(NamedTuple):
     """int [E]: the task that each step was made in; None for a world that never changes."""
     next_tasks: np.ndarray | None = None
     """int [E]: the task of `next_observations`."""
+    cut: np.ndarray | None = None
+    """bool [E]: truncated for the sake of exact resumption alone: bootstraps, and is no episode's end to a normaliser.
+    None where nobody was."""
+
+    @property
+    def ended(self) -> np.ndarray:
+        """bool [E]: another episode begins."""
+        return self.terminated | self.truncated
+
+    @property
+    def over(self) -> np.ndarray:
+        """bool [E]: the episode is over, and not cut."""
+        return self.ended if self.cut is None else self.ended & ~self.cut

@@ -94,14 +94,17 @@ class ValueAgent:
 
     def observe(self, transitions: Transitions) -> None:
         """Remember one step of every environment. Raises `NonFiniteError` before storing anything not finite."""
-        ended = transitions.terminated | transitions.truncated
-        require_finite_transitions(self.clock.steps, transitions, ended)
-        rewards = self.transform(transitions.rewards, ended)
+        require_finite_transitions(self.clock.steps, transitions, transitions.ended)
+        rewards = self.transform(transitions.rewards, transitions.over)
         require_finite(self.clock.steps, transformed_reward=rewards)
         self.replay.add(transitions, rewards, self.config.life_loss_discount)
         self.clock.steps += self.num_envs
         if transitions.tasks is not None:
             self.clock.task = int(transitions.next_tasks.min())
+
+    def cut(self, observations: np.ndarray) -> None:
+        """Every episode breaks off here, in `observations` [E, ...] that were reached: they are bootstrapped from."""
+        self.replay.cut(observations)
 
     def update_due(self) -> bool:
         """Whether the replay ratio asks for another gradient step now."""

@@ -96,8 +96,8 @@ class Run:
     An agent hears of a task when the last environment has entered it. What is learned at a tick is learned before that,
     and a task change belongs to the tick that follows it: nobody hears of a task that the last step would begin.
 
-    Between two ticks `state_dict` is all of it but the world and what the replay stores: a run that was built alike
-    and given these two goes on from it to the bit.
+    Between two ticks `state_dict` is all of it but what the replay stores: a run that was built alike and given that
+    goes on from it to the bit, where its world can (`World.resumption`).
 
     Args:
         agent: its clock and its registry of random generators are the run's.
@@ -113,6 +113,7 @@ class Run:
         self.tasks: np.ndarray | None = None  # of each environment; None where the world never changes
         self.hindmost = (0, 0)  # index and stage of the task that the last environment is in
         self.change: TaskChange | TaskDrift | None = None  # that the next tick begins with
+        self.unfinished: np.ndarray | None = None  # what was reached when a world that now begins anew was left
         self._nobody = np.zeros(world.num_envs, bool)
 
     @property
@@ -133,6 +134,9 @@ class Run:
         """Act, observe and learn once; to be read to its end."""
         if self.observations is None:
             self._reset()
+        if self.unfinished is not None:
+            self.agent.cut(self.unfinished)
+            self.unfinished = None
         if self.change is not None:
             change, self.change = self.change, None
             yield self._told(change)  # first: what is measured now is the task that ended
@@ -143,7 +147,8 @@ class Run:
         next_observations, rewards, terminated, truncated, infos = self.world.step(actions)
         life_lost, reached = infos.get("life_lost", self._nobody), infos.get("final_obs")
         ends, next_tasks = (rewards, terminated, truncated, life_lost), infos.get("task_index")
-        agent.observe(Transitions(observations, actions, *ends, next_observations, reached, self.tasks, next_tasks))
+        tasks = self.tasks, next_tasks
+        agent.observe(Transitions(observations, actions, *ends, next_observations, reached, *tasks, infos.get("cut")))
         self.observations = next_observations
         if next_tasks is not self.tasks:  # a world hands out the same array until something changes
             self.tasks = next_tasks
@@ -173,30 +178,61 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands between two ticks, tensors and primitives alone. Tensors are the run's own, not copies:
         they are to be saved, or copied, before it goes on."""
-        change = self.change and [type(self.change).__name__, *self.change]
+        loop = {"observations": self.observations, "unfinished": self.unfinished, "hindmost": list(self.hindmost)}
+        loop["change"] = self.change and [type(self.change).__name__, *self.change]
         return {
-            "loop": {
-                "observations": None if self.observations is None else torch.from_numpy(self.observations),
-                "tasks": None if self.tasks is None else self.tasks.tolist(),
-                "hindmost": list(self.hindmost),
-                "change": change,
-            },
+            "loop": as_tensors(loop),
+            "world": None if self.observations is None else as_tensors(self.world.state_dict()),
             "agent": self.agent.state_dict(),
             "generators": self.generators.state_dict(),
             "watchers": {name: watcher.state_dict() for name, watcher in self.watchers.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave, its tensors on the agent's device. ValueError: it is of other random
-        streams or watchers than this run has."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> str:
+        """Take over what `state_dict` gave, its tensors on the agent's device. Why the run does not go on exactly, as
+        far as the world is concerned (its games then begin anew, and those left are cut); empty where it does.
+
+        ValueError: it is of other random streams or watchers than this run has.
+        """
         require(set(state["watchers"]) == set(self.watchers), "watchers", list(self.watchers), list(state["watchers"]))
-        loop = state["loop"]
-        observations, tasks, change = loop["observations"], loop["tasks"], loop["change"]
-        self.observations = None if observations is None else observations.cpu().numpy()
-        self.tasks = None if tasks is None else np.array(tasks, np.int64)
+        loop = as_arrays(state["loop"])
+        change, self.unfinished = loop["change"], loop["unfinished"]
         self.hindmost = tuple(loop["hindmost"])
         self.change = change and {"TaskChange": TaskChange, "TaskDrift": TaskDrift}[change[0]](*change[1:])
         self.agent.load_state_dict(state["agent"])
         self.generators.load_state_dict(state["generators"])
+        warning = self._resume_world(state["world"], loop["observations"])
         for name, watcher in self.watchers.items():
             watcher.load_state_dict(state["watchers"][name])
+        return warning
+
+    def _resume_world(self, state: Any, reached: np.ndarray | None) -> str:
+        if state is None:
+            return ""
+        resumed = self.world.load_state_dict(as_arrays(state))
+        self.observations, self.tasks = resumed.observations, resumed.infos.get("task_index")
+        if resumed.warning:
+            self.unfinished = reached
+            if self.tasks is not None:
+                self._look_for_a_change(resumed.infos)
+        return resumed.warning
+
+
+def as_tensors(node: Any) -> Any:
+    """A nest of dicts and lists with tensors in place of arrays, for torch's safe loader."""
+    if isinstance(node, dict):
+        return {key: as_tensors(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [as_tensors(value) for value in node]
+    if isinstance(node, np.ndarray):
+        return torch.from_numpy(node.copy())
+    return node.item() if isinstance(node, np.generic) else node
+
+
+def as_arrays(node: Any) -> Any:
+    """The inverse."""
+    if isinstance(node, dict):
+        return {key: as_arrays(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [as_arrays(value) for value in node]
+    return node.cpu().numpy() if isinstance(node, torch.Tensor) else node
