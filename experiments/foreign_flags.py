@@ -40,7 +40,7 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
         "--learning-rate.over or --epsilon.over (task, 0.1-of-task or 8000-steps-of-task: anew in every task)"
     ),
     "env-id env-name environment gym-id game task-id domain envs-id": "--env",
-    "algo algorithm agent algorithm-name dqn c51 ppo": "the agent is the first word: train.py dqn, c51 or ppo",
+    "algo algorithm agent algorithm-name dqn c51 ppo": f"the agent is the first word: train.py {' or '.join(KINDS)}",
     "n-envs num-env envs nenvs n-env num-environments num-actors num-workers parallel-envs": "--num-envs",
     "env-kwargs env-args": "a world's options are flags of their own, see --help with --env",
     "ent-coeff entropy-coef entropy-coeff ent-weight entropy-weight entropy-bonus entropy": {PPO: "--ent-coef"},
@@ -271,10 +271,13 @@ def about_flag(written: str, program: str, visible: list[str], elsewhere: Mappin
     intervention = None if program == EVALUATE else _of_an_intervention(negated)
     if same:
         return f"{written}: no such flag; did you mean {same[0]}?"
-    if answer:
-        return f"{written}: no flag of {program}; " + (f"did you mean {answer}?" if answer.startswith("--") else answer)
-    if f"--{bare.replace('_', '-')}" in elsewhere:
-        return f"{written}: no flag of {program}, but of {elsewhere['--' + bare.replace('_', '-')]}"
+    name = f"--{bare.replace('_', '-')}"
+    if answer and not answer.startswith("--"):
+        return f"{written}: no flag of {program}; {answer}"
+    if answer and name not in answer.split():
+        return f"{written}: no flag of {program}; did you mean {answer}?"
+    if name in elsewhere:
+        return f"{written}: no flag of {program}, but of {elsewhere[name]}"
     if intervention:
         return f"{written}: no such flag; did you mean {intervention}?"
     close = nearest(bare, [flag.removeprefix("--") for flag in visible])

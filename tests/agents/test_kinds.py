@@ -17,6 +17,7 @@ from agents.randomness import Generators
 from agents.sizes import network_size
 from agents.transitions import Spaces
 from agents.value_config import C51Config, DQNConfig, ValueAgentConfig
+from experiments.foreign_flags import about_flag
 
 VECTOR = Spaces((5,), np.dtype(np.float32), "discrete", 3)
 SMALL = NetworkConfig(width=8, depth=2)
@@ -92,6 +93,12 @@ def new(monkeypatch: pytest.MonkeyPatch) -> NewConfig:
 def test_an_intervention_asks_a_new_agent_what_it_is(new: NewConfig, intervention: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         check_interventions([intervention], new)
+
+
+def test_a_flag_that_a_new_agent_does_not_have_is_answered_with_whose_it_is(new: NewConfig) -> None:
+    elsewhere = {"--v-min": "dqn and c51"}
+    assert about_flag("--v-min", "new", ["--gamma"], elsewhere) == "--v-min: no flag of new, but of dqn and c51"
+    assert about_flag("--v_range", "new", ["--gamma"], elsewhere).endswith("did you mean --v-min and --v-max?")
 
 
 def test_an_intervention_that_needs_nothing_of_a_new_agent_takes_it(new: NewConfig) -> None:
