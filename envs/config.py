@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from envs.families import BACKENDS, CHANGES, FAMILIES, OPTIONS, canonical, family_of
-from envs.family import Family, one_of, require
+from envs.family import REPLAY_SECONDS, Family, one_of, require
 from envs.ids import MOST_CHARACTERS, well_formed
 
 Change = Literal["auto", *CHANGES]
@@ -100,6 +100,10 @@ class AnyWorld:
     """Which implementation steps the world."""
     max_episode_steps: int = 0
     """Time limit in steps; 0 for the world's own (Atari 27,000 steps = 108,000 frames, Ant 1,000)."""
+    world_segment: int | None = None
+    """Steps after which a world whose state cannot be read (envpool, ALE's vector environment, others' worlds) is built
+    again from a fresh seed, which cuts all games: an interrupted run goes on exactly, by replaying the actions since.
+    none: so many that it takes under a minute; 0: never, and such a run goes on from a reset."""
     task: TaskConfig = TaskConfig()
     """When and how the world changes."""
 
@@ -128,12 +132,17 @@ class WorldConfig(*reversed(OPTIONS), AnyWorld):
         require(self.num_envs >= 1, "num_envs", self.num_envs, "must be at least 1")
         limit = self.max_episode_steps
         require(limit >= 0, "max_episode_steps", limit, "must be 0 (the world's own limit) or a positive count")
+        segment = self.world_segment
+        require(segment is None or segment >= 0, "world_segment", segment, "must be at least 0 (never), or none")
         for options in OPTIONS:
             options.check(self)
         require(self.backend in Backend.__args__, "backend", self.backend, one_of(Backend.__args__))
         allowed = backends_of(self.env)
         here = f"must be one of {', '.join(allowed)} for env = {self.env!r}"
         require(self.backend in allowed, "backend", self.backend, here)
+        needless = bool(segment) and self.resolved_backend in self.family.saved_exactly
+        here = f"must be none for backend = {self.resolved_backend!r}, whose state is saved as it is"
+        require(not needless, "world_segment", segment, here)
         self._refuse_foreign_options()
         self._check_tasks()
         self.family.check(self)
@@ -171,6 +180,12 @@ class WorldConfig(*reversed(OPTIONS), AnyWorld):
     def family(self) -> Family:
         """The family of the world, from the id alone."""
         return family_of(self.env)
+
+    @property
+    def segment(self) -> int:
+        """`world_segment` with none decided; 0 where there are no segments."""
+        usual = REPLAY_SECONDS * self.family.speeds.get(self.resolved_backend, 0)
+        return usual if self.world_segment is None else self.world_segment
 
     @property
     def resolved_backend(self) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from envs.pools import Pool
     from envs.tasks import TaskLaw, TaskSchedule
 
+REPLAY_SECONDS = 45
+"""How long it takes at most to replay a segment of the usual length."""
 ANYWHERE = ("actions", "observations", "rewards", "reset")
 """What can change in any world."""
 
@@ -106,6 +108,11 @@ class Family:
     """Those of its ids that are ours, and registered with gymnasium."""
     fallback = False
     """Whether it takes what no other family does."""
+
+    saved_exactly: tuple[str, ...] = ()
+    """The backends that say where they stand."""
+    speeds: ClassVar[dict[str, int]] = {}
+    """Of the other backends, steps a second with one thread (``python -m benchmarks.replay_speed``)."""
 
     lives = True
     """Whether lives can be lost there."""

@@ -144,6 +144,17 @@ class ForeignPool(PythonPool):
         old = " (the old Gym API gave four values)" if isinstance(result, tuple) and len(result) == 4 else ""
         raise self._broken(i, self.at_step(row), f"{found(result)}, where {expected}{old}")
 
+    believed = False
+
+    def carried(self) -> dict[str, Any]:
+        said = self._bounds is None and self.single_observation_space.dtype.kind == "f"
+        return {**super().carried(), "bounds_told": said, "lives_told": self._lives_told}
+
+    def carry(self, before: dict[str, Any]) -> None:
+        super().carry(before)
+        self._bounds = None if before["bounds_told"] else self._bounds
+        self._lives_told = before["lives_told"]
+
     def render(self) -> tuple[np.ndarray, ...]:
         with staying_here():
             images = super().render()

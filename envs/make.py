@@ -34,19 +34,23 @@ def make_vec_from_config(config: WorldConfig, seed: int, threads: int = 0, rende
     check_seed(seed, config.num_envs)
     if threads < 0:
         raise ValueError(f"threads = {threads!r}: must be 0 (one a core) or a positive count")
-    backend = Backend(seed, threads, render_mode)
     schedules: list[TaskSchedule] = []
 
     def schedule(law: TaskLaw) -> TaskSchedule:
-        schedules.append(_schedule(config, seed, law))
-        return schedules[-1]
+        if not schedules:  # a pool that is built again goes on in the tasks of the first one
+            schedules.append(_schedule(config, seed, law))
+        return schedules[0]
 
-    parts = config.family.build(config, backend, schedule)
-    if config.change in ANYWHERE:
-        parts, law = _CHANGES[config.change](parts, config.task)
-        schedule(law)
-    pool, encode, space, limit, frame_stack, notes = parts
-    return World(pool, seed, encode, space, limit, frame_stack, render_mode, next(iter(schedules), None), notes)
+    def build(seed: int) -> Parts:
+        parts = config.family.build(config, Backend(seed, threads, render_mode), schedule)
+        if config.change in ANYWHERE:
+            parts, law = _CHANGES[config.change](parts, config.task)
+            schedule(law)
+        return parts
+
+    pool, encode, space, limit, frame_stack, notes = build(seed)
+    known = (pool, seed, encode, space, limit, frame_stack, render_mode, next(iter(schedules), None), notes)
+    return World(*known, rebuild=lambda seed: build(seed).pool, segment=config.segment)
 
 
 def make_vec(

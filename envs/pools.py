@@ -59,6 +59,18 @@ class Pool:
     def close(self) -> None:
         """Release the backend."""
 
+    believed = True
+    """Whether the same seed and actions are known to give the same observations."""
+    reseeds = False
+    """Whether a task that is entered says from which seed all begin anew."""
+
+    def carried(self) -> dict[str, Any]:
+        """What a pool that takes this one's place should know; numbers alone."""
+        return {}
+
+    def carry(self, before: dict[str, Any]) -> None:
+        """Take over what `carried` gave."""
+
     exact = False
     """Whether `state_dict` says all that the next steps depend on, but for the tasks entered."""
 
@@ -116,6 +128,12 @@ class PythonPool(Pool):
             raise
         except BaseException as error:  # a world may also call sys.exit, or panic in another language
             raise failed(self.env, int(i), moment(i), error) from error
+
+    def carried(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def carry(self, before: dict[str, Any]) -> None:
+        self.steps = before["steps"]
 
     def at_step(self, row: int) -> str:
         """The moment of the step that row `row` of the environments is making."""

@@ -38,7 +38,8 @@ def world_config(env_id: str, num_envs: int, task_seed: int, backend: str, optio
     if task_seed and task.seed not in (None, task_seed):
         raise ValueError(f"task_seed = {task_seed!r}: must be left out where task.seed = {task.seed!r} is given")
     sections["task"] = replace(task, seed=task_seed if task.seed is None else task.seed)
-    return WorldConfig(env=env_id, num_envs=num_envs, backend=backend, **{**options, **sections})
+    options = {"world_segment": 0, **options, **sections}  # nobody resumes it: its games need no cuts
+    return WorldConfig(env=env_id, num_envs=num_envs, backend=backend, **options)
 
 
 def _section(name: str, value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from envs.pools import Outcome, Pool, TaskPool
-from envs.tasks import Task
+from envs.tasks import Task, derived
 
 KEPT = 3
 """Pools without environments that are kept."""
@@ -55,7 +55,7 @@ class SwitchingPool(TaskPool):
     def _build(self, task: Task, key: tuple[int, int]) -> Pool:
         self._built[key] += 1
         self._tasks[key] = task
-        seed = _derived(self._seed, *key, self._built[key]) % (2**31 - self.num_envs)
+        seed = derived(self._seed, *key, self._built[key]) % (2**31 - self.num_envs)
         pool = self._make(task, seed)
         _check_spaces(self, pool, task)
         if self._started:
@@ -162,10 +162,6 @@ class SwitchingPool(TaskPool):
         for pool in self._waiting.values():
             pool.close()
         self._waiting.clear()
-
-
-def _derived(seed: int, *key: int) -> int:
-    return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
 
 
 def _primitive(task: Task) -> dict[str, Any]:
@@ -321,6 +317,7 @@ class ShiftedRewards(Through):
 class FreshlySeeded(Through):
     """The whole world begins anew from the task's seed."""
 
+    reseeds = True
     carries_over = False
 
     def __init__(self, pool: Pool) -> None:

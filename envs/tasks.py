@@ -254,6 +254,11 @@ def generator(seed: int, variant: int) -> np.random.Generator:
     return np.random.default_rng((seed, variant))
 
 
+def derived(seed: int, *key: int) -> int:
+    """A seed of 32 bits for what `key` numbers under `seed`."""
+    return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
+
+
 def fingerprint(array: np.ndarray) -> str:
     """Eight hexadecimal digits that tell arrays apart, for logs."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -11,35 +12,17 @@ from gymnasium.spaces import Box, Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from envs.errors import WorldError
+from envs.journal import Journal
 from envs.pools import NO_LIMIT, Pool, TaskPool
-from envs.snapshots import set_spaces, spaces_state
-from envs.tasks import TaskSchedule
-
-
-class Resumption(NamedTuple):
-    """How exactly a world goes on from its `World.state_dict`."""
-
-    kind: Literal["exact", "reset"]
-    """exact: bit by bit, from a snapshot; reset: all games begin anew."""
-    reason: str = ""
-    """Why not exactly; "" where it is."""
-
-
-class Resumed(NamedTuple):
-    """What the next actions are chosen from."""
-
-    observations: np.ndarray
-    infos: dict[str, Any]
-    """What ``reset`` tells: lives, and the tasks that the environments are in."""
-    warning: str = ""
-    """Why the world does not go on exactly; "" where it does."""
-
+from envs.resumption import Resumable
+from envs.tasks import TaskSchedule, derived
 
 SEED_LIMIT = 2**31
 """Seeds lie in [0, SEED_LIMIT - E): environment i of a world uses seed + i, and ALE's seeds are 32-bit integers."""
 
 
-class World(VectorEnv):
+class World(Resumable, VectorEnv):
     """A `gymnasium.vector.VectorEnv` over a pool, in SAME_STEP autoreset: no made-up row ever exists.
 
     Where a game ends, ``step`` returns the first observation of the next game in its row, the ended game's last
@@ -57,6 +40,9 @@ class World(VectorEnv):
       the returned observation; ``episode`` also has ``task_index``, that of the game that ended. ``reset(seed=n)``
       begins the schedule anew, ``reset()`` does not.
 
+    - Worlds with segments (see `segment`), on the step that ends one: ``cut`` bool [E], True where a game that would
+      have gone on was cut. It is truncated and has its ``final_obs``, but is no ``episode``.
+
     A time limit gives truncated; where a game ends by itself on the very step of the limit it is terminated only.
 
     Args:
@@ -69,6 +55,9 @@ class World(VectorEnv):
         render_mode: what ``render`` gives.
         schedule: when the world changes; the pool is then a `TaskPool`.
         notes: sentences that a user should read, such as how observations are taken.
+        rebuild: builds the pool again, from a seed.
+        segment: steps over all environments after which a pool that is not exact is built again from a seed of its own,
+            so that it can be put anywhere by replaying the actions since; 0: never.
     """
 
     def __init__(
@@ -82,6 +71,8 @@ class World(VectorEnv):
         render_mode: str | None = None,
         schedule: TaskSchedule | None = None,
         notes: tuple[str, ...] = (),
+        rebuild: Callable[[int], Pool | TaskPool] | None = None,
+        segment: int = 0,
     ) -> None:
         self.pool = pool
         self.notes = notes
@@ -104,6 +95,10 @@ class World(VectorEnv):
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self._lives: np.ndarray | None = None
         self._observations: np.ndarray | None = None  # what was returned last
+        self._rebuild, self._segment = rebuild, 0 if pool.exact else segment
+        self._born_with: int | None = seed  # of a pool that has not been started
+        self._journal = Journal(self.num_envs, self.single_action_space) if self._segment else None
+        self._begun: dict[str, Any] = {"seed": seed, "index": 0}  # what the present segment began with
 
     @property
     def envs(self) -> list[Any]:
@@ -126,29 +121,58 @@ class World(VectorEnv):
             raise ValueError(f"options = {options!r}: this world has none")
         chosen = self._pending_seed if seed is None else check_seed(seed, self.num_envs)
         self._pending_seed = None
+        if chosen is not None:
+            self._begun = {"seed": chosen, "index": 0}
+            if self.schedule is not None:
+                self.schedule.restart()
+            return self._given(self._begin_segment(changed=True))
+        if self._journal is not None:
+            self._journal.resets.append(self._journal.ticks)
         if self.schedule is not None:
-            self._prepare_tasks(from_the_start=chosen is not None)
-        observations, lives = self.pool.start(chosen)
+            self._switch(self.schedule.pending(np.arange(self.num_envs)))
+        return self._given(self.pool.start(None))
+
+    def _given(self, raw: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, dict[str, Any]]:
+        """What all environments show at the beginning of their games, as `reset` returns it."""
         self._lengths[:] = 0
         self._returns[:] = 0.0
-        self._lives = lives
-        self._observations = self._encode(observations)
+        self._lives = raw[1]
+        self._observations = self._encode(raw[0])
         return self._observations, self._infos_of_the_state()
+
+    def _begin_segment(self, changed: bool | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """All games begin anew, where there are segments in a pool built again, and whatever change is due takes place.
+
+        `changed` says whether one does where the schedule no longer knows: a pool that entering a task seeds (a change
+        of the whole world) is to be seeded by it then, and else by the segment.
+        """
+        everyone, index = np.arange(self.num_envs), self._begun["index"]
+        seed = self._begun["seed"]
+        seed = derived(seed, index) % (SEED_LIMIT - self.num_envs) if index else seed
+        if self.schedule is not None:
+            pending = self.schedule.pending(everyone)
+            changed = pending.size > 0 if changed is None else changed
+            self.schedule.enter(pending)
+        carried = self.pool.carried()
+        if self._journal is not None:
+            told = {"changed": changed, "carried": carried, "schedule": self.schedule and self.schedule.state_dict()}
+            self._begun |= told
+            self._journal.begin()
+            if self._born_with != seed:
+                with suppress(WorldError):  # it is given up, whatever it has to say about that
+                    self.pool.close()
+                self.pool = self._rebuild(seed)
+                self.pool.carry(carried)
+        self._born_with = None
+        if self.schedule is not None and (changed or not self.pool.reseeds):
+            self.pool.enter(everyone, self.schedule.current)
+        return self.pool.start(seed)
 
     def _infos_of_the_state(self) -> dict[str, Any]:
         infos = {}
         if self._lives is not None:
             infos = {"lives": self._lives.copy(), "life_lost": np.zeros(self.num_envs, dtype=bool)}
         return infos if self.schedule is None else infos | self.schedule.infos()
-
-    def _prepare_tasks(self, from_the_start: bool) -> None:
-        """Before a reset of all environments: the first task, or whatever change has become due."""
-        everyone = np.arange(self.num_envs)
-        if from_the_start:
-            self.schedule.restart()
-            self.pool.enter(everyone, self.schedule.current)
-        else:
-            self._switch(self.schedule.pending(everyone))
 
     def _switch(self, ids: np.ndarray) -> None:
         if ids.size:
@@ -177,7 +201,13 @@ class World(VectorEnv):
         if lives is not None:
             # A world may tell of lives later than at its first reset.
             infos["life_lost"] = np.zeros_like(done) if self._lives is None else (lives < self._lives) & ~done
-        if np.count_nonzero(done):  # ndarray.any() takes ten times as long on few elements
+        if self._journal is not None:
+            told = (rewards, terminated, truncated) if self.pool.believed else (rewards, terminated, truncated, raw)
+            self._journal.add(actions, *told)
+        if self._journal is not None and self._journal.ticks * self.num_envs >= self._segment:
+            observations, lives = self._cut(done, observations, infos, tasks)
+            truncated = ~terminated
+        elif np.count_nonzero(done):  # ndarray.any() takes ten times as long on few elements
             observations, lives = self._begin_next_games(done, observations, lives, infos, tasks)
         if lives is not None:
             self._lives = lives
@@ -203,10 +233,7 @@ class World(VectorEnv):
         tasks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         ids = np.flatnonzero(done)
-        statistics = {"r": np.where(done, self._returns, 0.0), "l": np.where(done, self._lengths, 0)}
-        if tasks is not None:
-            statistics["task_index"] = tasks
-        infos.update(final_obs=final, _final_obs=done.copy(), episode=statistics, _episode=done.copy())
+        infos.update(final_obs=final, _final_obs=done.copy(), **self._statistics(done, tasks))
         self._returns[ids] = 0.0
         self._lengths[ids] = 0
         if self.schedule is not None:
@@ -219,51 +246,21 @@ class World(VectorEnv):
             lives[ids] = first_lives
         return observations, lives
 
-    @property
-    def resumption(self) -> Resumption:
-        """How exactly this world goes on from its state."""
-        if self.pool.exact:
-            return Resumption("exact")
-        return Resumption("reset", "its backend can neither be read nor replayed")
+    def _statistics(self, done: np.ndarray, tasks: np.ndarray | None) -> dict[str, Any]:
+        """Of the games that ended."""
+        found = {"r": np.where(done, self._returns, 0.0), "l": np.where(done, self._lengths, 0)}
+        return {"episode": found if tasks is None else found | {"task_index": tasks}, "_episode": done.copy()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the world stands between two steps, in NumPy arrays, numbers, strings, None, and lists and dicts of
-        these. The observations returned last are part of it: whoever was given them must not have written to them.
-
-        Raises:
-            gymnasium.error.ResetNeeded: ``reset`` has not been called yet.
-        """
-        if self._pending_seed is not None:
-            raise ResetNeeded("state_dict() came before the first reset()")
-        state = {"kind": self.resumption.kind, "schedule": self.schedule and self.schedule.state_dict()}
-        state |= {"lengths": self._lengths.copy(), "returns": self._returns.copy()}
-        state |= {"lives": None if self._lives is None else self._lives.copy(), "spaces": spaces_state(self._spaces())}
-        if self.pool.exact:
-            state |= {"observations": self._observations.copy(), "pool": self.pool.state_dict()}
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> Resumed:
-        """Go on from the `state` of a world that was built alike.
-
-        What comes back takes the place of a reset; where it has a warning, all games have begun anew.
-        """
-        if state["kind"] != self.resumption.kind:
-            raise ValueError(f"state = {state['kind']!r}: must be {self.resumption.kind!r}, as this world's is")
-        self._pending_seed = None
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
-            for task, ids in self.schedule.tasks():
-                self.pool.enter(ids, task)
-        set_spaces(self._spaces(), state["spaces"])
-        if not self.pool.exact:
-            return Resumed(*self.reset(), self.resumption.reason)
-        self.pool.load_state_dict(state["pool"])
-        self._lengths[:], self._returns[:] = state["lengths"], state["returns"]
-        self._lives, self._observations = state["lives"], state["observations"]
-        return Resumed(self._observations, self._infos_of_the_state())
-
-    def _spaces(self) -> list[Space]:
-        return [self.action_space, self.single_action_space]  # those that a random policy samples from
+    def _cut(
+        self, done: np.ndarray, final: np.ndarray, infos: dict[str, Any], tasks: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The end of a segment. A game that is cut is no episode; for the schedule of tasks it has ended."""
+        infos.update(final_obs=final, _final_obs=np.ones_like(done), cut=~done)
+        if np.count_nonzero(done):
+            infos.update(self._statistics(done, tasks))
+        self._begun["index"] += 1
+        observations, _ = self._given(self._begin_segment())
+        return observations, self._lives
 
     def render(self) -> tuple[np.ndarray, ...]:
         """One RGB image [height, width, 3] an environment (Atari: the raw screen).

@@ -155,7 +155,8 @@ def check_batches(path: Path) -> None:
 
 def playing_world(trained: WorldConfig, settings: EvaluateConfig) -> tuple[WorldConfig, str | None]:
     """(the world's settings for playing, render mode): the one trained in, with as many environments as needed."""
-    world = replace(trained, num_envs=min(settings.num_envs, settings.episodes))
+    # Without segments: a game that is cut would not count.
+    world = replace(trained, num_envs=min(settings.num_envs, settings.episodes), world_segment=0)
     if world.change == "reset":
         world = replace(world, task=TaskConfig())
     if settings.dataset is not None:

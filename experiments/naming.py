@@ -54,6 +54,8 @@ def digest(config: TrainConfig) -> str:
     del settings["probe"]
     checksum = settings["world"].pop("dataset_sha256")
     settings["world"]["dataset"] = checksum or settings["world"]["dataset"]  # what a file holds, not where it lies
+    if config.world.world_segment is None:
+        del settings["world"]["world_segment"]
     if config.surgery == SurgeryConfig():
         del settings["surgery"]
     if not config.interventions:

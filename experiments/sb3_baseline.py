@@ -65,7 +65,8 @@ def _sb3_world(config: TrainConfig, generators: Generators) -> tuple[VecEnv, Spa
     """The world of `config` as Stable-Baselines3 takes it, rewards and observations transformed as ours would be."""
     agent = config.agent
     seed = generators.integer("world") // 2
-    world = make_vec_from_config(world_settings(config, generators), seed, threads=config.run.threads)
+    uncut = replace(world_settings(config, generators), world_segment=0)  # nothing resumes it
+    world = make_vec_from_config(uncut, seed, threads=config.run.threads)
     transform, ppo = agent.reward.reward_transform, kind_of(agent).on_policy
     ends = ppo and agent.time_limit == "terminal"
     adapted: VecEnv = SB3World(world, clip_rewards=transform == "clip", time_limits_end=ends)

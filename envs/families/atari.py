@@ -77,6 +77,8 @@ class Atari(Family):
     own_changes: ClassVar = {"games": "several ids in --env", "modes": "one Atari game's modes and difficulties"}
     in_turn = "games"
     observes = "pixels"
+    saved_exactly = ("gymnasium",)
+    speeds: ClassVar = {"envpool": 2200, "ale": 2400}
     bytes_each = 2**20
     pictures_a_second = 15  # 60 frames a second, 4 a step
     enlarged = 2

@@ -53,6 +53,7 @@ class FrictionAnt(MuJoCo):
     worlds = FRICTION_ANT
     ids = registered = (FRICTION_ANT,)
     backends = ("native", "gymnasium")
+    saved_exactly = backends
     options = (AntOptions, FrictionOptions)
     own_changes: ClassVar = {"friction": FRICTION_ANT}
     usual_change = "friction"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from envs.families import mujoco
 from envs.family import Backend, Family, Parts, WorldInfo
@@ -31,6 +31,7 @@ class Gymnasium(Family):
     worlds = "any other gymnasium id, MODULE:ID of one that a module registers"
     backends = ("gymnasium",)
     fallback = True
+    speeds: ClassVar = {"gymnasium": 2000}  # half of what a robot makes; what others' worlds make, nobody knows
 
     def known_ids(self) -> list[str]:
         """See `Family.known_ids`: those that are imported, without those that another has taken the place of."""

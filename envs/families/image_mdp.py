@@ -65,6 +65,7 @@ class ImageMDP(Family):
     worlds = IMAGE_MDP
     ids = registered = (IMAGE_MDP,)
     backends = ("native",)
+    saved_exactly = backends
     options = (ImageOptions,)
     own_changes: ClassVar = {"labels": IMAGE_MDP}
     usual_change = "labels"

@@ -73,6 +73,8 @@ class MuJoCo(Family):
     ids = tuple(ROBOTS)
     backends = ("envpool", "gymnasium")
     options = (AntOptions,)
+    saved_exactly = ("gymnasium",)
+    speeds: ClassVar = {"envpool": 4400}
     lives = False
     observes = "numbers"
     bytes_each = 2**18

@@ -6,7 +6,7 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.pools import Outcome
+from envs.pools import Outcome, Pool
 from envs.task_laws import ListLaw
 from envs.task_pools import SwitchingPool
 from envs.tasks import TaskSchedule
@@ -14,7 +14,7 @@ from envs.vector import World
 from tests.envs.test_tasks import Naive, variants_of
 
 
-class Counters:
+class Counters(Pool):
     """Environment i shows (what its task is, i, its steps since the last restart, a random number that came with it);
     action 1 ends its game."""
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from envs import TaskConfig, make_vec
-from envs.task_pools import _derived
+from envs.tasks import derived
 from tests.envs.test_tasks import Naive
 
 E = 2
@@ -221,7 +221,7 @@ def test_a_periodic_reset_is_a_world_freshly_built_from_the_drawn_seed(env, back
 def test_games_in_turn_are_the_plain_games(backend):
     world = build(GAMES, backend, task={"change": "games", "period": 24})
     first = build("ALE/Pong-v5", backend, full_action_space=True)
-    seed = _derived(SEED, 1, 0, 1) % (2**31 - E)  # task 1, stage 0, built for the first time
+    seed = derived(SEED, 1, 0, 1) % (2**31 - E)  # task 1, stage 0, built for the first time
     second = build("ALE/Breakout-v5", backend, seed=seed, full_action_space=True)
     observations, infos = world.reset()
     expected, _ = first.reset()
