@@ -136,18 +136,10 @@ def _on_policy(model: PPO | A2C, source: RolloutBatches, seed: int) -> ProbedNet
         observations, actions, old_log_probs, advantages, *_ = columns
         log_std = policy.log_std if continuous else None
         log_probs = _log_probs(forward(policy, observations)[0], log_std, actions, space)
-        if isinstance(model, A2C):
-            return -advantages * log_probs
-        ratio, clip = (log_probs - old_log_probs).exp(), model.clip_range(model._current_progress_remaining)
-        return -torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
+        return _policy_loss(model, log_probs, old_log_probs, advantages)
 
     def value_loss(policy: nn.Module, *columns: Tensor) -> Tensor:
-        returns, old = columns[4:]
-        values = forward(policy, columns[0])[1]
-        if getattr(model, "clip_range_vf", None) is not None:
-            clip = model.clip_range_vf(model._current_progress_remaining)
-            values = old + (values - old).clamp(-clip, clip)
-        return (values - returns).square()
+        return _value_loss(model, forward(policy, columns[0])[1], *columns[4:])
 
     def regression(policy: nn.Module, *columns: Tensor) -> tuple[Tensor, Tensor]:
         return forward(policy, columns[0])[1], columns[4]
@@ -173,6 +165,22 @@ def _on_policy(model: PPO | A2C, source: RolloutBatches, seed: int) -> ProbedNet
         fresh=_fresh(model, seed, PolicyView),
     )
     return ProbedNetwork(subject, model.policy.optimizer)
+
+
+def _policy_loss(model: PPO | A2C, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """Of each example [n], as `model` has it: the policy gradient (A2C), its clipped surrogate (PPO)."""
+    if isinstance(model, A2C):
+        return -advantages * log_probs
+    ratio, clip = (log_probs - old_log_probs).exp(), model.clip_range(model._current_progress_remaining)
+    return -torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+def _value_loss(model: PPO | A2C, values: Tensor, returns: Tensor, old_values: Tensor) -> Tensor:
+    """Of each example [n], as `model` has it: clipped where it clips."""
+    if getattr(model, "clip_range_vf", None) is not None:
+        clip = model.clip_range_vf(model._current_progress_remaining)
+        values = old_values + (values - old_values).clamp(-clip, clip)
+    return (values - returns).square()
 
 
 def _log_probs(outputs: Tensor, log_std: Tensor | None, actions: Tensor, space: spaces.Space) -> Tensor:
