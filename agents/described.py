@@ -81,6 +81,18 @@ def _texts(found: ast.ClassDef) -> dict[str, str]:
     return texts
 
 
+def _light(module: str) -> bool:
+    """Whether importing `module` brings the standard library and files of ours that bring no more."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return True
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    if not path.is_file():
+        return False
+    parts = [part for part in _tree(path).body if isinstance(part, ast.Import | ast.ImportFrom)]
+    wanted = [[alias.name for alias in part.names] if isinstance(part, ast.Import) else [part.module] for part in parts]
+    return all(_light(name) for names in wanted for name in names)
+
+
 class _Source(dict):
     """A module's names as they are needed: a namespace for `eval` that looks them up in the source."""
 
@@ -102,7 +114,7 @@ class _Source(dict):
         if name not in self.imported:
             raise LookupError(f"{self.module}: {name} is not known without running it")
         module, original = self.imported[name]
-        if module.partition(".")[0] in sys.stdlib_module_names:
+        if _light(module):
             return getattr(importlib.import_module(module), original)
         return _Source(module)[original]
 

@@ -52,7 +52,7 @@ class Learner:
         rates: learning rate at the start, Adam's constants, clipping.
         build: makes a freshly initialised network, given how interventions configure its torsos and a generator.
         example: two observations, to follow the network by.
-        generators: streams "init", "interventions" and "surgery" are taken from it.
+        generators: streams "init" and "surgery" and those of interventions are taken from it.
         sample, drawing: n observations for surgeries, and the generator that they are drawn by.
         interventions: in the order in which they act; copied.
         moments: other than "own" takes the place of what each of them does to Adam's moments.
@@ -81,7 +81,7 @@ class Learner:
         self.network = self.fresh(generators.torch("init"))
         self.target = copy.deepcopy(self.network).requires_grad_(False) if target else None
         networks = {"online": self.network} | ({"target": self.target} if target else {})
-        groups = self.interventions.attach(networks, example, generators.torch("interventions"))
+        groups = self.interventions.attach(networks, example, generators)
         self._rate = rates.learning_rate
         rated = self._rate.start, rates.adam, rates.max_grad_norm
         self.optimization = Optimization(groups, *rated, self.network, self.clock)

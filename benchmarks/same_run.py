@@ -25,6 +25,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SPEEDS = ("charts/SPS",)
+ELSEWHERE = {
+    ("clock", "task"),
+    ("interventions", "before"),
+    ("interventions", "members", "reset", "multiples"),
+    ("interventions", "members", "dropout", "generator"),
+}
+"""Counters and streams that some versions keep in another place, or not at all."""
 PARTS = ("weights", "adam", "others", "metrics")
 
 CARTPOLE = "--env CartPole-v1 --steps 1500 --learning-starts 300 --batch-size 32"
@@ -36,6 +43,7 @@ FRICTION = (
     "ppo --env FrictionAnt-v0 --preset dohare24_friction_ant_scaled_down --num-envs 2 --steps 2048 --task.period 800 "
     "--rollout-steps 128 --num-minibatches 4 --update-epochs 2 --max-episode-steps 150"
 )
+RECYCLING = f"{CLASSIC} --interventions redo --redo.when every-50-gradient-steps"
 CHANGES = "--env CartPole-v1 --steps 1800 --learning-starts 200 --task.change actions --task.period 600"
 
 RUNS = {
@@ -48,7 +56,8 @@ RUNS = {
     "c51-atari": f"c51 {BREAKOUT} --num-envs 2 --backend gymnasium --interventions layer_norm",
     "dqn-labels": f"dqn {LABELS} --probes default --probe.every 300 --replay.on-task-change clear",
     "c51-small-cnn": "c51 --env ImageMDP-v0 --steps 600 --torso small_cnn --width 64 --depth 2 --learning-starts 200",
-    "dqn-modes": f"dqn {CHANGES} --interventions optimizer_reset reset --reset.at-task-change --epsilon.over task",
+    "dqn-modes": f"dqn {CHANGES} --epsilon.over task --interventions optimizer_reset reset"
+    " --reset.when at-task-changes",
     "ppo-separate": POLICY,
     "ppo-shared": f"{POLICY} --shared-torso --clip-vloss --reward-transform scale",
     "ppo-hl-gauss": f"{POLICY} --value-loss hl_gauss --v-min 0 --v-max 60 --probes all --probe.every 512",
@@ -56,23 +65,24 @@ RUNS = {
     "ppo-hopper": "ppo --env Hopper-v5 --steps 2048 --rollout-steps 512 --num-minibatches 8 --update-epochs 4",
     "ppo-friction": f"{FRICTION} --probes default --probe.every 512",
     "ppo-labels": "ppo --env ImageMDP-v0 --steps 2048 --width 64 --task.period 600",
-    "dqn-redo": f"{CLASSIC} --interventions redo --redo.tau 0.5 --redo.period 50 --redo.samples 64",
-    "dqn-redo-local": f"{CLASSIC} --interventions redo --redo.tau 0.5 --redo.period 50 --surgery.moments local",
+    "dqn-redo": f"{RECYCLING} --redo.tau 0.5 --redo.samples 64",
+    "dqn-redo-local": f"{RECYCLING} --redo.tau 0.5 --surgery.moments local",
     "dqn-cbp": f"{CLASSIC} --interventions cbp --cbp.replacement-rate 0.01 --cbp.maturity 50",
     "ppo-cbp": f"{FRICTION} --interventions cbp_l2 --cbp.replacement-rate 0.01 --cbp.maturity 20",
-    "dqn-reset": f"{CLASSIC} --interventions reset --reset.last 2 --reset.every-steps 500",
+    "dqn-reset": f"{CLASSIC} --interventions reset --reset.last 2 --reset.when every-500-steps",
     "ppo-shrink": f"{FRICTION} --interventions shrink_perturb",
     "dqn-soft-shrink": f"{CLASSIC} --interventions shrink_perturb --shrink-perturb.form dohare",
-    "dqn-injection": f"{CLASSIC} --interventions plasticity_injection --plasticity-injection.at-step 700",
+    "dqn-injection": f"{CLASSIC} --interventions plasticity_injection --plasticity-injection.when at-step-700",
     "ppo-nap": f"{POLICY} --interventions nap weight_decay",
     "dqn-clip": f"{CLASSIC} --interventions weight_clip adam_betas --weight-clip.kappa 1.0",
     "dqn-penalties": f"{CLASSIC} --interventions l2_init parseval infer pfo",
-    "dqn-popart": f"{CLASSIC} --interventions popart redo --redo.tau 0.3 --redo.period 50 --no-double",
+    "dqn-popart": f"{CLASSIC} --interventions popart redo --redo.tau 0.3 --redo.when every-50-gradient-steps"
+    " --no-double",
     "ppo-popart": f"{POLICY} --no-clip-vloss --interventions popart optimizer_reset",
     "dqn-crelu": f"{CLASSIC} --interventions crelu spectral_norm l2",
     "dqn-batch-norm": f"{CLASSIC} --interventions batch_norm activation weight_decay",
     "dqn-dropout": f"{CLASSIC} --interventions dropout",
-    "dqn-many": f"{CLASSIC} --interventions ln_wd redo l2_init --redo.tau 0.3 --redo.period 40",
+    "dqn-many": f"{CLASSIC} --interventions ln_wd redo l2_init --redo.tau 0.3 --redo.when every-40-gradient-steps",
 }
 
 
@@ -117,7 +127,7 @@ def hashes(directory: Path) -> dict[str, str]:
     state = torch.load(directory / "checkpoints" / "final.pt", map_location="cpu", weights_only=True)["agent"]
     blobs: dict[str, list[bytes]] = {part: [] for part in PARTS}
     for path, blob in leaves(state):
-        if path == ("clock", "task") or path[0] == "rollout":  # versions before kept neither
+        if path in ELSEWHERE or path[0] == "rollout":
             continue
         blobs.setdefault(part_of(path), []).append(blob)
     series: dict[str, list[tuple[int, float]]] = {}

@@ -183,7 +183,7 @@ def _plain(value: object) -> object:
 
 
 def from_dict(settings: dict) -> TrainConfig:
-    """The inverse of `to_dict`. Unknown or missing parts raise ValueError naming the field."""
+    """The inverse of `to_dict`, of earlier versions too. Unknown or missing parts raise ValueError naming the field."""
     require(isinstance(settings, dict), "settings", settings, "a JSON object")
     settings = translated(settings)
     algorithm = settings.get("algorithm")

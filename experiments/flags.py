@@ -5,6 +5,7 @@ the fields of a part marked `Flat` stand without its name; the first field of on
 and underscores are the same. A truth value takes no word (--double, --no-double) or one (--double false).
 """
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -170,6 +171,8 @@ def _taken(
         if following and following[0].lower() in ("true", "false"):
             return [following[0]], at + 1
         return ["true"], at
+    if spelled(flag.core) and following:
+        return _phrase(flag.core, following, at)
     count = len(following) if flag.count is None else flag.count
     if flag.several and len(following) >= 1 and "," in following[0]:
         count = len(following) if flag.count is None else 1
@@ -177,6 +180,15 @@ def _taken(
     if not taken:
         raise ValueError(f"{written}: must be followed by {allowed(flag)}")
     return _split(flag, taken), at + len(taken)
+
+
+def _phrase(kind: type[Spelled], following: Sequence[str], at: int) -> tuple[list[str], int]:
+    """As many of the words as together are a `kind`, which need no quotes (every 1000 gradient steps), or else all."""
+    for count in range(len(following), 0, -1):
+        with contextlib.suppress(ValueError):
+            kind(said := " ".join(following[:count]))
+            return [said], at + count
+    return [" ".join(following)], at + len(following)
 
 
 def _split(flag: Flag, words: list[str]) -> list[str]:
@@ -208,7 +220,7 @@ def _converted(flag: Flag, kind: Any, word: str) -> Any:
         return word if word in choices else refuse(about_value(flag.name, word) or did_you_mean(word, choices))
     if kind is Device:
         return check_device(word, flag.name)
-    if _spelled(kind):
+    if spelled(kind):
         try:
             return kind(word)
         except ValueError:
@@ -228,14 +240,15 @@ def _converted(flag: Flag, kind: Any, word: str) -> Any:
     return word
 
 
-def _spelled(kind: Any) -> bool:
+def spelled(kind: Any) -> bool:
+    """Whether the type `kind` has a spelling of its own."""
     return isinstance(kind, type) and issubclass(kind, Spelled)
 
 
 def allowed(flag: Flag) -> str:
     """What the value of `flag` may be, in words."""
     kind = typing.get_args(flag.core)[0] if flag.several else flag.core
-    if _spelled(kind):
+    if spelled(kind):
         words = kind.allowed
     elif kind is Device:
         words = "one of " + ", ".join(DEVICES)
@@ -254,7 +267,7 @@ def metavar(flag: Flag) -> str:
     kind = typing.get_args(flag.core)[0] if flag.several else flag.core
     if typing.get_origin(kind) is Literal:
         word = "{" + ",".join(typing.get_args(kind)) + "}"
-    elif _spelled(kind):
+    elif spelled(kind):
         word = kind.metavar
     elif kind is Device:
         word = "{" + ",".join(DEVICES) + "}"

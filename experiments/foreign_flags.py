@@ -138,7 +138,14 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "num-tasks n-tasks tasks": "--task.count",
     "intervention remedies method methods": "--interventions NAME ...",
     "dormant-threshold dormancy-threshold redo-threshold": f"{LISTED} redo --redo.tau",
-    "redo-check-interval redo-interval redo-frequency redo-freq": f"{LISTED} redo --redo.period (GRADIENT steps)",
+    "redo-check-interval redo-interval redo-frequency redo-freq redo-period": f"{LISTED} redo --redo.when every N"
+    " gradient steps",
+    "reset-interval reset-freq reset-frequency reset-every reset-every-steps reset-every-gradient-steps"
+    " reset-at-task-change": f"{LISTED} reset --reset.when every N steps (or every N gradient steps, at task changes)",
+    "optimizer-reset-at": f"{LISTED} optimizer_reset --optimizer-reset.when at target syncs (or at task changes)",
+    "plasticity-injection-at-step plasticity-injection-at-gradient-step plasticity-injection-at-task-change": (
+        f"{LISTED} plasticity_injection --plasticity-injection.when at step N (or at gradient step N, at task changes)"
+    ),
     "redo-bs redo-batch-size": f"{LISTED} redo --redo.samples",
     "replacement-rate": f"{LISTED} cbp --cbp.replacement-rate",
     "maturity-threshold": f"{LISTED} cbp --cbp.maturity (GRADIENT steps)",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agents.described import texts_of
-from experiments.flags import Flag, as_written, metavar
+from experiments.flags import Flag, allowed, as_written, metavar, spelled
 
 COLUMN = 28
 """Where the texts begin."""
@@ -66,6 +66,7 @@ def entry_of(flag: Flag, text: str, choices: Sequence[str] = ()) -> Entry:
         left = f"{flag.name} {'{' + ','.join(choices) + '}' if choices else metavar(flag)}"
     if flag.positional:
         return Entry(flag.name.removeprefix("--").upper(), text)
+    text += f" {metavar(flag)}: {allowed(flag)}." if spelled(flag.core) else ""
     return Entry(left, f"{text} (default: {as_written(flag.default)})".strip())
 
 

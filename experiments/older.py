@@ -3,12 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+WHEN: dict[tuple[str, str], str | dict[Any, str]] = {
+    ("redo", "period"): "every {} gradient steps",
+    ("reset", "every_gradient_steps"): "every {} gradient steps",
+    ("reset", "every_steps"): "every {} steps",
+    ("reset", "at_task_change"): {True: "at task changes"},
+    ("plasticity_injection", "at_gradient_step"): "at gradient step {}",
+    ("plasticity_injection", "at_step"): "at step {}",
+    ("plasticity_injection", "at_task_change"): {True: "at task changes"},
+    ("optimizer_reset", "at"): {"target_sync": "at target syncs", "task_change": "at task changes"},
+    ("shrink_perturb", "when"): {"task_change": "at task changes", "every_step": "every gradient step"},
+}
+"""By intervention and parameter, what said when it acts before there was one spelling; null and false said nothing."""
+
 
 def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json holds, in today's words; what is today's already is left as it is. Values are not checked."""
     found = dict(settings)
     if isinstance(found.get("agent"), dict):
         found["agent"] = _agent(found["agent"], found)
+    if isinstance(found.get("interventions"), list):
+        found["interventions"] = [_timed(one) if isinstance(one, dict) else one for one in found["interventions"]]
     return found
 
 
@@ -33,3 +48,17 @@ def _agent(agent: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]
 
 def _over(steps: object, anew: object) -> str:
     return f"{steps}-steps-of-task" if anew else f"{steps}"
+
+
+def _timed(one: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of an intervention, the time in `when`."""
+    found: dict[str, Any] = {}
+    for parameter, value in one.items():
+        times = WHEN.get((str(one.get("name")), parameter))
+        if isinstance(times, str) and type(value) is int:
+            found["when"] = times.format(value)
+        elif isinstance(times, dict) and isinstance(value, bool | str) and value in times:
+            found["when"] = times[value]
+        elif times is None or parameter == "when" or value not in (None, False):
+            found[parameter] = value
+    return found

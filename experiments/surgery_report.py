@@ -10,6 +10,7 @@ from torch import Tensor
 from agents.interventions.base import Intervention
 from agents.interventions.surgery import Done
 from agents.probing import layer_name
+from agents.when import When
 from experiments.config import TrainConfig
 
 USUAL = frozenset({"projected"})
@@ -85,10 +86,10 @@ def idle(config: TrainConfig, report: SurgeryReport) -> list[str]:
 
 
 def surgery_in_short(intervention: Intervention) -> str:
-    """Its name and what differs from its defaults: redo (tau 0.025)."""
+    """Its name and what differs from its defaults: redo (tau 0.025, every 100 gradient steps)."""
     own = {entry.name: entry.default for entry in dataclasses.fields(intervention)}
     changed = {name: value for name, value in intervention.parameters().items() if value != own[name]}
-    inside = ", ".join(f"{name} {value}" for name, value in changed.items())
+    inside = ", ".join(value if isinstance(value, When) else f"{name} {value}" for name, value in changed.items())
     return intervention.name + (f" ({inside})" if changed else "")
 
 

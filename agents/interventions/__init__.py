@@ -64,7 +64,7 @@ COMBINATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "redo_l2": {
         "adam_betas": {"betas": (0.99, 0.99)},
         "l2": {"rate": 1e-4},
-        "redo": {"tau": 0.1, "period": 100, "samples": 128, "moments": "keep"},
+        "redo": {"tau": 0.1, "when": "every 100 gradient steps", "samples": 128, "moments": "keep"},
     },
 }
 """What the literature uses together: LayerNorm and weight decay (Lyle24); CBP and ReDo with L2 and tuned Adam, as the

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import nn
 
 from agents.config import AgentConfig, NetworkConfig
 from agents.interventions.base import Intervention
+from agents.randomness import Generators
 
 NAMES = {"swish": "silu"}
 
@@ -51,6 +51,6 @@ class Activation(Intervention):
         activation = NAMES.get(self.kind, self.kind)
         return replace(network, activation=activation, negative_slope=self.negative_slope)
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         if not any(layer.activation == NAMES.get(self.kind, self.kind) for layer in self.layers):
             raise ValueError("activation: no hidden layer in its part of the network was built with it")

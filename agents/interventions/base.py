@@ -7,30 +7,39 @@ The order of the calls (lifecycle.py makes them):
     build                a network of the agent's shape has been built (the one to train, a probe's fresh one)
     attach               the networks exist, the optimizer does not
     parameter_groups     the optimizer is about to be built; then the surgeon is (see surgery.py)
-    every gradient step  forward pass, loss + penalty(...), backward, optimizer step, after_step
-    on_target_sync       right after DQN's or C51's target copy; PPO: at the start of an update phase
-    on_task_change       once, when every environment has entered the new task
-    on_replaced, on_reset  within any of the three above (and after_step), after somebody's edit is complete
+    every gradient step  forward pass, loss + penalty(...), backward, optimizer step, every_step
+    when `timing` says   intervene: after a gradient step; after a target copy (PPO: as an update phase begins); once
+                         every environment has entered a new task
+    on_replaced, on_reset  within every_step and intervene, after somebody's edit is complete
 
-Interventions are called in the order in which they were given. `penalty` alone runs with autograd.
+Interventions are called in the order in which they were given; after a gradient step each has its every_step and then,
+where it is due, its intervene, before the next one has its turn. `penalty` alone runs with autograd.
+
+What happens at every gradient step is `every_step`: on the device, with static shapes, nothing counted in Python and no
+value read back, so that it can be captured in a graph; what it draws comes as an argument, see `draws`. What the host
+decides is `intervene`, which may do anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.config import AgentConfig, NetworkConfig, require
 from agents.heads import ValueHead
 from agents.interventions.slices import UnitSet
 from agents.interventions.surgery import Surgery
 from agents.layers import Captured
+from agents.randomness import Generators
+from agents.when import When
 from plasticity_probes.units import HiddenLayer
 
 Part = Literal["all", "encoder", "actor", "critic"]
@@ -53,8 +62,10 @@ class Forward(NamedTuple):
 
 
 @functools.cache
-def _parameters_of(kind: type) -> frozenset[str]:
-    return frozenset(field.name for field in dataclasses.fields(kind))
+def _parameters_of(kind: type) -> dict[str, Any]:
+    """The types of an intervention's parameters, by name."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 @dataclass(eq=False)
@@ -74,7 +85,7 @@ class Intervention:
             def __post_init__(self):
                 self.require(0 <= self.rate < 1, "rate", "in [0, 1)")
 
-            def after_step(self, surgery, forward, gradient_step):
+            def every_step(self, surgery, forward, drawn):
                 weights = [weight for _, weight in self.named_parameters(forward.network)]
                 surgery.project(weights, lambda weight: weight * (1 - self.rate))
     """
@@ -107,10 +118,14 @@ class Intervention:
         require(not unknown, f"{cls.__name__}.captures", sorted(cls.captures), "of hidden, preactivations")
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        if attribute[0] != "_" and attribute in self.__dict__ and attribute in _parameters_of(type(self)):
-            raise AttributeError(
-                f"{self.name}.{attribute}: a parameter is fixed once made; dataclasses.replace makes another one"
-            )
+        if attribute[0] != "_" and attribute in _parameters_of(type(self)):
+            name, hint = f"{self.name}.{attribute}", _parameters_of(type(self))[attribute]
+            if attribute in self.__dict__:
+                raise AttributeError(f"{name}: a parameter is fixed once made; dataclasses.replace makes another one")
+            if hint is When or (When in get_args(hint) and value is not None):
+                with contextlib.suppress(ValueError):
+                    value = When(value)
+                require(isinstance(value, When), name, value, When.allowed)
         super().__setattr__(attribute, value)
 
     def __eq__(self, other: object) -> bool:
@@ -130,9 +145,14 @@ class Intervention:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
+    def timing(self) -> When | None:
+        """When `intervene` is called: as the parameter (or class variable) `when` says, where there is one."""
+        return getattr(self, "when", None)
+
+    @property
     def waits_for_a_task_change(self) -> bool:
         """Whether, with its parameters, it does nothing in a world that never changes."""
-        return False
+        return self.timing is not None and self.timing.moment == "task change"
 
     def within(self, name: str) -> bool:
         """Whether the parameter or module called `name` in the network is in the part it is limited to."""
@@ -162,9 +182,10 @@ class Intervention:
         """Wrap or add modules in a freshly initialised `network` of the agent's shape: the one to train (its target is
         a copy of it), a probe's fresh one. Nothing is remembered here."""
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Prepare for `networks` ("online", and "target" where there is one), before the optimizer exists: remember
-        initial weights, make frozen copies and auxiliary heads. The networks' structure is as it will stay."""
+        initial weights, make frozen copies and auxiliary heads. The networks' structure is as it will stay. What it
+        draws, now or inside a module, it draws from streams of the run's `generators`, and keeps none of its own."""
 
     def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups the optimizer will be built from. Each has "params" (a list), "name" of the one parameter of the
@@ -176,14 +197,16 @@ class Intervention:
         """A scalar that is added to the loss; None adds nothing."""
         return None
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
-        """After optimizer step number `gradient_step` (the first is 1); `forward` was taken before it."""
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what `every_step` is to be given drawn; asked once, after `attach`."""
+        return {}
 
-    def on_target_sync(self, surgery: Surgery) -> None:
-        """The target network has just been copied (DQN, C51); an update phase begins (PPO)."""
+    def every_step(self, surgery: Surgery, forward: Forward, drawn: Mapping[str, Tensor]) -> None:
+        """After every optimizer step; `forward` was taken before it. `drawn`: by the names of `draws`, float64 on the
+        network's device, uniform in [0, 1), for this step, from a stream of the run's for this intervention alone."""
 
-    def on_task_change(self, surgery: Surgery) -> None:
-        """Every environment has entered the new task."""
+    def intervene(self, surgery: Surgery, clock: Clock) -> None:
+        """It is time, by `timing`."""
 
     def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """Somebody, perhaps this intervention, replaced `units` of `layer`; incoming and outgoing weights of every

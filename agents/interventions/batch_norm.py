@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from agents.config import AgentConfig, NetworkConfig
 from agents.interventions.base import Intervention
+from agents.randomness import Generators
 
 
 @dataclass(eq=False)
@@ -36,6 +36,6 @@ class BatchNorm(Intervention):
     def configure(self, network: NetworkConfig) -> NetworkConfig:
         return replace(network, norm="batch", norm_affine=self.affine)
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         if not any(isinstance(layer.norm, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in self.layers):
             raise ValueError("batch_norm: no hidden layer in its part of the network was built with it")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.slices import Slices, Slots, UnitSet, replaceable, trains
 from agents.interventions.surgery import Moments, Surgery
+from agents.randomness import Generators
 from plasticity_probes.units import HiddenLayer
 
 Utility = Literal[
@@ -88,7 +89,7 @@ class CBP(Intervention):
         beside = any(other.name == "spectral_norm" for other in others)
         self.require(not (self.bias_correction and beside), "bias_correction", "off beside spectral_norm")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Start all ages and utilities at 0. ValueError: a layer's units cannot be replaced one by one, no layer
         trains, or, with `bias_correction`, a consumer cannot absorb."""
         layers = replaceable(self.layers, self.name)
@@ -105,26 +106,21 @@ class CBP(Intervention):
         self._watched = [module.weight for layer in layers for module in (layer.producer, *dict(layer.consumers))]
         self._requiring: list[bool] = []
         self._may_look = device.type == "cpu"  # where that costs nothing; elsewhere no value is read back
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        self._chance = torch.Generator(device).manual_seed(seed)  # not the surgeon's: who goes and what comes are apart
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
-        """Age, measure, replace."""
-        draws = None
-        if self.accumulation == "bernoulli":
-            draws = torch.rand(len(self._left), dtype=torch.float64, generator=self._chance, device=self._left.device)
-        self._every_step(surgery, forward, draws)
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """What decides about fractions of a unit, by layer."""
+        return {"chance": (len(self._followed),)} if self.accumulation == "bernoulli" else {}
 
     @torch.no_grad()
-    def _every_step(self, surgery: Surgery, forward: Forward, draws: Tensor | None) -> None:
-        """Algorithm 1; `draws` [layers], uniform in [0, 1), decide about fractions of a unit."""
+    def every_step(self, surgery: Surgery, forward: Forward, drawn: Mapping[str, Tensor]) -> None:
+        """Age, measure, replace (algorithm 1)."""
         self._see_who_trains()
         self._ages.add_(1)
         self._measure([each for each in self._followed if each.trains], forward.captured)
         if self.replacement_rate == 0:
             return
         eligible = self._ages > self._bounds
-        numbers = self._numbers(eligible.sum(1, dtype=torch.float64) * self.replacement_rate, draws)
+        numbers = self._numbers(eligible.sum(1, dtype=torch.float64) * self.replacement_rate, drawn)
         due = numbers.tolist() if self._may_look else [1] * len(numbers)
         if not any(due):
             return  # what follows would change nothing
@@ -174,10 +170,10 @@ class CBP(Intervention):
             return self._utilities / _corrections(self._ages, self.decay)
         return self._utilities
 
-    def _numbers(self, shares: Tensor, draws: Tensor | None) -> Tensor:
+    def _numbers(self, shares: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
         """How many units each layer replaces now, float64 [layers]."""
         if self.accumulation == "bernoulli":
-            return shares.floor() + (draws < shares - shares.floor())
+            return shares.floor() + (drawn["chance"] < shares - shares.floor())
         numbers = self._left.add_(shares).floor()
         self._left.sub_(numbers)
         return numbers
@@ -189,7 +185,7 @@ class CBP(Intervention):
                 each.forget(units.mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ages, utilities and running averages by layer, what is left of the shares, and the draws' generator."""
+        """Ages, utilities and running averages by layer, and what is left of the shares."""
         layers = {
             each.layer.name: {
                 "ages": each.ages.clone(),
@@ -200,7 +196,7 @@ class CBP(Intervention):
             }
             for each, left in zip(self._followed, self._left, strict=True)
         }
-        return {"layers": layers, "generator": self._chance.get_state()}
+        return {"layers": layers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -212,7 +208,6 @@ class CBP(Intervention):
             each.trains = kept["trains"]
             left.fill_(kept["accumulated"])
         self._requiring = []
-        self._chance.set_state(state["generator"].cpu())
 
 
 class _Followed:

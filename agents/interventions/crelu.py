@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import nn
 
 from agents.config import NetworkConfig
 from agents.interventions.base import Intervention
+from agents.randomness import Generators
 
 
 @dataclass(eq=False)
@@ -32,6 +32,6 @@ class CReLU(Intervention):
     def configure(self, network: NetworkConfig) -> NetworkConfig:
         return replace(network, doubled="crelu", match=self.match)
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         if not any(layer.activation == "crelu" for layer in self.layers):
             raise ValueError("crelu: no hidden layer in its part of the network was built with it")

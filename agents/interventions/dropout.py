@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from torch import nn
 
 from agents import layers
 from agents.config import NetworkConfig
 from agents.interventions.base import Intervention
+from agents.randomness import Generators
 
 
 @dataclass(eq=False)
@@ -17,7 +16,8 @@ class Dropout(Intervention):
     """Dropout (Srivastava et al. 2014) after every nonlinearity, in the update's forward pass alone; acting, probing,
     bootstrapping and the target network use all features. In RL it is a negative control of the literature.
 
-    The masks have a random generator of their own. What others see of a layer's values is what comes before them.
+    The masks have a stream of their own among the run's generators. What others see of a layer's values is what comes
+    before them.
     """
 
     name = "dropout"
@@ -32,7 +32,7 @@ class Dropout(Intervention):
     def configure(self, network: NetworkConfig) -> NetworkConfig:
         return replace(network, dropout=self.rate)
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         online = networks["online"]
         found = [
             module
@@ -41,13 +41,6 @@ class Dropout(Intervention):
         ]
         if not self.layers or (self.rate and not found):
             raise ValueError("dropout: no hidden layer in its part of the network was built with it")
-        self.generator = torch.Generator(next(online.parameters()).device)
-        self.generator.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        masks = generators.torch("dropout", next(online.parameters()).device)
         for module in found:
-            module.generator = self.generator
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"].cpu())
+            module.generator = masks

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agents.initializers import linear
 from agents.interventions.base import Forward, Intervention
+from agents.randomness import Generators
 from plasticity_probes.units import HiddenLayer
 
 
@@ -65,12 +66,13 @@ class InFeR(Intervention):
         self.require(0 <= self.alpha < inf, "alpha", ">= 0 and finite")
         self.require(0 < self.beta < inf, "beta", "> 0 and finite")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Make the heads and the frozen network. ValueError: there are no features, or their width is not known."""
         online = networks["online"]
         self._features = last_layers(self.layers)
         if not self._features:
             raise ValueError(f"infer: no hidden layer to act on with only = {self.only!r}")
+        generator = generators.torch("interventions")  # its stream by an old name, so that runs stay what they were
         made = [linear(self._width(layer), self.heads, "torch", generator) for layer in self._features]
         like = next(online.parameters())
         self.trained = nn.ModuleList(made).to(like.device, like.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.slices import Slices, UnitSet
 from agents.interventions.weight_decay import Beyond, check_pull, pulled
+from agents.randomness import Generators
 from plasticity_probes.norms import quick_norms
 from plasticity_probes.units import HiddenLayer
 
@@ -84,7 +85,7 @@ class L2Init(Intervention):
         check_pull(self)
         self.require(self.norm in ("squared", "plain"), "norm", "squared or plain")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Remember theta_0. ValueError: there is no parameter to pull."""
         parameters = pulled(self, networks["online"])
         self._parameters = list(parameters.values())

@@ -4,7 +4,7 @@ With no interventions every method is a plain pass-through: nothing is traced, d
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from agents.interventions.base import Forward, Intervention, Part, Role
 from agents.interventions.surgery import Surgery
 from agents.kinds import kind_of
 from agents.layers import MODED, Capture, Captured
+from agents.randomness import Generators
 from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
 
 
@@ -145,7 +146,11 @@ class Lifecycle:
         self.wanted: Capture | None = next((kind for kind in ("preactivations", "hidden") if kind in asked), None)
         """What the update's forward pass is to return beside the outputs."""
         # what is called at every gradient step is called on nobody for nothing
-        self._penalizing, self._stepping = map(self._who, ("penalty", "after_step"))
+        self._penalizing, stepping = map(self._who, ("penalty", "every_step"))
+        timed = [(member, member in stepping, member.timing) for member in self.members]
+        self._stepping = [entry for entry in timed if any(entry[1:])]
+        self._draws: dict[str, tuple[torch.Generator, dict[str, tuple[int, ...]]]] = {}
+        self._before: int | None = None  # steps when the last gradient step was made
 
     def _who(self, hook: str) -> list[Intervention]:
         """The members that do something there."""
@@ -173,9 +178,10 @@ class Lifecycle:
         return self.build(build(self.configure, generator), generator).to(device).eval()
 
     def attach(
-        self, networks: Mapping[str, nn.Module], example: Tensor, generator: torch.Generator
+        self, networks: Mapping[str, nn.Module], example: Tensor, generators: Generators
     ) -> list[dict[str, Any]]:
-        """Prepare for `networks`; returns the groups to build the optimizer from. `example`: two observations."""
+        """Prepare for `networks`; returns the groups to build the optimizer from. `example`: two observations.
+        `generators`: where the members have their streams from."""
         self.networks, self.network = dict(networks), networks["online"]
         if not self.members:
             return [{"params": list(self.network.parameters())}]
@@ -183,7 +189,9 @@ class Lifecycle:
         for member in self.members:
             member.part_of = self.network.part_of
             member.layers = tuple(layer for layer in self.layers if member.within(layer.name))
-            member.attach(networks, generator)
+            member.attach(networks, generators)
+            if shapes := member.draws():
+                self._draws[member.name] = generators.torch(f"{member.name}'s draws", example.device), shapes
         role = roles(self.network)
         groups = [{"params": [p], "name": n, "role": role[n]} for n, p in self.network.named_parameters()]
         for member in self.members:
@@ -206,7 +214,6 @@ class Lifecycle:
             self.surgery = Surgery(
                 self.networks, optimizer, self.layers, generator, sample, self.members, self.capture, moments
             )
-            self.surgery.clock = self.clock
 
     def capture(self, network: nn.Module, observations: Tensor) -> Captured:
         """What the hidden layers of `network`, of the trained one's structure, hold for `observations`: before and
@@ -242,25 +249,35 @@ class Lifecycle:
         """The optimizer has made a step, and the clock has counted it."""
         if self.surgery is not None:
             self.surgery.after_optimizer_step()
-        for member in self._stepping:
+        for member, stepping, timing in self._stepping:
             self.surgery.acting = member.name
-            member.after_step(self.surgery, forward, self.clock.gradient_steps)
+            if stepping:
+                member.every_step(self.surgery, forward, self._drawn(member.name))
+            if timing is not None and timing.due(self.clock, self._before):
+                member.intervene(self.surgery, self.clock)
+        self._before = self.clock.steps
+
+    def _drawn(self, name: str) -> dict[str, Tensor]:
+        """What the member called `name` draws in this step, outside of what may be captured in a graph."""
+        if name not in self._draws:
+            return {}
+        generator, shapes = self._draws[name]
+        options = {"dtype": torch.float64, "generator": generator, "device": generator.device}
+        return {key: torch.rand(shape, **options) for key, shape in shapes.items()}
 
     def on_target_sync(self) -> None:
         """The target network has just been copied; an update phase begins."""
-        for member in self._acting():
-            member.on_target_sync(self.surgery)
+        self._at("target sync")
 
     def on_task_change(self) -> None:
         """Every environment has entered the new task."""
-        for member in self._acting():
-            member.on_task_change(self.surgery)
+        self._at("task change")
 
-    def _acting(self) -> Iterator[Intervention]:
-        """The members in turn, the surgeon told who asks."""
+    def _at(self, moment: str) -> None:
         for member in self.members:
-            self.surgery.acting = member.name
-            yield member
+            if member.timing is not None and member.timing.moment == moment:
+                self.surgery.acting = member.name
+                member.intervene(self.surgery, self.clock)
 
     def surgeries(self) -> dict[tuple[str, str, str], Tensor | int]:
         """How much was done since the last call, by (intervention, what, where), see `Surgery.done`."""
@@ -271,7 +288,8 @@ class Lifecycle:
         if not self.members:
             return {}
         members = {member.name: member.state_dict() for member in self.members}
-        return {"members": members, "surgery": self.surgery.state_dict(), "drawing": _state_of(self.drawing)}
+        own = {"drawing": _state_of(self.drawing), "before": self._before}
+        return {"members": members, "surgery": self.surgery.state_dict()} | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -280,6 +298,7 @@ class Lifecycle:
         if self.members:
             self.surgery.load_state_dict(state["surgery"])
             _restore(self.drawing, state["drawing"])
+            self._before = state["before"]
 
 
 def _state_of(generator: torch.Generator | np.random.Generator | None) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from agents.config import NetworkConfig
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
+from agents.randomness import Generators
 
 
 @dataclass(eq=False)
@@ -34,7 +35,7 @@ class NaP(Intervention):
         """LayerNorm before every nonlinearity, unless another norm is there."""
         return dataclasses.replace(network, norm="layer") if network.norm == "none" else network
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Remember the weights' norms. ValueError: there is no hidden layer in its part, or one has no norm."""
         if not self.layers:
             raise ValueError(f"{self.name}: there is no hidden layer in only = {self.only!r}")
@@ -45,7 +46,7 @@ class NaP(Intervention):
                 raise ValueError(f"{self.name}: the weight of '{layer.name}' is computed from others")
         self.norms = [_norm([layer.producer.weight])[0] for layer in self.layers]
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
+    def every_step(self, surgery: Surgery, forward: Forward, drawn: Mapping[str, Tensor]) -> None:
         """Scale every layer back."""
         chosen = [n for n, layer in enumerate(self.layers) if layer.producer.weight.requires_grad]
         layers = [self.layers[n] for n in chosen]

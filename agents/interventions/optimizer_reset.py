@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
+from agents.clock import Clock
 from agents.config import AgentConfig, require
 from agents.interventions.base import Intervention
 from agents.interventions.surgery import Surgery
 from agents.kinds import kind_of
+from agents.randomness import Generators
+from agents.when import When
 
 
 @dataclass(eq=False)
@@ -28,47 +30,32 @@ class OptimizerReset(Intervention):
     name = "optimizer_reset"
     is_surgery = True
 
-    at: Literal["target_sync", "task_change"] = "target_sync"
-    """target_sync: after each target copy (DQN, C51) or at the start of each update phase (PPO); task_change: once when
-    every environment has entered a new task."""
+    when: When = When("at target syncs")
+    """Of the resets (Asadi23: at each target copy; Adam-Rel's PPO: at the start of each update phase)."""
     what: Literal["all", "moments", "step"] = "all"
     """all: moments and step (Asadi23); moments: the step stays; step: the moments stay (Adam-Rel)."""
 
     def __post_init__(self) -> None:
-        self.require(self.at in ("target_sync", "task_change"), "at", "target_sync or task_change")
+        self.require(self.when != "every gradient step", "when", "rarer, or Adam would never have a state")
         self.require(self.what in ("all", "moments", "step"), "what", "all, moments or step")
-
-    @property
-    def waits_for_a_task_change(self) -> bool:
-        """Whether the time that was chosen is a task change."""
-        return self.at == "task_change"
 
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """Refuse a target copy at every gradient step."""
-        if self.at == "target_sync" and kind_of(agent).target_network:
-            allowed = "> 1 beside optimizer_reset.at = target_sync, or Adam would never have a state"
+        if self.when.moment == "target sync" and kind_of(agent).target_network:
+            allowed = "> 1 beside optimizer_reset.when = at target syncs, or Adam would never have a state"
             require(agent.target_period > 1, "target_period", agent.target_period, allowed)
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Choose the parameters. ValueError: there are none."""
         named = networks["online"].named_parameters()
         self._parameters = [parameter for name, parameter in named if self.within(name)]  # what may learn later too
         if not any(parameter.requires_grad for parameter in self._parameters):
             raise ValueError(f"optimizer_reset: no parameter to act on with only = {self.only!r}")
 
-    def on_target_sync(self, surgery: Surgery) -> None:
-        """Forget, where it is time."""
-        if self.at == "target_sync":
-            self._forget(surgery)
-
-    def on_task_change(self, surgery: Surgery) -> None:
-        """Forget, where it is time."""
-        if self.at == "task_change":
-            self._forget(surgery)
-
-    def _forget(self, surgery: Surgery) -> None:
+    def intervene(self, surgery: Surgery, clock: Clock) -> None:
+        """Forget."""
         if self.what in ("all", "moments"):
             surgery.zero_moments(self._parameters)
         if self.what in ("all", "step"):
             surgery.zero_step(self._parameters)
-        surgery.note("forgotten", self.at)
+        surgery.note("forgotten", self.when.moment.replace(" ", "_"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.interventions.base import Forward, Intervention
+from agents.randomness import Generators
 from plasticity_probes.units import CONVOLUTIONS
 
 
@@ -38,7 +39,7 @@ class Parseval(Intervention):
         self.require(0 <= self.rate < inf, "rate", ">= 0 and finite")
         self.require(0 < self.scale < inf, "scale", "> 0 and finite")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Choose the layers. ValueError: there are none."""
         layers = (layer.producer for layer in self.layers if isinstance(layer.producer, (nn.Linear, *CONVOLUTIONS)))
         self._regularized = [(layer, torch.eye(len(layer.weight)).to(layer.weight)) for layer in layers]

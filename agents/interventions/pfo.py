@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.infer import frozen_copy, last_layers, tensors_of
 from agents.interventions.l2_init import Followers
 from agents.interventions.slices import UnitSet
 from agents.interventions.surgery import Surgery
+from agents.randomness import Generators
+from agents.when import When
 from plasticity_probes.units import HiddenLayer
 
 
@@ -35,6 +38,7 @@ class PFO(Intervention):
     captures = frozenset({"preactivations"})
     # the old network has no batch statistics and drops nothing: the difference of the modes would be penalised
     conflicts = frozenset({"batch_norm", "dropout"})
+    when: ClassVar[When] = When("at target syncs")
 
     coefficient: float = 1.0
     """Weight; >= 0. The authors' code: 1 on Atari with layers = last, 10 with layers = all."""
@@ -47,7 +51,7 @@ class PFO(Intervention):
         self.require(0 <= self.coefficient < inf, "coefficient", ">= 0 and finite")
         self.require(self.layers_used in ("last", "all"), "layers_used", "last or all")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Choose the layers and copy the network. ValueError: there is no layer."""
         chosen = last_layers(self.layers) if self.layers_used == "last" else self.layers
         if not chosen:
@@ -77,7 +81,7 @@ class PFO(Intervention):
         return self.coefficient * total
 
     @torch.no_grad()
-    def on_target_sync(self, surgery: Surgery) -> None:
+    def intervene(self, surgery: Surgery, clock: Clock) -> None:
         """The old network is the network as it is now."""
         online, old = zip(*self._pairs(surgery.networks["online"]), strict=True)
         surgery.follow(old, online)

@@ -10,14 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agents.clock import Clock
 from agents.config import AgentConfig
 from agents.initializers import Initializer, initializer_for
-from agents.interventions.base import Forward, Intervention
+from agents.interventions.base import Intervention
 from agents.interventions.surgery import Surgery
 from agents.kinds import kind_of
 from agents.layers import FROM_SCRATCH, MODED, Capture, Captured, SpectralScale
 from agents.networks import ConvolutionalTorso, QNetwork, through
+from agents.randomness import Generators
+from agents.when import When
 from plasticity_probes.units import CONVOLUTIONS
+
+BIRTHS = "at step N, at gradient step N or at task changes"
 
 
 class Injection(nn.Module):
@@ -95,28 +100,15 @@ class PlasticityInjection(Intervention):
     last: int | None = None
     """How many Linear layers, counted back from the output, are injected; by default all after the convolutions (the
     paper's choice), 2 of an MLP (ours)."""
-    at_task_change: bool = False
-    """The birth is when every environment has first entered a new task."""
-    at_gradient_step: int | None = None
-    """The gradient step after which the birth is."""
-    at_step: int | None = None
-    """The birth is after the first gradient step at or beyond this step (the paper's Atari runs: 12,500,000, 50 million
-    frames). One of the three times must be given."""
+    when: When | None = None
+    """Of the birth, to be given: at step N (the paper's Atari runs: 12,500,000, 50 million frames), at gradient step N
+    or at task changes (the first one)."""
 
     def __post_init__(self) -> None:
-        given = (self.at_gradient_step is not None) + (self.at_step is not None) + self.at_task_change
         self.require(self.last is None or self.last >= 1, "last", ">= 1")
-        for field in ("at_gradient_step", "at_step"):
-            value = getattr(self, field)
-            self.require(value is None or value >= 1, field, ">= 1")
-            self.require(value is None or given == 1, field, "left out where another time is given")
-        self.timed = given > 0
+        once = self.when is None or not self.when.repeats or self.when.moment == "task change"
+        self.require(once, "when", f"{BIRTHS}: the birth is once a run")
         self.born = False
-
-    @property
-    def waits_for_a_task_change(self) -> bool:
-        """Whether the time that was chosen is a task change."""
-        return self.at_task_change
 
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """The birth needs a time. A torso that two heads share, or that is the encoder, is injected with its heads."""
@@ -132,8 +124,7 @@ class PlasticityInjection(Intervention):
                 raise ValueError(f"interventions: {self.name} and {other.name} cannot work together, but with last = 1")
 
     def _require_a_time(self) -> None:
-        if not self.timed:
-            raise ValueError(f"{self.name}: give the time of the birth: at_task_change, at_gradient_step or at_step")
+        self.require(self.when is not None, "when", f"given, the time of the birth: {BIRTHS}")
 
     def build(self, network: nn.Module, generator: torch.Generator) -> None:
         """Put the last layers of each torso, and the heads that read it, into injections."""
@@ -161,7 +152,7 @@ class PlasticityInjection(Intervention):
         for head in heads:
             setattr(network, head, InjectedHead(getattr(network, head), generator))
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Find the injections. ValueError: `build` was not called for this network, or no time was given."""
         self._require_a_time()
         self.network = networks["online"]
@@ -172,17 +163,8 @@ class PlasticityInjection(Intervention):
         named = self.network.named_modules()
         return ((name, module) for name, module in named if isinstance(module, Injection))
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
-        """The birth, at its time."""
-        if gradient_step == self.at_gradient_step or 0 < (self.at_step or 0) <= surgery.clock.steps:
-            self._birth(surgery)
-
-    def on_task_change(self, surgery: Surgery) -> None:
-        """The birth, where that is the time for it."""
-        if self.at_task_change:
-            self._birth(surgery)
-
-    def _birth(self, surgery: Surgery) -> None:
+    def intervene(self, surgery: Surgery, clock: Clock) -> None:
+        """The birth, the first time."""
         if self.born:
             return
         self._set_born(True)

@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 
-import torch
 from torch import Tensor, nn
 
-from agents.interventions.base import Forward, Intervention
+from agents.clock import Clock
+from agents.interventions.base import Intervention
 from agents.interventions.slices import replaceable, trains
 from agents.interventions.surgery import Moments, Surgery
+from agents.randomness import Generators
+from agents.when import When
 from plasticity_probes.dormancy import unit_scores
 
 
 @dataclass(eq=False)
 class ReDo(Intervention):
-    """Every `period` gradient steps, the dormant units of all hidden layers of the online network are replaced at once:
-    all their incoming weights anew by each layer's own law, then all their outgoing ones zero (Sokar23, algorithm 1).
+    """Every so often the dormant units of all hidden layers of the online network are replaced at once: all their
+    incoming weights anew by each layer's own law, then all their outgoing ones zero (Sokar23, algorithm 1).
 
     A unit is dormant if its score s_i = E|h_i| / (mean over the layer's units of E|h|), over `samples` observations
     from replay or rollout (and over positions, of a convolution's channel), is at most `tau` (Sokar23, definition 3.1).
@@ -32,8 +34,8 @@ class ReDo(Intervention):
 
     tau: float = 0.1
     """Greatest score of a dormant unit; >= 0 (Sokar23: .1, and .025 for DrQ(eps)); 0 takes the silent units alone."""
-    period: int = 1000
-    """GRADIENT steps between two recyclings (Dohare24's PPO: 100)."""
+    when: When = When("every 1000 gradient steps")
+    """Of the recyclings (Sokar23: every 1000 GRADIENT steps; Dohare24's PPO: every 100)."""
     samples: int = 256
     """Observations that the scores are taken over, drawn with replacement from what replay or rollout holds by then
     (Sokar23's code: `batch_size_statistics` 256; Dohare24's PPO: the minibatch of 128). With few, rare units look
@@ -45,18 +47,15 @@ class ReDo(Intervention):
 
     def __post_init__(self) -> None:
         self.require(0 <= self.tau < inf, "tau", ">= 0 and finite")
-        self.require(self.period >= 1, "period", ">= 1")
         self.require(self.samples >= 1, "samples", ">= 1")
         self.require(self.moments in ("zero", "keep", "mean", "local"), "moments", "zero, keep, mean or local")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """ValueError: a layer's units cannot be replaced one by one, or no layer trains."""
         self._replaceable = replaceable(self.layers, self.name)
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
-        """Recycle, if it is time."""
-        if gradient_step % self.period:
-            return
+    def intervene(self, surgery: Surgery, clock: Clock) -> None:
+        """Recycle."""
         captured = surgery.activations(self.samples)
         layers = [layer for layer in self._replaceable if trains(layer)]
         dormant = {layer: scores(captured[layer.name][1], layer.units) <= self.tau for layer in layers}

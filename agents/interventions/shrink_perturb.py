@@ -8,16 +8,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from agents.interventions.base import Forward, Intervention
+from agents.clock import Clock
+from agents.interventions.base import Intervention
 from agents.interventions.surgery import Surgery
+from agents.randomness import Generators
+from agents.when import When
 
+NOW_AND_THEN, SOFTLY = When("at task changes"), When("every gradient step")
 DEFAULTS = {
-    ("ash", "task_change"): {"shrink": 0.4, "perturb": 0.1, "noise": "fresh"},
-    ("juliani", "task_change"): {"shrink": 0.5, "perturb": 0.5, "noise": "fresh"},
-    ("juliani", "every_step"): {"shrink": 0.999999, "perturb": 1e-6, "noise": "fresh"},
-    ("dohare", "every_step"): {"perturb": 1e-5, "weight_decay": 1e-4, "noise": "gaussian"},
+    ("ash", NOW_AND_THEN): {"shrink": 0.4, "perturb": 0.1, "noise": "fresh"},
+    ("juliani", NOW_AND_THEN): {"shrink": 0.5, "perturb": 0.5, "noise": "fresh"},
+    ("juliani", SOFTLY): {"shrink": 0.999999, "perturb": 1e-6, "noise": "fresh"},
+    ("dohare", SOFTLY): {"perturb": 1e-5, "weight_decay": 1e-4, "noise": "gaussian"},
 }
-"""What each form's authors use, by form and time; the first time of a form is its default."""
+"""What each form's authors use, by form and time; the first time of a form is its default, and any time but every
+gradient step counts as the first."""
 
 
 @dataclass(eq=False)
@@ -43,9 +48,9 @@ class ShrinkAndPerturb(Intervention):
     is_surgery = True
     form: Literal["ash", "juliani", "dohare"] = "ash"
     """Whose: Ash & Adams 2020, Juliani24 or Dohare24."""
-    when: Literal["task_change", "every_step"] | None = None
-    """At a task change or after every gradient step; juliani alone has both. By default a task change, in dohare every
-    step."""
+    when: When | None = None
+    """By default at task changes, in dohare every gradient step. ash is too strong for every gradient step and dohare
+    made for it; juliani has both."""
     shrink: float | None = None
     """What is left of each weight, in [0, 1]; by default .4 in ash, .5 in juliani (.999999 at every step); dohare has
     none."""
@@ -60,10 +65,9 @@ class ShrinkAndPerturb(Intervention):
 
     def __post_init__(self) -> None:
         self.require(self.form in ("ash", "juliani", "dohare"), "form", "ash, juliani or dohare")
-        times = [time for form, time in DEFAULTS if form == self.form]
-        self.require(self.when in (None, *times), "when", f"{' or '.join(times)} with form = {self.form!r}")
-        self.now = self.when or times[0]
-        defaults = DEFAULTS[self.form, self.now]
+        defaults = DEFAULTS.get((self.form, SOFTLY if self.timing == SOFTLY else NOW_AND_THEN))
+        rare = "rarer than every gradient step" if self.form == "ash" else f"{SOFTLY!r}, or left out,"
+        self.require(defaults is not None, "when", f"{rare} with form = {self.form!r}")
         for field in ("shrink", "weight_decay"):
             self.require(getattr(self, field) is None or field in defaults, field, f"left out with {self.form!r}")
         allowed = (None, "fresh", "gaussian") if self.form == "ash" else (None,)
@@ -77,9 +81,9 @@ class ShrinkAndPerturb(Intervention):
         self.require(0 <= self.used.get("weight_decay", 0) < math.inf, "weight_decay", ">= 0 and finite")
 
     @property
-    def waits_for_a_task_change(self) -> bool:
-        """Whether the time that was chosen is a task change."""
-        return self.now == "task_change"
+    def timing(self) -> When:
+        """The time that was given, or the form's own."""
+        return self.when or (SOFTLY if self.form == "dohare" else NOW_AND_THEN)
 
     def check_beside(self, others: Sequence[Intervention]) -> None:
         """Dohare's form brings its own decay of weights."""
@@ -87,7 +91,7 @@ class ShrinkAndPerturb(Intervention):
             if self.form == "dohare" and other.name in ("l2", "weight_decay"):
                 raise ValueError(f"{self.name}.form = 'dohare': has a weight decay of its own beside {other.name}")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """ValueError: there is no trainable parameter in its part."""
         if not self._parameters(networks["online"]):
             raise ValueError(f"{self.name}: there is no parameter in only = {self.only!r}")
@@ -105,18 +109,9 @@ class ShrinkAndPerturb(Intervention):
                     group |= {"weight_decay": self.used["weight_decay"], "decoupled_weight_decay": False}
         return groups
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
-        """Shrink and perturb where it is done at every step."""
-        if self.now == "every_step":
-            self._apply(surgery)
-
-    def on_task_change(self, surgery: Surgery) -> None:
-        """Shrink and perturb where it is done at a task change."""
-        if self.now == "task_change":
-            self._apply(surgery)
-
     @torch.no_grad()
-    def _apply(self, surgery: Surgery) -> None:
+    def intervene(self, surgery: Surgery, clock: Clock) -> None:
+        """Shrink and perturb."""
         parameters = self._parameters(self.network)
         draw = surgery.fresh(parameters) if self.used["noise"] == "fresh" else self._normal(parameters, surgery)
         noise = dict(zip(parameters, draw, strict=True))

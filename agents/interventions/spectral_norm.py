@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.config import NetworkConfig
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
 from agents.layers import FROM_SCRATCH, SpectralScale
+from agents.randomness import Generators
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class SpectralNorm(Intervention):
     def configure(self, network: NetworkConfig) -> NetworkConfig:
         return replace(network, spectral_layers=self.hidden_layers, spectral_relaxed=self.relaxed)
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         self.scales = {name: self._scales(network) for name, network in networks.items()}
         if not self.scales["online"]:
             raise ValueError("spectral_norm: no hidden layer in its part of the network was built with it")
@@ -46,7 +46,7 @@ class SpectralNorm(Intervention):
         named = network.named_modules()
         return [part for name, part in named if isinstance(part, SpectralScale) and self.within(name)]
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
+    def every_step(self, surgery: Surgery, forward: Forward, drawn: Mapping[str, Tensor]) -> None:
         for scale in self.scales["online"]:
             scale.iterate()
 

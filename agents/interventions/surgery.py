@@ -16,7 +16,6 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from agents.clock import Clock
 from agents.interventions.slices import Reinitializer, Slices, Slots, TensorSlices, UnitSet
 from agents.layers import Captured
 from agents.moments import MOMENTS, AdamState, initialise_adam
@@ -66,7 +65,6 @@ class Surgery:
         self.interventions = tuple(interventions)
         self._sample, self._capture, self.moments = sample, capture, moments
         self.acting = ""  # the intervention whose hook is being called
-        self.clock = Clock()
         self.done: Done = {}
         self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
         self.replaced = {

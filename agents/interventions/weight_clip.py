@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.initializers import Initializer, initializer_for
 from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
+from agents.randomness import Generators
 from plasticity_probes.units import CONVOLUTIONS
 
 
@@ -32,7 +33,7 @@ class WeightClip(Intervention):
     def __post_init__(self) -> None:
         self.require(0 < self.kappa < math.inf, "kappa", "> 0 and finite")
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Note every parameter's range. ValueError: there is no layer with weights in its part."""
         self.ranges: list[tuple[nn.Parameter, float]] = []
         for name, module in networks["online"].named_modules():
@@ -43,7 +44,7 @@ class WeightClip(Intervention):
         if not self.ranges:
             raise ValueError(f"{self.name}: there is no Linear or convolution to clip in only = {self.only!r}")
 
-    def after_step(self, surgery: Surgery, forward: Forward, gradient_step: int) -> None:
+    def every_step(self, surgery: Surgery, forward: Forward, drawn: Mapping[str, Tensor]) -> None:
         """Clip."""
         limits = {parameter: limit for parameter, limit in self.ranges if parameter.requires_grad}
         if limits:

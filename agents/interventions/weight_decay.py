@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import nn
 
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import roles
+from agents.randomness import Generators
 
 Beyond = Literal["norm", "bias", "log_std"]
 """Roles of parameters that are no weights."""
@@ -46,7 +46,7 @@ class AdamDecay(Intervention):
     def __post_init__(self) -> None:
         check_pull(self)
 
-    def attach(self, networks: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Choose the parameters. ValueError: there are none."""
         self._names = set(pulled(self, networks["online"]))
 

@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     plain = train([], settings)
-    treated = train([ReDo(tau=0.025, period=100, samples=256), L2Init(rate=1e-4)], settings)
+    treated = train([ReDo(tau=0.025, when="every 100 gradient steps", samples=256), L2Init(rate=1e-4)], settings)
     print("step".rjust(7) + "".join(name.rjust(10) for name in ("return", "dormant", "return", "dormant", "replaced")))
     for (step, *without), (_, *given) in zip(plain, treated, strict=True):
         print(f"{step:7}" + "".join(f"{number:10.3g}" for number in (*without[:2], *given)))

@@ -30,7 +30,7 @@ def interventions(arm: str, strength: float, task_steps: int) -> Sequence[Interv
         "layer_norm": lambda: [LayerNorm()],
         "weight_decay": lambda: [WeightDecay(rate=strength)],
         "layer_norm + weight_decay": lambda: [LayerNorm(), WeightDecay(rate=strength)],
-        "redo": lambda: [ReDo(tau=strength, period=looks, samples=64)],
+        "redo": lambda: [ReDo(tau=strength, when=f"every {looks} gradient steps", samples=64)],
         "cbp": lambda: [CBP(replacement_rate=strength, maturity=maturity)],
         "l2_init": lambda: [L2Init(rate=strength)],
     }

@@ -11,10 +11,10 @@ from plasticity_probes import activations, hidden_layers
 from tests.agents.helpers import CONTINUOUS, VECTOR, NoiseWorld, build, drive, same_tree, snapshot
 
 SETTINGS = {
-    "plasticity_injection": {"at_gradient_step": 3},
-    "reset": {"every_gradient_steps": 3},
+    "plasticity_injection": {"when": "at gradient step 3"},
+    "reset": {"when": "every 3 gradient steps"},
     "shrink_perturb": {"form": "dohare"},
-    "redo": {"period": 2, "tau": 0.5, "moments": "local"},
+    "redo": {"when": "every 2 gradient steps", "tau": 0.5, "moments": "local"},
     "cbp": {"maturity": 1, "replacement_rate": 0.2, "bias_correction": True, "utility": "adaptable_contribution"},
 }
 NETWORK = NetworkConfig(width=16, depth=2)

@@ -139,10 +139,10 @@ def test_names_with_much_to_say_count_the_rest() -> None:
 
 def test_interventions_with_much_to_say_keep_their_names_and_strengths() -> None:
     """However many parameters the first one has."""
-    redo = "--redo.tau .33 --redo.period 7 --redo.samples 99"
+    redo = "--redo.tau .33 --redo.when every 7 gradient steps --redo.samples 99"
     line = f"dqn --env CartPole-v1 --interventions redo l2 layer_norm {redo} --l2.rate .5 --l2.include none"
     name = parse_train(line.split()).run_name
-    assert "_redo.tau=0.33,period=7,samples=99+l2.rate=0.5,include=none+layer_norm_" in name
+    assert "_redo.tau=0.33,when=every_7_gradient_steps,samples=99+l2.rate=0.5,include=none+layer_norm_" in name
     name = parse_train([*line.split(), "--redo.moments", "mean", "--redo.only", "encoder"]).run_name
     assert "_redo.tau=0.33+l2.rate=0.5+layer_norm_" in name
 

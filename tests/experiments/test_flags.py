@@ -16,11 +16,11 @@ import pytest
 from agents.described import fields_in_source, texts_of
 from agents.interventions import NAMES, intervention_class, parameters_of
 from agents.kinds import KINDS
-from agents.spelling import nearest
+from agents.spelling import nearest, whole_number
 from agents.value_config import DQNConfig
 from experiments.cli import parse_evaluate, parse_train
 from experiments.config import TrainConfig, from_dict
-from experiments.flags import flags_of, whole_number
+from experiments.flags import flags_of
 from experiments.foreign_flags import FOREIGN, FOREIGN_TO_EVALUATE
 from experiments.setup import check
 
@@ -80,14 +80,14 @@ def test_whole_numbers(text: str, number: int | None) -> None:
 def test_every_whole_number_may_be_written_as_1e3() -> None:
     """The flags that decide the preset, those of interventions and evaluate.py's among them."""
     line = "ppo --env ALE/Pong-v5 --steps 2.5e5 --seed 1e3 --task.change reset --task.period 1e4 --interventions redo"
-    config = parse_train([*line.split(), "--redo.period", "1e2", "--num-envs", "1e1"])
+    config = parse_train([*line.split(), "--redo.when", "every-1e2-gradient-steps", "--num-envs", "1e1"])
     assert (config.run.steps, config.run.seed, config.world.task.period, config.world.num_envs) == (
         250_000,
         1_000,
         10_000,
         10,
     )
-    assert config.interventions[0].period == 100 and type(config.run.steps) is int
+    assert config.interventions[0].when == "every 100 gradient steps" and type(config.run.steps) is int
     assert parse_train(["dqn", "--env", "ALE/Pong-v5", "--epsilon.over", "2.5e5"]).agent.epsilon.over == "250000"
     assert parse_evaluate(["runs/x", "--episodes", "1e2"]).episodes == 100
 
@@ -158,7 +158,9 @@ WRONG = {
     "--redo-tau .1": "did you mean --interventions redo --redo.tau?",
     "--cbp_replacement_rate .1": "did you mean --interventions cbp --cbp.replacement-rate?",
     "--shrink-perturb-shrink .4": "did you mean --interventions shrink_perturb --shrink-perturb.shrink?",
-    "--redo-check-interval 9": "--redo.period (GRADIENT steps)",
+    "--redo-check-interval 9": "--redo.when every N gradient steps",
+    "--interventions redo --redo.period 9": "--redo.when every N gradient steps",
+    "--interventions reset --reset.every-steps 9": "--reset.when every N steps",
     "--dormant-threshold .1": "--redo.tau",
     "--sticky-action-prob .1": "--sticky-actions",
     "--interventions regenerative": "did you mean 'l2_init'?",
@@ -423,3 +425,32 @@ def test_wrong_flags_and_help_take_less_than_a_second_of_processor_time(argument
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "Traceback" not in result.stderr, result.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_a_time_needs_no_quotes() -> None:
+    """As few of the words after its flag as make one are taken, hyphens or not."""
+    line = "dqn --env CartPole-v1 --interventions redo reset"
+    for redo, reset in (
+        (["every", "40", "gradient", "steps"], ["at", "task", "changes"]),
+        (["every-40-gradient-steps"], ["at-task-changes"]),
+        (["every 40 gradient steps"], ["at task changes"]),
+    ):
+        config = parse_train([*line.split(), "--redo.when", *redo, "--reset.when", *reset, "--steps", "3000"])
+        assert [one.when for one in config.interventions] == ["every 40 gradient steps", "at task changes"]
+        assert config.run.steps == 3000
+    given = parse_train([*line.split(), "--redo.when=every-40-gradient-steps"])
+    assert given.interventions[0].when == "every 40 gradient steps"
+
+
+def test_what_is_no_time_is_answered_in_one_sentence(capsys: pytest.CaptureFixture) -> None:
+    """It names the flag, what stood there and what may."""
+    for words, said in (
+        ("every 10 furlongs", " = 'every 10 furlongs': must be every N gradient steps, every N steps, at step N"),
+        ("1000", " = '1000': must be every N gradient steps"),
+        ("", ": must be followed by every N gradient steps"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            parse_train(["dqn", "--env", "CartPole-v1", "--interventions", "redo", "--redo.when", *words.split()])
+        told = capsys.readouterr().err
+        assert left.value.code == 2 and told.count("\n") == 1
+        assert told.startswith(f"error: --redo.when{said}")

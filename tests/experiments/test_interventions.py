@@ -76,7 +76,8 @@ def test_every_intervention_s_settings_survive_json(name):
 
 
 def test_a_run_tells_what_never_acted(tmp_path, capsys):
-    flags = "--interventions redo weight_clip --redo.period 9999 --steps 1300 --threads 1 --probes none"
+    flags = "--interventions redo weight_clip --redo.when every-9999-gradient-steps --steps 1300 --threads 1"
+    flags += " --probes none"
     config = parsed(*flags.split(), "--runs-dir", str(tmp_path))
     train(config, *build(config), Console())
     spoken = capsys.readouterr().out
@@ -85,7 +86,8 @@ def test_a_run_tells_what_never_acted(tmp_path, capsys):
 
 
 def test_a_run_tells_who_looked_in_vain_and_where_tensors_were_moved(tmp_path, capsys):
-    flags = "--interventions redo weight_clip --redo.period 10 --redo.tau 0 --activation tanh --surgery.moments mean"
+    flags = "--interventions redo weight_clip --redo.when every-10-gradient-steps --redo.tau 0 --activation tanh"
+    flags += " --surgery.moments mean"
     flags += " --steps 1300 --threads 1 --probes none --runs-dir"
     config = parsed(*flags.split(), str(tmp_path))
     train(config, *build(config), Console())
@@ -165,7 +167,10 @@ WRONG = {
     "a parameter of one not listed": (["cbp", "--redo.tau", "0.1"], "--redo.tau: its intervention is not listed"),
     "a parameter where none is listed": (["none", "--l2-init.rate=1"], "--l2-init.rate: its intervention is not"),
     "an unknown parameter": (["redo", "--redo.rate", "0.1"], "--redo.rate"),
-    "a bad value": (["redo", "--redo.period", "0"], "redo.period = 0"),
+    "a bad value": (
+        ["redo", "--redo.when", "every", "0", "steps"],
+        "redo.when = 'every 0 steps': must be every N gradient",
+    ),
     "not a number": (["redo", "--redo.tau", "high"], "--redo.tau"),
     "a part that there is not": (
         ["l2_init", "--l2-init.only", "actor"],
@@ -205,14 +210,15 @@ def test_names_are_taken_until_the_next_flag():
 
 
 def test_a_run_tells_what_was_done_and_how_often(tmp_path, capsys):
-    flags = "--interventions redo layer_norm --redo.tau 0.9 --redo.period 100 --steps 3000 --threads 1 --probes none"
+    flags = "--interventions redo layer_norm --redo.tau 0.9 --redo.when every-100-gradient-steps --steps 3000"
+    flags += " --threads 1 --probes none"
     config = parsed(*flags.split(), "--runs-dir", str(tmp_path))
     check(config)
     done = train(config, *build(config), Console())
     assert done.exit_code == 0
     directory = done.directory
     spoken = capsys.readouterr().out
-    assert "interventions: redo (tau 0.9, period 100), layer_norm" in spoken
+    assert "interventions: redo (tau 0.9, every 100 gradient steps), layer_norm" in spoken
     assert "redo replaced" in spoken
     tags = read_metrics(directory / "metrics.jsonl")
     for layer in ("dense1", "dense2"):

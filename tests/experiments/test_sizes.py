@@ -83,14 +83,14 @@ REFUSED = {
         "task.first",
     ),
     "ReDo's examples": ([*CARTPOLE, "--interventions", "redo", "--redo.samples", "999999999999"], "redo.samples"),
-    "ReDo's period": ([*CARTPOLE, "--interventions", "redo", "--redo.period", "9" * 40], "redo.period"),
+    "ReDo's period": ([*CARTPOLE, "--interventions", "redo", "--redo.when", f"every {'9' * 40} steps"], "redo.when"),
     "InFeR's heads": ([*CARTPOLE, "--interventions", "infer", "--infer.heads", HUGE], "infer.heads"),
     "CBP's maturity": ([*CARTPOLE, "--interventions", "cbp", "--cbp.maturity", "9" * 40], "cbp.maturity"),
     "a reset's layers": (
-        [*CARTPOLE, "--interventions", "reset", "--reset.every-steps", "99", "--reset.last", "9" * 40],
+        [*CARTPOLE, "--interventions", "reset", "--reset.when", "at task changes", "--reset.last", "9" * 40],
         "reset.last",
     ),
-    "a reset": ([*CARTPOLE, "--interventions", "reset", "--reset.every-steps", "9" * 40], "reset.every_steps"),
+    "a reset": ([*CARTPOLE, "--interventions", "reset", "--reset.when", f"at step {'9' * 40}"], "reset.when"),
 }
 
 

@@ -29,27 +29,28 @@ POLICY = "ppo --steps 480 --width 16 --num-envs 2 --rollout-steps 40 --num-minib
 CHANGES = "--env CartPole-v1 --task.change rewards --task.period 130"
 IMAGES = "--env ImageMDP-v0 --image.num-images 30 --max-episode-steps 25 --task.period 130"
 PROBES = "--probes all --probe.every 70 --probe.samples 32 --probe.heavy-samples 6"
-REDO = "--redo.tau 0.4 --redo.period 15 --redo.samples 16"
+REDO = "--redo.tau 0.4 --redo.when every-15-gradient-steps --redo.samples 16"
 
 RUNS = {
     "dqn": f"dqn {VALUE} {CHANGES} {PROBES} --num-envs 3 --n-step 3 --reward-transform scale",
     "dqn, surgeries": f"dqn {VALUE} {CHANGES} {PROBES} --interventions redo reset l2_init optimizer_reset {REDO} "
-    "--reset.every-steps 150 --surgery.moments local",
+    "--reset.when every-150-steps --surgery.moments local",
     "dqn, cbp and popart": f"dqn {VALUE} {IMAGES} {PROBES} --no-double --interventions cbp popart "
     "--cbp.replacement-rate 0.05 --cbp.maturity 20",
     "dqn, batch norm and dropout": f"dqn {VALUE} {IMAGES} {PROBES} --interventions batch_norm dropout "
     "--replay.on-task-change clear",
     "dqn, penalties": f"dqn {VALUE} {CHANGES} --interventions infer parseval pfo shrink_perturb",
-    "dqn, injection": f"dqn {VALUE} {CHANGES} --interventions plasticity_injection --plasticity-injection.at-step 200",
+    "dqn, injection": f"dqn {VALUE} {CHANGES} --interventions plasticity_injection"
+    " --plasticity-injection.when at-step-200",
     "c51": f"c51 {VALUE} {IMAGES} {PROBES} --num-envs 4 --interventions layer_norm redo nap {REDO}",
     "ppo": f"{POLICY} {CHANGES} {PROBES} --reward-transform scale --interventions redo reset {REDO} "
-    "--reset.at-task-change",
+    "--reset.when at-task-changes",
     "ppo, continuous": f"{POLICY} --env Pendulum-v1 {PROBES} --normalize-observations --interventions cbp weight_clip "
     "--cbp.replacement-rate 0.05 --cbp.maturity 5 --surgery.moments local",
     "ppo, popart": f"{POLICY} {IMAGES} {PROBES} --no-clip-vloss --interventions popart batch_norm dropout",
     "dqn, ALE": "dqn --env ALE/Breakout-v5 --backend gymnasium --num-envs 2 --steps 160 --width 16 "
     f"--learning-starts 60 --batch-size 16 --buffer-size 300 --replay-ratio 0.3 --interventions redo "
-    f"--redo.period 5 {PROBES}",
+    f"--redo.when every-5-gradient-steps {PROBES}",
     "ppo, FrictionAnt": f"{POLICY} --env FrictionAnt-v0 --backend gymnasium --task.period 150 --max-episode-steps 40",
     "ppo, drift": f"{POLICY} {CHANGES} --task.stages 4 --learning-rate.end 0 --learning-rate.over 100-steps-of-task",
 }

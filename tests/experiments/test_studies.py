@@ -100,8 +100,10 @@ def test_a_table():
 def test_arms_have_their_interventions():
     assert interventions("none", 0.0, 600) == []
     assert interventions("layer_norm + weight_decay", 0.1, 600) == [LayerNorm(), WeightDecay(rate=0.1)]
-    assert interventions("redo", 0.1, 600) == [ReDo(tau=0.1, period=60, samples=64)]  # as the recorded results had it
-    assert interventions("redo", 0.1, 50_000) == [ReDo(tau=0.1, period=1_000, samples=64)]
+    assert interventions("redo", 0.1, 600) == [  # as the recorded results had it
+        ReDo(tau=0.1, when="every 60 gradient steps", samples=64)
+    ]
+    assert interventions("redo", 0.1, 50_000) == [ReDo(tau=0.1, when="every 1_000 gradient steps", samples=64)]
     for arm, strengths in STRENGTHS.items():
         assert all(interventions(arm, strength, 600) is not None for strength in strengths)
 

@@ -104,7 +104,8 @@ class InterventionCallback(HookingCallback):
 
     def _begin(self) -> None:
         """Attach the interventions to a model that they have not seen."""
-        model, generators = self.model, Generators(self.seed)
+        model, self._generators = self.model, Generators(self.seed)
+        generators = self._generators
         self.lifecycle = Lifecycle(self.chosen, clock=self.clock)
         if not self.chosen:
             return
@@ -118,7 +119,7 @@ class InterventionCallback(HookingCallback):
             example = example_for(model, generators.torch("example"))
             self._view.find_points(example)
             networks |= {name: network.like(self._view) for name, network in networks.items() if name != "online"}
-            groups = self.lifecycle.attach(networks, example, generators.torch("interventions"))
+            groups = self.lifecycle.attach(networks, example, generators)
         if any(member.captures for member in self.lifecycle.members):
             self._view.require_seen()
         self._groups = Groups(model.policy.optimizer, groups)
@@ -281,7 +282,7 @@ class InterventionCallback(HookingCallback):
         state = {"clock": self.clock.state_dict()}
         if self.chosen:
             state["interventions"] = self.lifecycle.state_dict()
-            state["drawing"] = self._observations.generator.get_state()
+            state["generators"] = self._generators.state_dict()
             state["auxiliary"] = self._groups.auxiliary_state()
         return copy.deepcopy(state)
 
@@ -302,5 +303,5 @@ class InterventionCallback(HookingCallback):
         self.clock.load_state_dict(state["clock"])
         if self.chosen:
             self.lifecycle.load_state_dict(state["interventions"])
-            self._observations.generator.set_state(state["drawing"].cpu())
+            self._generators.load_state_dict(state["generators"])
             self._groups.load_auxiliary_state(state["auxiliary"])

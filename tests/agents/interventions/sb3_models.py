@@ -3,6 +3,7 @@
 import copy
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 
 from agents.interventions.base import Intervention
 from agents.interventions.sb3 import InterventionCallback
+from agents.when import When
 
 VECTOR = spaces.Box(-2.0, 2.0, (4,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
@@ -88,31 +90,56 @@ MODELS = {
 
 @dataclass(eq=False)
 class Listener(Intervention):
-    """Tells `heard(event, listener, ...)` of what is called; changes nothing."""
+    """Tells `heard(event, listener, ...)` of each gradient step, penalty and replacement; changes nothing."""
 
     name = "listener"
     captures = frozenset({"hidden", "preactivations"})
+    when: ClassVar[When] = When("every gradient step")
     heard: object = None
     """Called with the event's name and the hook's arguments."""
 
-    def attach(self, networks, generator):
+    def attach(self, networks, generators):
         self.networks = networks
 
     def penalty(self, forward):
         return self.heard("penalty", self, forward)
 
-    def after_step(self, surgery, forward, gradient_step):
-        self.heard("step", self, surgery, forward, gradient_step)
+    def every_step(self, surgery, forward, drawn):
+        self.forward = forward
 
-    def on_target_sync(self, surgery):
-        self.heard("sync", self, surgery)
-
-    def on_task_change(self, surgery):
-        self.heard("task", self, surgery)
+    def intervene(self, surgery, clock):
+        self.heard("step", self, surgery, self.forward, clock)
 
     def on_replaced(self, layer, units):
         if "replaced" in self.heard.do:
             self.heard("replaced", self, layer, units)
+
+
+@dataclass(eq=False)
+class AtSyncs(Intervention):
+    """Tells of target syncs."""
+
+    name = "at_syncs"
+    when: ClassVar[When] = When("at target syncs")
+    heard: object = None
+
+    def attach(self, networks, generators):
+        self.networks = networks
+
+    def intervene(self, surgery, clock):
+        self.heard("sync", self, surgery)
+
+
+@dataclass(eq=False)
+class AtTasks(Intervention):
+    """Tells of task changes."""
+
+    name = "at_tasks"
+    when: ClassVar[When] = When("at task changes")
+    heard: object = None
+
+    def intervene(self, surgery, clock):
+        self.heard("task", self, clock)
 
 
 class Each(BaseCallback):
@@ -134,7 +161,10 @@ class Heard:
         self.events, self.do = [], do
 
     def __call__(self, event, *arguments):
-        self.events.append(event if event != "step" else (event, arguments[3], arguments[1].clock.steps))
+        if event == "step":
+            *arguments, clock = arguments
+            arguments.append(clock.gradient_steps)
+        self.events.append(event if event != "step" else (event, clock.gradient_steps, clock.steps))
         return self.do[event](*arguments) if event in self.do else None
 
     def steps(self):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from agents.clock import Clock
 from agents.config import NetworkConfig
 from agents.interventions import Forward, Intervention, Slots, Surgery, UnitSet
+from agents.randomness import Generators
 from plasticity_probes.units import hidden_layers
 from tests.agents.interventions import models
 from tests.agents.interventions.models import MODELS, Patient, slots_of, vectors
@@ -23,11 +25,11 @@ class Decay(Intervention):
     def __post_init__(self):
         self.require(0 <= self.rate < 1, "rate", "in [0, 1)")
 
-    def attach(self, networks, generator):
+    def attach(self, networks, generators):
         self.steps = 0
 
-    def after_step(self, surgery, forward, gradient_step):
-        self.steps = gradient_step
+    def every_step(self, surgery, forward, drawn):
+        self.steps += 1
         surgery.project(forward.network.parameters(), lambda weight: weight * (1 - self.rate))
 
     def state_dict(self):
@@ -48,10 +50,10 @@ def test_every_hook_does_nothing_by_default():
     assert intervention.parameter_groups(groups) is groups
     assert intervention.penalty(forward) is None
     assert intervention.captures == frozenset()
-    intervention.attach({"online": network}, torch.Generator())
-    intervention.after_step(surgery, forward, 1)
-    intervention.on_target_sync(surgery)
-    intervention.on_task_change(surgery)
+    intervention.attach({"online": network}, Generators(0))
+    assert intervention.draws() == {} and intervention.timing is None and not intervention.waits_for_a_task_change
+    intervention.every_step(surgery, forward, {})
+    intervention.intervene(surgery, Clock())
     intervention.on_replaced(layers[0], UnitSet.of(torch.ones(6, dtype=torch.bool), 6, "a"))
     intervention.on_reset(groups[0]["params"])
     assert intervention.state_dict() == {}
@@ -62,13 +64,13 @@ def test_every_hook_does_nothing_by_default():
 def test_a_subclass_is_a_few_lines():
     patient = Patient(*MODELS["mlp"])
     decay = Decay(rate=0.5)
-    decay.attach({"online": patient.network}, patient.generator)
+    decay.attach({"online": patient.network}, Generators(0))
     before = patient.network.a.weight.clone()
-    decay.after_step(patient.surgery, Forward(patient.network, patient.batch, {}), 7)
+    decay.every_step(patient.surgery, Forward(patient.network, patient.batch, {}), {})
     assert torch.equal(patient.network.a.weight, 0.5 * before)
     again = Decay()
     again.load_state_dict(decay.state_dict())
-    assert again.steps == 7
+    assert again.steps == 1
 
 
 def test_a_bad_parameter_is_answered_with_a_sentence():

@@ -136,7 +136,7 @@ class Bench:
         self.cbp, self.listener = CBP(**settings), Listener()
         self.patient = Patient(*MODELS[kind], interventions=[self.cbp, self.listener], steps=1)
         self.cbp.layers = tuple(self.patient.layers)
-        self.cbp.attach({"online": self.patient.network}, torch.Generator().manual_seed(1))
+        self.cbp.attach({"online": self.patient.network}, Generators(1))
         self.cbp._may_look = host
         self.rng, self.steps, self.batch = np.random.default_rng(seed), 0, batch
         self.slow = SlowCBP(self.cbp, [follow.layer for follow in self.cbp._followed]) if slow else None
@@ -165,7 +165,7 @@ class Bench:
         if self.slow is not None:
             expected = self.slow.step({name: post.double().numpy() for name, post in posts.items()}, draws.tolist())
         forward = Forward(self.patient.network, self.patient.batch, captured)
-        self.cbp._every_step(self.patient.surgery, forward, draws)
+        self.cbp.every_step(self.patient.surgery, forward, {"chance": draws})
         return self.listener.take(), expected
 
     def check_state(self):
@@ -264,12 +264,12 @@ def test_networks_of_other_precision(dtype, utility, default_dtype):
     patient = Patient(lambda: build().to(dtype), lambda: batch().to(dtype), steps=1)
     cbp = CBP(replacement_rate=0.1, maturity=2, utility=utility, bias_correction=True)
     cbp.layers = tuple(patient.layers)
-    cbp.attach({"online": patient.network}, torch.Generator().manual_seed(0))
-    for step in range(1, 30):
+    cbp.attach({"online": patient.network}, Generators(0))
+    for _ in range(29):
         patient.train()
         found = activations(patient.network, patient.batch)
         captured = {name: (None, values.post) for name, values in found.items()}
-        cbp.after_step(patient.surgery, Forward(patient.network, patient.batch, captured), step)
+        cbp.every_step(patient.surgery, Forward(patient.network, patient.batch, captured), {})
     assert sum(map(int, patient.surgery.replaced.values())) >= 10
     assert all(parameter.isfinite().all() for parameter in patient.network.parameters())
 
@@ -281,13 +281,13 @@ def test_by_hand():
     cbp, listener = CBP(replacement_rate=0.25, maturity=3, decay=0.5), Listener()
     patient = Patient(build, vectors, interventions=[cbp, listener], steps=0)
     cbp.layers = tuple(patient.layers)
-    cbp.attach({"online": patient.network}, torch.Generator())
+    cbp.attach({"online": patient.network}, Generators(0))
     with torch.no_grad():
         patient.network.b.weight.copy_(torch.tensor([[-3.0, 1.0]]))
     forward = Forward(patient.network, patient.batch, {"a": (None, torch.tensor([[1.0, -2.0], [-1.0, 2.0]]))})
     heard = []
-    for step in range(1, 7):
-        cbp.after_step(patient.surgery, forward, step)
+    for _ in range(6):
+        cbp.every_step(patient.surgery, forward, {})
         heard.append(listener.take())
     # step 4: ages 4, share .5; step 5: 1.0, so unit 1; then unit 0 alone: .25 at step 6
     assert heard == [{}, {}, {}, {}, {"a": {1}}, {}]
@@ -399,7 +399,7 @@ def test_ages_and_utilities_that_an_earlier_version_saved_are_taken_over():
         for layer in bench.cbp.layers
     }
     state = {"layers": layers, "kept": [{"batch": 5, "kept": None}], "oldest": 30, "behind": 3}
-    bench.cbp.load_state_dict({**state, "generator": torch.Generator().get_state()})
+    bench.cbp.load_state_dict(state)
     now = bench.cbp.state_dict()["layers"]
     assert all(torch.equal(now[name]["ages"], old["ages"]) for name, old in layers.items())
     assert all(torch.equal(now[name]["utilities"], old["utilities"]) for name, old in layers.items())
@@ -427,9 +427,9 @@ def test_compensation_keeps_what_consumers_receive_in_the_mean(kind):
     forward = Forward(network, bench.patient.batch, {name: (None, post) for name, post in posts.items()})
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     compared = 0
-    for step in range(1, 12):
+    for _ in range(11):
         before = {n: copy.deepcopy(network.get_submodule(n)) for n in names}
-        bench.cbp.after_step(bench.patient.surgery, forward, step)
+        bench.cbp.every_step(bench.patient.surgery, forward, {})
         for name, units in bench.listener.take().items():
             for module, owner in bench.patient.surgery.layers[name].consumers:
                 consumer = next((n for n in names if network.get_submodule(n) is module), None)
@@ -487,15 +487,15 @@ def test_layers_that_cannot_be_taken_apart_or_do_not_train_are_refused():
         patient = Patient(build, vectors)
         kind.layers = tuple(patient.layers)
         with pytest.raises(ValueError, match=f"{kind.name}: the units of 'a' cannot be replaced one by one: "):
-            kind.attach({"online": patient.network}, torch.Generator())
+            kind.attach({"online": patient.network}, Generators(0))
         frozen = Patient(*MODELS["mlp"])
         frozen.network.requires_grad_(False)
         kind.layers = tuple(frozen.layers)
         with pytest.raises(ValueError, match=f"{kind.name}: there is no hidden layer that trains"):
-            kind.attach({"online": frozen.network}, torch.Generator())
+            kind.attach({"online": frozen.network}, Generators(0))
         kind.layers = ()
         with pytest.raises(ValueError, match="there is no hidden layer"):
-            kind.attach({"online": frozen.network}, torch.Generator())
+            kind.attach({"online": frozen.network}, Generators(0))
 
 
 @pytest.mark.parametrize("host", [True, False])
@@ -539,7 +539,11 @@ def weights_of(agent):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_it_works_in_agents_beside_others(name):
-    chosen = [LayerNorm(), CBP(replacement_rate=0.02, maturity=5), ReDo(tau=0.2, period=11, samples=8)]
+    chosen = [
+        LayerNorm(),
+        CBP(replacement_rate=0.02, maturity=5),
+        ReDo(tau=0.2, when="every 11 gradient steps", samples=8),
+    ]
     agent, spaces = agent_of(name, chosen, moments="local" if name == "c51" else "own")
     drive(agent, NoiseWorld(spaces, 2), 64)
     done = agent.learner.interventions.surgeries()
@@ -585,8 +589,8 @@ def test_one_part_alone():
 def test_several_each_keep_their_effect():
     settings = {"replacement_rate": 0.02, "maturity": 5}
     for chosen in (
-        [CBP(**settings), ReDo(tau=0.3, period=10, samples=8)],
-        [ReDo(tau=0.3, period=10, samples=8), CBP(**settings)],
+        [CBP(**settings), ReDo(tau=0.3, when="every 10 gradient steps", samples=8)],
+        [ReDo(tau=0.3, when="every 10 gradient steps", samples=8), CBP(**settings)],
     ):
         agent, spaces = agent_of("dqn", chosen)
         drive(agent, NoiseWorld(spaces, 2), 60)
@@ -631,7 +635,7 @@ def test_what_trained_when_it_was_saved_is_not_new_when_it_is_restored():
     for _ in range(5):
         bench.step()
     again.patient.network.b.weight.requires_grad_(False)
-    again.cbp.attach({"online": again.patient.network}, torch.Generator())
+    again.cbp.attach({"online": again.patient.network}, Generators(0))
     again.cbp.load_state_dict(bench.cbp.state_dict())
     again.patient.network.b.weight.requires_grad_(True)
     bench.step()
@@ -646,10 +650,11 @@ def test_elsewhere_than_on_a_cpu_no_value_is_read_back(kind, settings):
     bench = Bench(kind, slow=False, host=False, replacement_rate=0.2, maturity=3, **settings)
     values = {name: (None, torch.rand(5, *shape)) for name, shape in bench.shapes.items()}
     forward = Forward(bench.patient.network, bench.patient.batch, values)
-    bench.cbp.after_step(bench.patient.surgery, forward, 1)  # learns the shapes
+    draws = [{n: torch.rand(size, dtype=torch.float64) for n, size in bench.cbp.draws().items()} for _ in range(11)]
+    bench.cbp.every_step(bench.patient.surgery, forward, draws.pop())  # learns the shapes
     with NoReadBack():
-        for step in range(2, 12):
-            bench.cbp.after_step(bench.patient.surgery, forward, step)
+        for drawn in draws:
+            bench.cbp.every_step(bench.patient.surgery, forward, drawn)
     assert sum(map(int, bench.patient.surgery.replaced.values())) > 0
 
 

@@ -25,9 +25,9 @@ def test_goes_on(case):
     at, on = (20, 30) if kind.startswith("ppo") else (BIRTH, 25)  # before an injection's birth, and just after
     members = together(names, cbp={"maturity": 28})  # so that utilities count that were measured before
     first = begin(kind, members)
-    learn(*first[:2], at)
+    learn(*first, at)
     second = take_over(kind, members, first)
-    for agent, world in (first[:2], second):
+    for agent, world in (first, second):
         learn(agent, world, on)
     assert same_tree(first[0].state_dict(), second[0].state_dict())
     assert first[0].clock.gradient_steps == at + on

@@ -108,7 +108,7 @@ def test_the_features_are_those_of_each_branchs_last_layer(kind, widths):
     infer = InFeR()
     patient = Patient(*MODELS[kind], steps=0)
     infer.layers = tuple(patient.layers)
-    infer.attach({"online": patient.network}, patient.generator)
+    infer.attach({"online": patient.network}, Generators(0))
     assert [layer.name for layer in last_layers(patient.layers)] == list(widths)
     assert [head.in_features for head in infer.trained] == list(widths.values())
     assert all(head.out_features == 10 for head in infer.trained)
@@ -172,7 +172,7 @@ def test_nothing_to_act_on_is_an_error():
     infer = InFeR()
     infer.layers = tuple(patient.layers)
     with pytest.raises(ValueError, match="infer: no Linear layer reads 'b'"):
-        infer.attach({"online": patient.network}, patient.generator)
+        infer.attach({"online": patient.network}, Generators(0))
     for bad in ({"heads": 0}, {"alpha": -1.0}, {"beta": 0.0}):
         with pytest.raises(ValueError, match=f"infer.{next(iter(bad))}"):
             InFeR(**bad)

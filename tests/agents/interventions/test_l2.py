@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from agents.interventions.l2 import L2
+from agents.randomness import Generators
 from tests.agents.interventions.test_weight_decay import (
     every_agent,
     follows_the_oracle,
@@ -51,4 +52,4 @@ def test_bad_parameters_are_refused():
         L2(rate=float("inf"))
     frozen = torch.nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ValueError, match="l2: no parameter to act on"):
-        L2().attach({"online": frozen}, torch.Generator())
+        L2().attach({"online": frozen}, Generators(0))

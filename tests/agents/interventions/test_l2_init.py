@@ -6,6 +6,7 @@ import torch
 
 from agents.interventions import Forward
 from agents.interventions.l2_init import L2Init
+from agents.randomness import Generators
 from tests.agents.helpers import same_tree, snapshot
 from tests.agents.interventions.models import MODELS, Patient, every_model, slots_of
 from tests.agents.interventions.test_weight_decay import every_agent, goes_on_after_a_restart, learn, same_training
@@ -18,7 +19,7 @@ def patient_of(intervention, kind="mlp", double=False):
     if double:
         patient.network.double()
     intervention.layers = tuple(layer for layer in patient.layers if intervention.within(layer.name))
-    intervention.attach({"online": patient.network}, patient.generator)
+    intervention.attach({"online": patient.network}, Generators(0))
     start = {name: p.detach().double().numpy().copy() for name, p in patient.network.named_parameters()}
     with torch.no_grad():
         for parameter in patient.network.parameters():
@@ -55,7 +56,7 @@ def test_one_weight_by_hand():
         pull = L2Init(rate=0.5, norm=norm)
         with torch.no_grad():
             network.weight.copy_(torch.tensor([[1.0, 2.0]]))
-        pull.attach({"online": network}, torch.Generator())
+        pull.attach({"online": network}, Generators(0))
         with torch.no_grad():
             network.weight += torch.tensor([[3.0, 4.0]])
         network.weight.grad = None
@@ -69,7 +70,7 @@ def test_one_weight_by_hand():
 def test_at_the_start_there_is_no_pull_and_no_nan(norm):
     pull = L2Init(norm=norm)
     patient = Patient(*MODELS["mlp"], steps=0)
-    pull.attach({"online": patient.network}, patient.generator)
+    pull.attach({"online": patient.network}, Generators(0))
     value, gradients = gradients_of(patient, pull)
     assert value == 0
     assert all((gradient == 0).all() for gradient in gradients.values())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agents import losses
+from agents import build_agent, losses
 from agents.config import NetworkConfig, SupportConfig
 from agents.heads import ValueHead
 from agents.interventions import CBP, L2, ReDo, WeightDecay
@@ -19,6 +19,7 @@ from agents.networks import MLP, ActorCritic, QNetwork
 from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.value_config import C51Config, DQNConfig
+from agents.when import When
 from plasticity_probes import activations
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, build, drive, same_tree
 
@@ -53,33 +54,56 @@ def world_of(kind):
 
 @dataclass(eq=False)
 class Diary(Intervention):
-    """Writes down which hooks were called, with what."""
+    """Writes down which hooks were called, with what; several may write into one book."""
 
     name = "diary"
     captures = frozenset({"hidden", "preactivations"})
+    book: list | None = None
 
-    def attach(self, networks, generator):
-        self.page, self.networks, self.forwards = [], dict(networks), []
+    def attach(self, networks, generators):
+        self.networks, self.forwards, self.page = dict(networks), [], [] if self.book is None else self.book
 
     def penalty(self, forward):
-        self.page.append("penalty")
+        self.page.append(f"{self.name}: penalty")
         self.forwards.append(forward)
 
-    def after_step(self, surgery, forward, gradient_step):
-        self.page.append(f"step {gradient_step}")
-        self.seen = (surgery.acting, surgery.clock.steps)
+    def every_step(self, surgery, forward, drawn):
+        assert surgery.acting == self.name and drawn == {}
+        self.page.append(f"{self.name}: every step")
 
-    def on_target_sync(self, surgery):
-        self.page.append("sync")
-
-    def on_task_change(self, surgery):
-        self.page.append("task")
+    def intervene(self, surgery, clock):
+        assert surgery.acting == self.name
+        self.page.append((self.name, clock.steps, clock.gradient_steps, clock.task))
 
     def state_dict(self):
         return {"pages": len(self.page)}
 
     def load_state_dict(self, state):
         self.pages = state["pages"]
+
+
+class Third(Diary):
+    name, when = "third", When("every 3 gradient steps")
+
+
+class Syncs(Diary):
+    name, when = "syncs", When("at target syncs")
+
+
+class Tasks(Diary):
+    name, when = "tasks", When("at task changes")
+
+
+class Once(Diary):
+    name, when = "once", When("at step 45")
+
+
+def written(*kinds, step, steps, due=()):
+    """What a gradient step leaves in the book; `due` are those whose time it is."""
+    page = [f"{kind.name}: penalty" for kind in kinds]
+    for kind in kinds:
+        page += [f"{kind.name}: every step"] + [(kind.name, steps, step, None)] * (kind.name in due)
+    return page
 
 
 @every_agent
@@ -179,29 +203,70 @@ def test_nothing_is_traced_or_kept_without_interventions():
 
 
 def test_hooks_of_a_value_agent_in_their_order():
-    agent = drive(agent_of("dqn", [Diary()]), world_of("dqn"), 60)
-    (diary,) = agent.learner.interventions.members
-    assert diary.networks == {"online": agent.network, "target": agent.learner.target}
+    # 2 environments, learning from step 40 on, a gradient step each 2 steps, a target copy each 7 gradient steps
+    kinds, book = (Third, Syncs, Once, Tasks), []
+    agent = drive(agent_of("dqn", [kind(book=book) for kind in kinds]), world_of("dqn"), 60)
+    members = agent.learner.interventions.members
+    assert all(one.networks == {"online": agent.network, "target": agent.learner.target} for one in members)
     expected = []
-    for step in range(1, agent.clock.gradient_steps + 1):
-        expected += ["penalty", f"step {step}"] + ["sync"] * (step % 7 == 0)
-    assert diary.page == expected
-    assert diary.seen == ("diary", agent.clock.steps)
+    for step in range(1, 41):
+        due = ["third"] * (step % 3 == 0) + ["once"] * (step == 3)
+        expected += written(*kinds, step=step, steps=40 + 2 * step, due=due)
+        expected += [("syncs", 40 + 2 * step, step, None)] * (step % 7 == 0)
+    assert agent.clock.gradient_steps == 40 and book == expected
     agent.clock.task = 1
     agent.on_task_change()
-    assert diary.page[-1] == "task"
+    assert book[len(expected) :] == [("tasks", 120, 40, 1)]
 
 
 def test_hooks_of_ppo_in_their_order():
-    agent = drive(agent_of("ppo", [Diary()]), world_of("ppo"), 32)
-    (diary,) = agent.learner.interventions.members
-    assert list(diary.networks) == ["online"]
+    # 2 x 16 steps, 3 epochs of 2 minibatches
+    kinds, book = (Syncs, Once, Third), []
+    agent = drive(agent_of("ppo", [kind(book=book) for kind in kinds]), world_of("ppo"), 32)
+    assert all(list(one.networks) == ["online"] for one in agent.learner.interventions.members)
     expected = []
-    for phase in range(2):
-        expected += ["sync"]
-        for step in range(1, 7):
-            expected += ["penalty", f"step {6 * phase + step}"]
-    assert diary.page == expected
+    for phase, steps in ((0, 32), (1, 64)):
+        expected += [("syncs", steps, 6 * phase, None)]
+        for step in range(6 * phase + 1, 6 * phase + 7):
+            due = ["third"] * (step % 3 == 0) + ["once"] * (step == 7)  # step 45 lies between the two phases
+            expected += written(*kinds, step=step, steps=steps, due=due)
+    assert book == expected
+
+
+def test_what_is_due_does_not_come_twice_after_a_restart():
+    first, second = (agent_of("ppo", [Once()]) for _ in range(2))
+    drive(first, world_of("ppo"), 32)
+    assert first.learner.interventions.members[0].page.count(("once", 64, 7, None)) == 1
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    drive(second, world_of("ppo"), 16)
+    assert second.clock.gradient_steps == 18
+    assert not [entry for entry in second.learner.interventions.members[0].page if isinstance(entry, tuple)]
+
+
+def test_each_draws_from_a_stream_of_its_own_among_the_runs():
+    class Draw(Diary):
+        name = "draw"
+
+        def draws(self):
+            return {"b": (2, 3), "a": (1,)}
+
+        def every_step(self, surgery, forward, drawn):
+            self.page.append(drawn)
+
+    class Other(Draw):
+        name = "other"
+
+    generators = Generators(3)
+    agent = build_agent(*AGENTS["ppo"], 2, generators, torch.device("cpu"), interventions=[Draw(), Other()])
+    drive(agent, world_of("ppo"), 16)
+    source = Generators(3).torch("draw's draws")
+    for found in agent.learner.interventions.members[0].page[1::2]:
+        assert list(found) == ["b", "a"]
+        for name, shape in (("b", (2, 3)), ("a", (1,))):
+            assert torch.equal(found[name], torch.rand(shape, dtype=torch.float64, generator=source))
+    assert torch.equal(generators.state_dict()["draw's draws"], source.get_state())
+    one, other = (member.page[1]["b"] for member in agent.learner.interventions.members)
+    assert not torch.equal(one, other)
 
 
 @every_agent
@@ -426,9 +491,10 @@ def test_what_was_done_is_handed_out_once():
     class Cut(Intervention):
         name = "cut"
 
-        def after_step(self, surgery, forward, gradient_step):
-            units = torch.zeros(16, dtype=torch.bool)
-            units[:3] = gradient_step == 2
+        when = When("at gradient step 2")
+
+        def intervene(self, surgery, clock):
+            units = torch.arange(16) < 3
             surgery.replace({self.layers[0].name: units})
 
     agent = drive(agent_of("dqn", [Diary(), Cut()]), world_of("dqn"), 60)
@@ -442,7 +508,7 @@ def test_a_lifecycle_beside_a_network_of_ones_own():
     life = Lifecycle([Diary()])
     torso = MLP((5,), life.configure(NetworkConfig(width=8, depth=1), "encoder"), generator)
     network = life.build(QNetwork(torso, 3, ValueHead(), "torch", generator), generator)
-    groups = life.attach({"online": network}, torch.zeros(2, 5), generator)
+    groups = life.attach({"online": network}, torch.zeros(2, 5), Generators(0))
     life.make_surgeon(torch.optim.Adam(groups, fused=True), generator, lambda n: torch.zeros(n, 5))
     _, captured = network(torch.zeros(4, 5), life.wanted)
     assert list(life.forward(torch.zeros(4, 5), captured).captured) == ["torso.layers.dense1"]

@@ -14,6 +14,7 @@ from agents.interventions.nap import NaP
 from agents.interventions.reset import Reset
 from agents.interventions.shrink_perturb import ShrinkAndPerturb
 from agents.interventions.spectral_norm import SpectralNorm
+from agents.randomness import Generators
 from tests.agents.interventions import models
 from tests.agents.interventions.models import MODELS, Model, Patient, frozen, images
 from tests.agents.interventions.whole import agent_with, continues_alike, driven, operated, stepped
@@ -95,7 +96,7 @@ def test_a_large_layer_is_held_just_as_exactly():
     intervention = NaP()
     patient = Patient(large, lambda: torch.ones(2, 3136), steps=0)
     intervention.layers = tuple(patient.layers)
-    intervention.attach({"online": patient.network}, torch.Generator())
+    intervention.attach({"online": patient.network}, Generators(0))
     start = patient.network.a.weight.detach().double().norm()
     for step in range(30):
         patient.network.a.weight.data.mul_(1.01 + 0.001 * step)
@@ -143,8 +144,9 @@ def test_a_weight_of_zeros_stays_finite():
 
 @pytest.mark.parametrize("kind", ["dqn", "c51 on images", "ppo", "ppo, two torsos"])
 def test_through_the_agents(kind):
-    agent = driven(kind, Reset(every_gradient_steps=9, last=2), ShrinkAndPerturb(form="dohare", perturb=1e-3), NaP())
-    fresh = agent_with(kind, Reset(every_gradient_steps=9, last=2), ShrinkAndPerturb(form="dohare"), NaP())
+    reset = Reset(when="every 9 gradient steps", last=2)
+    agent = driven(kind, reset, ShrinkAndPerturb(form="dohare", perturb=1e-3), NaP())
+    fresh = agent_with(kind, reset, ShrinkAndPerturb(form="dohare"), NaP())
     assert agent.clock.gradient_steps > 20
     for mine, start in zip(agent.learner.interventions.layers, fresh.learner.interventions.layers, strict=True):
         found, wanted = (layer.producer.weight.detach().double().norm() for layer in (mine, start))
@@ -159,7 +161,7 @@ def test_a_restored_run_goes_on_alike():
     operated("layer norm", first)
     patient = operated("layer norm", second, steps=3)
     patient.network.a.weight.data.mul_(3.0)
-    second.attach({"online": patient.network}, torch.Generator())  # wrong norms, which the state must replace
+    second.attach({"online": patient.network}, Generators(0))  # wrong norms, which the state must replace
     second.load_state_dict(first.state_dict())
     stepped(patient, second)
     torch.testing.assert_close(patient.network.a.weight.detach().norm(), models.layer_norm().a.weight.detach().norm())

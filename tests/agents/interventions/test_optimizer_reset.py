@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agents import build_agent
+from agents.clock import Clock
 from agents.interventions.optimizer_reset import OptimizerReset
 from agents.randomness import Generators
 from tests.agents.helpers import CPU, NoiseWorld, drive, same_tree, snapshot
@@ -31,21 +32,21 @@ def forgotten(before, after):
 
 @every_agent
 @pytest.mark.parametrize("what", GONE)
-@pytest.mark.parametrize("at", ["target_sync", "task_change"])
-def test_what_is_forgotten_when(name, what, at):
-    agent = make(name, OptimizerReset(at=at, what=what))
+@pytest.mark.parametrize("moment", ["target sync", "task change"])
+def test_what_is_forgotten_when(name, what, moment):
+    agent = make(name, OptimizerReset(when=f"at {moment}s", what=what))
     drive(agent, NoiseWorld(AGENTS[name][1], 2), 18)
     agent.learner.optimization.step(sum(p.square().sum() for p in agent.network.parameters()))  # no state is zero
     agent.learner.interventions.surgeries()
     lifecycle = agent.learner.interventions
-    right, wrong = (lifecycle.on_target_sync, lifecycle.on_task_change)[:: 1 if at == "target_sync" else -1]
+    right, wrong = (lifecycle.on_target_sync, lifecycle.on_task_change)[:: 1 if moment == "target sync" else -1]
     weights, before = snapshot(agent.network), state_of(agent)
     wrong()
     assert not any(forgotten(before, state_of(agent)).values())
     assert lifecycle.surgeries() == {}
     right()
     assert all(gone == GONE[what] for gone in forgotten(before, state_of(agent)).values())
-    assert lifecycle.surgeries() == {("optimizer_reset", "forgotten", at): 1}
+    assert lifecycle.surgeries() == {("optimizer_reset", "forgotten", moment.replace(" ", "_")): 1}
     assert same_tree(snapshot(agent.network), weights)
 
 
@@ -70,11 +71,11 @@ def test_a_step_alone_restarts_the_bias_correction_and_moments_alone_overshoot()
     def after(what, steps):
         patient = Patient(*MODELS["mlp"], steps=0, lr=1.0, eps=1e-30)
         weight, reset = patient.network.c.weight, OptimizerReset(what=what)
-        reset.attach({"online": patient.network}, patient.generator)
+        reset.attach({"online": patient.network}, Generators(0))
         patient.adam.state[weight]["step"].fill_(10_000)
         patient.adam.state[weight]["exp_avg"].fill_(1.0)
         patient.adam.state[weight]["exp_avg_sq"].fill_(1.0)
-        reset.on_target_sync(patient.surgery)
+        reset.intervene(patient.surgery, Clock())
         for _ in range(steps):
             with torch.no_grad():
                 weight.zero_()
@@ -105,8 +106,10 @@ def test_what_makes_no_sense_is_refused():
     config = dataclasses.replace(config, target_period=1)
     with pytest.raises(ValueError, match="target_period = 1: must be > 1 beside optimizer_reset"):
         build_agent(config, spaces, 2, Generators(0), CPU, interventions=[OptimizerReset()])
-    build_agent(config, spaces, 2, Generators(0), CPU, interventions=[OptimizerReset(at="task_change")])
-    with pytest.raises(ValueError, match=r"optimizer_reset\.at = 'sync'"):
-        OptimizerReset(at="sync")
+    build_agent(config, spaces, 2, Generators(0), CPU, interventions=[OptimizerReset(when="at task changes")])
+    with pytest.raises(ValueError, match=r"optimizer_reset\.when = 'sync': must be every N gradient steps"):
+        OptimizerReset(when="sync")
+    with pytest.raises(ValueError, match=r"when = 'every gradient step': must be rarer"):
+        OptimizerReset(when="every gradient step")
     with pytest.raises(ValueError, match=r"optimizer_reset\.what = 'steps'"):
         OptimizerReset(what="steps")

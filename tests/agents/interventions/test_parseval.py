@@ -6,6 +6,7 @@ import torch
 
 from agents.interventions import Forward
 from agents.interventions.parseval import Parseval
+from agents.randomness import Generators
 from tests.agents.interventions.models import MODELS, Patient
 from tests.agents.interventions.test_l2_init import gradients_of, patient_of
 from tests.agents.interventions.test_weight_decay import every_agent, goes_on_after_a_restart, learn, same_training
@@ -34,7 +35,7 @@ def test_rows_that_are_orthogonal_and_long_enough_cost_nothing_and_too_many_rows
     patient = Patient(*MODELS["mlp"], steps=0)
     network = patient.network
     parseval.layers = tuple(patient.layers)
-    parseval.attach({"online": network}, patient.generator)
+    parseval.attach({"online": network}, Generators(0))
     with torch.no_grad():
         network.b.weight.copy_(2**0.5 * torch.eye(7, 6))  # seven units of six inputs
         network.a.weight.copy_(2**0.5 * torch.eye(6, 5))
@@ -47,7 +48,7 @@ def test_descent_makes_the_rows_orthogonal():
     parseval = Parseval(rate=1.0)
     patient = Patient(*MODELS["duelling"], steps=0)
     parseval.layers = tuple(patient.layers)
-    parseval.attach({"online": patient.network}, patient.generator)
+    parseval.attach({"online": patient.network}, Generators(0))
     for _ in range(400):
         _, gradients = gradients_of(patient, parseval)
         with torch.no_grad():
@@ -79,14 +80,14 @@ def test_frozen_layers_and_parts():
     patient.network.a.weight.requires_grad_(False)
     parseval = Parseval()
     parseval.layers = tuple(patient.layers)
-    parseval.attach({"online": patient.network}, patient.generator)
+    parseval.attach({"online": patient.network}, Generators(0))
     parseval.penalty(Forward(patient.network, patient.batch, {})).backward()
     assert patient.network.a.weight.grad is None and patient.network.b.weight.grad is not None
     patient.network.b.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="parseval: no hidden layer to act on"):
-        parseval.attach({"online": patient.network}, patient.generator)
+        parseval.attach({"online": patient.network}, Generators(0))
     with pytest.raises(ValueError, match="parseval: no hidden layer to act on with only = 'critic'"):
-        Parseval(only="critic").attach({"online": patient.network}, patient.generator)
+        Parseval(only="critic").attach({"online": patient.network}, Generators(0))
 
 
 def test_bad_parameters_are_refused():

@@ -65,7 +65,7 @@ def plain_name(name, home):
 @pytest.mark.parametrize("last", [None, 1, 3])
 def test_until_the_birth_the_run_is_the_run_without_it(kind, last):
     # the live network is drawn first, so that it starts as without; bit-identical through training and target syncs
-    agent, plain = driven(kind, PlasticityInjection(last=last, at_step=NEVER)), driven(kind)
+    agent, plain = driven(kind, PlasticityInjection(last=last, when=f"at step {NEVER}")), driven(kind)
     home = "dense" if kind == "c51 on images" else "layers"  # where a torso keeps its dense layers
     own = {plain_name(name, home): p for name, p in agent.network.named_parameters()}
     dense = dict(plain.network.named_parameters())
@@ -78,8 +78,8 @@ def test_until_the_birth_the_run_is_the_run_without_it(kind, last):
 @every_agent
 def test_a_and_b_are_one_fresh_draw_by_each_layers_own_law(kind):
     agent, other = (
-        agent_with(kind, PlasticityInjection(at_task_change=True)),
-        agent_with(kind, PlasticityInjection(at_gradient_step=NEVER), seed=1),
+        agent_with(kind, PlasticityInjection(when="at task changes")),
+        agent_with(kind, PlasticityInjection(when=f"at gradient step {NEVER}"), seed=1),
     )
     for injection, elsewhere in zip(injections(agent), injections(other), strict=True):
         for live, a, b, stranger in zip(
@@ -99,7 +99,7 @@ def test_a_and_b_are_one_fresh_draw_by_each_layers_own_law(kind):
 
 @every_agent
 def test_the_birth(kind):
-    agent = driven(kind, PlasticityInjection(at_task_change=True))
+    agent = driven(kind, PlasticityInjection(when="at task changes"))
     adam, world = agent.learner.optimization.adam, NoiseWorld(AGENTS[kind][1], 2, seed=7)
     assert not any(p.requires_grad for p in parts(agent, "a") + parts(agent, "b"))
     assert all(p.requires_grad for p in parts(agent, "live"))
@@ -134,7 +134,7 @@ def test_the_birth(kind):
 
 
 def test_gradients_reach_the_encoder_through_live_and_b_alike():
-    agent = agent_with("dqn", PlasticityInjection(at_task_change=True))
+    agent = agent_with("dqn", PlasticityInjection(when="at task changes"))
     agent.on_task_change()
     network, weight = agent.network, agent.network.torso.encoder.layers.dense1.weight
     for which in ("live", "a", "b"):
@@ -149,10 +149,10 @@ def test_gradients_reach_the_encoder_through_live_and_b_alike():
 
 @pytest.mark.parametrize(
     ("time", "expected"),
-    [({"at_gradient_step": 9}, 9), ({"at_step": 31}, 15), ({"at_step": 10}, 1), ({"at_step": NEVER}, None)],
+    [("at gradient step 9", 9), ("at step 31", 15), ("at step 10", 1), (f"at step {NEVER}", None)],
 )
 def test_the_birth_comes_at_its_time(time, expected):
-    agent, world = agent_with("dqn", PlasticityInjection(**time)), NoiseWorld(VECTOR, 2)
+    agent, world = agent_with("dqn", PlasticityInjection(when=time)), NoiseWorld(VECTOR, 2)
     found = None
     for _ in range(40):
         agent.observe(world.step(agent.act(world.observations)))
@@ -168,7 +168,7 @@ def test_the_birth_comes_at_its_time(time, expected):
 @every_agent
 @pytest.mark.parametrize("others", [[], [LayerNorm()]], ids=["", "layer norm"])
 def test_all_hidden_layers_are_known_captured_and_separable(kind, others):
-    agent = agent_with(kind, *others, PlasticityInjection(at_gradient_step=NEVER))
+    agent = agent_with(kind, *others, PlasticityInjection(when=f"at gradient step {NEVER}"))
     plain = agent_with(kind, *others, LayerNorm() if not others else NaP())
     layers = {layer.name: layer for layer in agent.learner.interventions.layers}
     assert all(layer.separable for layer in layers.values())
@@ -186,7 +186,9 @@ def test_what_is_injected():
     default = {
         kind: [
             name
-            for name, m in agent_with(kind, PlasticityInjection(at_gradient_step=NEVER)).network.named_modules()
+            for name, m in agent_with(
+                kind, PlasticityInjection(when=f"at gradient step {NEVER}")
+            ).network.named_modules()
             if isinstance(m, nn.Linear)
         ]
         for kind in AGENTS
@@ -205,12 +207,12 @@ def test_what_is_injected():
         "torso.live.dense2",
         "head.live",
     ]
-    heads = agent_with("ppo", PlasticityInjection(last=1, at_step=NEVER)).network
+    heads = agent_with("ppo", PlasticityInjection(last=1, when=f"at step {NEVER}")).network
     assert [name for name, m in heads.named_modules() if isinstance(m, Injection)] == ["policy_head", "value_head"]
-    actor = agent_with("ppo, two torsos", PlasticityInjection(only="actor", at_step=NEVER)).network
+    actor = agent_with("ppo, two torsos", PlasticityInjection(only="actor", when=f"at step {NEVER}")).network
     assert isinstance(actor.policy_head, InjectedHead) and isinstance(actor.value_head, nn.Linear)
     for kind in AGENTS:
-        network = agent_with(kind, PlasticityInjection(at_gradient_step=NEVER)).network
+        network = agent_with(kind, PlasticityInjection(when=f"at gradient step {NEVER}")).network
         for name, _ in network.named_parameters():
             if ".live." in name or ".a." in name or ".b." in name:
                 assert (network.part_of(name) == "encoder") == ("torso" in name and kind != "ppo, two torsos")
@@ -220,9 +222,9 @@ def test_what_is_injected():
     ("settings", "message"),
     [
         ({"last": 0}, "last = 0: must be >= 1"),
-        ({"at_step": 0}, "at_step = 0: must be >= 1"),
-        ({"at_gradient_step": 0}, "at_gradient_step = 0: must be >= 1"),
-        ({"at_step": 5, "at_task_change": True}, "at_step = 5: must be left out"),
+        ({"when": "at step 0"}, "when = 'at step 0': must be every N gradient steps"),
+        ({"when": "every 5 steps"}, "when = 'every 5 steps': must be at step N, at gradient step N or at task changes"),
+        ({"when": "at target syncs"}, "when = 'at target syncs': must be at step N, at gradient step N or at task ch"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
@@ -232,26 +234,26 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="last = 4: must be <= 3, the Linear layers there are"):
-        agent_with("dqn", PlasticityInjection(last=4, at_step=NEVER))
+        agent_with("dqn", PlasticityInjection(last=4, when=f"at step {NEVER}"))
     for config, part in ((DQNConfig(), "critic"), (PPOConfig(), "actor"), (PPOConfig(), "encoder")):
         with pytest.raises(ValueError, match=rf"only = '{part}': must be all: the torso is injected with every head"):
-            check_interventions([PlasticityInjection(only=part, at_step=NEVER)], config)
+            check_interventions([PlasticityInjection(only=part, when=f"at step {NEVER}")], config)
     for other in (Dropout(rate=0.5), BatchNorm()):
         with pytest.raises(
             ValueError, match=f"plasticity_injection and {other.name} cannot work together, but with last"
         ):
-            agent_with("dqn", other, PlasticityInjection(at_gradient_step=NEVER))
-        agent_with("dqn", other, PlasticityInjection(last=1, at_step=NEVER))
+            agent_with("dqn", other, PlasticityInjection(when=f"at gradient step {NEVER}"))
+        agent_with("dqn", other, PlasticityInjection(last=1, when=f"at step {NEVER}"))
     with pytest.raises(ValueError, match="cannot work together"):
-        check_interventions([PopArt(), PlasticityInjection(at_gradient_step=NEVER)], DQNConfig())
+        check_interventions([PopArt(), PlasticityInjection(when=f"at gradient step {NEVER}")], DQNConfig())
     with pytest.raises(ValueError, match="nothing was injected"):
-        operated("sb3 dqn", PlasticityInjection(at_gradient_step=NEVER))
+        operated("sb3 dqn", PlasticityInjection(when=f"at gradient step {NEVER}"))
 
 
 @every_agent
 def test_together_with_others(kind):
-    others = [LayerNorm(), Reset(every_gradient_steps=8, last=2), WeightClip(kappa=2.0), NaP()]
-    agent = driven(kind, *others, PlasticityInjection(at_gradient_step=10), ticks=30)
+    others = [LayerNorm(), Reset(when="every 8 gradient steps", last=2), WeightClip(kappa=2.0), NaP()]
+    agent = driven(kind, *others, PlasticityInjection(when="at gradient step 10"), ticks=30)
     assert agent.clock.gradient_steps > 20 and agent.learner.interventions.members[-1].born
     whats = {(who, what) for who, what, _ in agent.learner.interventions.surgeries()}
     assert whats >= {
@@ -268,7 +270,7 @@ def test_together_with_others(kind):
 
 
 def test_spectrally_normed_layers_go_with_theirs():
-    agent = agent_with("dqn", SpectralNorm(hidden_layers=2), PlasticityInjection(at_step=NEVER))
+    agent = agent_with("dqn", SpectralNorm(hidden_layers=2), PlasticityInjection(when=f"at step {NEVER}"))
     assert [name for name, _ in agent.network.torso.live.named_children()] == ["spectral2", "dense2", "activation2"]
     for part in ("live", "a", "b"):
         branch = getattr(agent.network.torso, part)
@@ -279,17 +281,17 @@ def test_spectrally_normed_layers_go_with_theirs():
     assert torch.equal(outputs(drive(agent, NoiseWorld(VECTOR, 2), 30)), outputs(plain))
 
 
-@pytest.mark.parametrize("time", [{"at_gradient_step": 5}, {"at_gradient_step": 8}, {"at_task_change": True}])
+@pytest.mark.parametrize("time", ["at gradient step 5", "at gradient step 8", "at task changes"])
 def test_a_restored_run_goes_on_alike(time):
-    assert continues_alike("dqn", lambda: [PlasticityInjection(**time)])
+    assert continues_alike("dqn", lambda: [PlasticityInjection(when=time)])
 
 
 def test_a_restored_run_freezes_what_was_frozen():
-    born = driven("dqn", PlasticityInjection(at_gradient_step=3))
-    other = agent_with("dqn", PlasticityInjection(at_gradient_step=3))
+    born = driven("dqn", PlasticityInjection(when="at gradient step 3"))
+    other = agent_with("dqn", PlasticityInjection(when="at gradient step 3"))
     for state, a_learns in (
         (born.state_dict(), True),
-        (agent_with("dqn", PlasticityInjection(at_gradient_step=NEVER)).state_dict(), False),
+        (agent_with("dqn", PlasticityInjection(when=f"at gradient step {NEVER}")).state_dict(), False),
     ):
         other.load_state_dict(state)
         assert all(p.requires_grad is a_learns for p in parts(other, "a"))
@@ -298,7 +300,9 @@ def test_a_restored_run_freezes_what_was_frozen():
 
 
 def test_without_a_time_for_the_birth_it_is_refused():
-    with pytest.raises(ValueError, match="plasticity_injection: give the time of the birth: at_task_change, at_grad"):
+    with pytest.raises(
+        ValueError, match=r"plasticity_injection\.when = None: must be given, the time of the birth: at"
+    ):
         check_interventions([PlasticityInjection()], DQNConfig())
-    with pytest.raises(ValueError, match="give the time of the birth"):
+    with pytest.raises(ValueError, match="when = None: must be given, the time of the birth"):
         operated("sb3 dqn", PlasticityInjection())

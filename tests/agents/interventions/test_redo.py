@@ -6,8 +6,9 @@ import torch
 from scipy import stats
 
 from agents import C51Config, DQNConfig, PPOConfig, build_agent
+from agents.clock import Clock
 from agents.config import NetworkConfig
-from agents.interventions import Forward, Intervention, LayerNorm, ReDo
+from agents.interventions import Intervention, LayerNorm, ReDo
 from agents.interventions.redo import scores
 from agents.randomness import Generators
 from plasticity_probes.units import activations
@@ -32,13 +33,13 @@ class Listener(Intervention):
 
 def patient_with(kind, **settings):
     """A network with ReDo, which samples the whole batch at every gradient step."""
-    redo, listener = ReDo(**{"period": 1, **settings}), Listener()
+    redo, listener = ReDo(**{"when": "every gradient step", **settings}), Listener()
     patient = Patient(*MODELS[kind], interventions=[redo, listener])
     patient.surgery._sample, patient.surgery._capture = (lambda n: patient.batch), captured_in
     redo.layers = tuple(patient.layers)
-    redo.attach({"online": patient.network}, torch.Generator())
+    redo.attach({"online": patient.network}, Generators(0))
     patient.redo, patient.listener = redo, listener
-    patient.recycle = lambda step=1: redo.after_step(patient.surgery, Forward(patient.network, patient.batch, {}), step)
+    patient.recycle = lambda: redo.intervene(patient.surgery, Clock())
     return patient
 
 
@@ -180,17 +181,12 @@ def test_new_incoming_weights_follow_the_layers_own_law(kind, bound):
     assert stats.kstest(torch.cat(drawn).double().numpy(), stats.uniform(-bound, 2 * bound).cdf).pvalue > 1e-3
 
 
-def test_only_gradient_steps_that_the_period_divides():
-    patient = patient_with("mlp", tau=0.5, period=5)
-    asked = []
+def test_it_looks_once_at_as_many_samples_as_it_is_told():
+    patient, asked = patient_with("mlp", tau=0.5), []
     patient.surgery._sample = lambda n: asked.append(n) or patient.batch
-    heard = []
-    for step in range(1, 17):
-        patient.listener.heard = {}
-        patient.recycle(step)
-        heard += [step] if patient.listener.heard else []
-    assert heard == [5, 10, 15]
-    assert asked == [256, 256, 256]
+    patient.recycle()
+    assert asked == [256] and patient.listener.heard
+    assert ReDo().timing == "every 1000 gradient steps"
 
 
 def test_frozen_layers_are_left_alone():
@@ -206,7 +202,7 @@ def test_frozen_layers_are_left_alone():
     [
         ({"tau": -0.1}, r"redo\.tau = -0\.1: must be >= 0"),
         ({"tau": float("nan")}, r"redo\.tau = nan: must be >= 0"),
-        ({"period": 0}, r"redo\.period = 0: must be >= 1"),
+        ({"when": "every 0 gradient steps"}, r"redo\.when = 'every 0 gradient steps': must be every N gradient steps"),
         ({"samples": 0}, r"redo\.samples = 0: must be >= 1"),
         ({"moments": "all"}, r"redo\.moments = 'all': must be zero, keep, mean or local"),
     ],
@@ -217,7 +213,8 @@ def test_bad_parameters_are_refused(settings, message):
 
 
 def test_the_papers_defaults():
-    assert ReDo().parameters() == {"tau": 0.1, "period": 1000, "samples": 256, "moments": "zero", "only": "all"}
+    usual = {"tau": 0.1, "when": "every 1000 gradient steps", "samples": 256, "moments": "zero", "only": "all"}
+    assert ReDo().parameters() == usual
 
 
 SMALL = NetworkConfig(width=16, depth=2)
@@ -242,7 +239,7 @@ def run(name, interventions, ticks=64):
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("beside", [(), (LayerNorm(),)], ids=["alone", "layer norm"])
 def test_it_works_in_agents(name, beside):
-    agent = run(name, [*beside, ReDo(tau=0.6, period=3, samples=16)])
+    agent = run(name, [*beside, ReDo(tau=0.6, when="every 3 gradient steps", samples=16)])
     done = agent.learner.interventions.surgeries()
     assert {what for _, what, _ in done} == {"replaced"}
     assert {where for *_, where in done} == {layer.name for layer in agent.learner.interventions.layers}
@@ -253,7 +250,7 @@ def test_it_works_in_agents(name, beside):
 @pytest.mark.parametrize("name", AGENTS)
 def test_where_there_are_fewer_observations_than_it_scores_some_come_more_than_once(name):
     """DQN's first gradient steps come with two dozen transitions; two environments' rollout of 32 has 64."""
-    agent = run(name, [ReDo(tau=0.6, period=3)], ticks=36)
+    agent = run(name, [ReDo(tau=0.6, when="every 3 gradient steps")], ticks=36)
     held = len(agent.replay) if "ppo" not in name else 64
     assert held < 256
     assert {len(post) for _, post in agent.learner.interventions.surgery.activations(256).values()} == {256}
@@ -267,5 +264,5 @@ def test_beyond_the_runs_end_it_changes_nothing(name):
 
 
 def test_one_part_alone():
-    agent = run("ppo, two torsos", [ReDo(tau=0.6, period=3, samples=16, only="actor")])
+    agent = run("ppo, two torsos", [ReDo(tau=0.6, when="every 3 gradient steps", samples=16, only="actor")])
     assert all(where.startswith("actor") for *_, where in agent.learner.interventions.surgeries())

@@ -6,14 +6,16 @@ import torch
 from scipy import stats
 from torch import nn
 
+from agents.clock import Clock
 from agents.interventions.layer_norm import LayerNorm
 from agents.interventions.nap import NaP
 from agents.interventions.plasticity_injection import PlasticityInjection
 from agents.interventions.reset import Reset
 from agents.interventions.weight_clip import WeightClip
+from agents.randomness import Generators
 from tests.agents.helpers import same_tree
 from tests.agents.interventions.models import MODELS, Patient, every_model, frozen, vectors
-from tests.agents.interventions.whole import agent_with, continues_alike, driven, operated, stepped
+from tests.agents.interventions.whole import agent_with, continues_alike, driven, operated
 
 LEVELS = {  # by model: the layers that are redrawn with last = 1, then those that 2 adds, ...; worked out by hand
     "mlp": ["c", "b", "a"],
@@ -64,10 +66,10 @@ def redrawn(patient, act):
 @every_model
 @pytest.mark.parametrize("last", [1, 2, 3, 9, 0])
 def test_the_last_layers_are_redrawn_with_their_norms_and_learn_on(kind, last):
-    intervention = Reset(last=last, at_task_change=True)
+    intervention = Reset(last=last, when="at task changes")
     patient = operated(kind, intervention)
     before, target = frozen(patient), frozen(patient, "target")
-    intervention.on_task_change(patient.surgery)
+    intervention.intervene(patient.surgery, Clock())
     chosen = {name for level in LEVELS[kind][: last or None] for name in level.split()}
     parameters = dict(patient.network.named_parameters())
     hit = {name for name in parameters if name.rpartition(".")[0] in chosen or (name == "log_std" and last == 0)}
@@ -91,74 +93,38 @@ def test_the_last_layers_are_redrawn_with_their_norms_and_learn_on(kind, last):
 
 def test_a_layer_is_as_far_from_the_outputs_as_the_longest_way():
     for last, expected in ((1, {"c"}), (2, {"c", "b"}), (3, {"c", "b", "a"})):
-        intervention = Reset(last=last, at_task_change=True)
+        intervention = Reset(last=last, when="at task changes")
         patient = Patient(ShortCut, vectors, interventions=[intervention])
         intervention.layers = tuple(patient.layers)
-        intervention.attach({"online": patient.network, "target": patient.target}, torch.Generator())
-        names = redrawn(patient, lambda i=intervention, p=patient: i.on_task_change(p.surgery))
+        intervention.attach({"online": patient.network, "target": patient.target}, Generators(0))
+        names = redrawn(patient, lambda i=intervention, p=patient: i.intervene(p.surgery, Clock()))
         assert {name.split(".")[0] for name in names} == expected
 
 
 def test_the_statistics_of_a_batch_norm_start_anew():
-    intervention = Reset(last=2, at_task_change=True)
+    intervention = Reset(last=2, when="at task changes")
     patient = operated("conv with norms", intervention)
     patient.network.nb.running_mean.fill_(3.0)
-    intervention.on_task_change(patient.surgery)
+    intervention.intervene(patient.surgery, Clock())
     assert not patient.network.nb.running_mean.any() and patient.network.nb.running_var.eq(1).all()
 
 
 def test_new_values_follow_the_layers_own_law():
-    intervention = Reset(at_task_change=True)
+    intervention = Reset(when="at task changes")
     patient = operated("mlp", intervention)
     draws = []
     for _ in range(60):
-        intervention.on_task_change(patient.surgery)
+        intervention.intervene(patient.surgery, Clock())
         draws.append(torch.cat([patient.network.c.weight.flatten(), patient.network.c.bias]).detach().double())
     bound = 7**-0.5
     assert stats.kstest(torch.cat(draws).numpy(), stats.uniform(-bound, 2 * bound).cdf).pvalue > 1e-3
 
 
-def resets(intervention, times):
-    """At which of the (gradient step, steps) the patient's head is redrawn."""
-    patient = operated("mlp", intervention)
-    found = []
-    for gradient_step, steps in times:
-        patient.surgery.clock.steps = steps
-        if redrawn(patient, lambda step=gradient_step: stepped(patient, intervention, step)):
-            found.append((gradient_step, steps))
-    return found
-
-
-def test_once_at_the_first_gradient_step_at_or_beyond_each_multiple():
-    # PPO: many gradient steps at one count of steps; 8 environments: steps jump over multiples, even over two
-    times = [(1, 8), (2, 8), (3, 16), (4, 16), (5, 24), (6, 45), (7, 45), (8, 50), (9, 50)]
-    assert resets(Reset(every_steps=10), times) == [(3, 16), (5, 24), (6, 45), (8, 50)]
-    assert resets(Reset(every_steps=16), times) == [(3, 16), (6, 45), (8, 50)]
-    assert resets(Reset(every_gradient_steps=4), times) == [(4, 16), (8, 50)]
-    assert resets(Reset(), [(1, 19_999), (2, 20_000), (3, 20_001), (4, 40_000)]) == [(2, 20_000), (4, 40_000)]
-    assert resets(Reset(at_task_change=True), [(1, 10**6)]) == []
-    intervention = Reset(every_steps=10)
-    patient = operated("mlp", intervention)
-    assert not redrawn(patient, lambda: intervention.on_task_change(patient.surgery))
-
-
-def test_what_passed_before_learning_began_is_no_reason_for_a_reset():
-    assert resets(Reset(every_steps=20), [(1, 42), (2, 59), (3, 60)]) == [(3, 60)]
-    assert resets(Reset(every_steps=20_000), [(1, 20_004), (2, 40_000)]) == [(2, 40_000)]
-
-
-def test_what_was_reached_is_remembered():
-    first, second = Reset(every_steps=10), Reset(every_steps=10)
-    assert resets(first, [(1, 5), (2, 25)]) == [(2, 25)]
-    second.load_state_dict(first.state_dict())
-    assert resets(second, [(2, 29), (3, 30)]) == [(3, 30)]
-
-
 def test_the_target_keeps_its_own_where_asked():
-    intervention = Reset(at_task_change=True, target=False)
+    intervention = Reset(when="at task changes", target=False)
     patient = operated("mlp", intervention)
     before = frozen(patient, "target")
-    intervention.on_task_change(patient.surgery)
+    intervention.intervene(patient.surgery, Clock())
     assert all((array == before[key]).all() for key, array in frozen(patient, "target").items())
 
 
@@ -171,24 +137,24 @@ def test_the_target_keeps_its_own_where_asked():
     ],
 )
 def test_it_keeps_to_its_part(part, last, names):
-    intervention = Reset(only=part, last=last, at_task_change=True)
+    intervention = Reset(only=part, last=last, when="at task changes")
     patient = operated("actor, critic", intervention)
-    hit = redrawn(patient, lambda: intervention.on_task_change(patient.surgery))
+    hit = redrawn(patient, lambda: intervention.intervene(patient.surgery, Clock()))
     assert {name.rpartition(".")[0] for name in hit} == names  # "": log_std
 
 
 def test_an_encoder_is_counted_from_the_outputs_as_well():
-    agent = agent_with("dqn", Reset(only="encoder", last=2, at_task_change=True))
+    agent = agent_with("dqn", Reset(only="encoder", last=2, when="at task changes"))
     before = {name: p.detach().clone() for name, p in agent.network.named_parameters()}
     agent.on_task_change()
     hit = {name for name, p in agent.network.named_parameters() if not torch.equal(p, before[name])}
     assert hit == {"torso.layers.dense2.weight", "torso.layers.dense2.bias"}
     with pytest.raises(ValueError, match="nothing to reset in only = 'encoder' with last = 1"):
-        agent_with("dqn", Reset(only="encoder", at_task_change=True))
+        agent_with("dqn", Reset(only="encoder", when="at task changes"))
 
 
 def test_what_is_frozen_stays():
-    agent = agent_with("dqn", PlasticityInjection(at_task_change=True), Reset(last=2, at_task_change=True))
+    agent = agent_with("dqn", PlasticityInjection(when="at task changes"), Reset(last=2, when="at task changes"))
     before = {name: p.detach().clone() for name, p in agent.network.named_parameters()}
     agent.on_task_change()  # the birth, then the reset: a learns now, live and b do not
     hit = {name.rpartition(".")[0] for name, p in agent.network.named_parameters() if not torch.equal(p, before[name])}
@@ -215,21 +181,19 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize(("build", "last", "what"), [(Table, 0, "'table'"), (Recurrent, 2, "'memory'")])
 def test_an_unknown_law_is_refused_at_once(build, last, what):
-    intervention = Reset(last=last, at_task_change=True)
+    intervention = Reset(last=last, when="at task changes")
     patient = Patient(build, vectors)
     intervention.layers = tuple(patient.layers)
     with pytest.raises(ValueError, match=f"reset: the law of {what}.* is not known"):
-        intervention.attach({"online": patient.network}, torch.Generator())
+        intervention.attach({"online": patient.network}, Generators(0))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"last": -1}, "last = -1: must be >= 0"),
-        ({"every_steps": 0}, "every_steps = 0: must be >= 1"),
-        ({"every_gradient_steps": -3}, "every_gradient_steps = -3: must be >= 1"),
-        ({"every_steps": 5, "at_task_change": True}, "every_steps = 5: must be left out"),
-        ({"every_steps": 5, "every_gradient_steps": 5}, "every_gradient_steps = 5: must be left out"),
+        ({"when": "every 0 steps"}, "when = 'every 0 steps': must be every N gradient steps"),
+        ({"when": 20_000}, "when = 20000: must be every N gradient steps"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
@@ -240,7 +204,7 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 @pytest.mark.parametrize("kind", ["dqn", "c51 on images", "ppo", "ppo, two torsos"])
 @pytest.mark.parametrize("last", [1, 0])
 def test_through_the_agents(kind, last):
-    agent = driven(kind, LayerNorm(), NaP(), Reset(last=last, every_gradient_steps=10), WeightClip())
+    agent = driven(kind, LayerNorm(), NaP(), Reset(last=last, when="every 10 gradient steps"), WeightClip())
     steps, done = agent.clock.gradient_steps, agent.learner.interventions.surgeries()
     counts = [count for (who, what, _), count in done.items() if (who, what) == ("reset", "reset")]
     assert steps > 20 and set(counts) == {steps // 10}
@@ -251,13 +215,13 @@ def test_through_the_agents(kind, last):
 
 
 def test_a_reset_that_never_comes_changes_nothing():
-    never = driven("dqn", Reset(every_steps=10**9))
+    never = driven("dqn", Reset(when="every 1e9 steps"))
     assert same_tree(never.network.state_dict(), driven("dqn").network.state_dict())
 
 
-@pytest.mark.parametrize("time", [{"every_gradient_steps": 3}, {"every_steps": 6}, {"at_task_change": True}])
+@pytest.mark.parametrize("time", ["every 3 gradient steps", "every 6 steps", "at task changes"])
 def test_a_restored_run_goes_on_alike(time):
-    assert continues_alike("dqn", lambda: [Reset(last=2, **time)])
+    assert continues_alike("dqn", lambda: [Reset(last=2, when=time)])
 
 
 def test_models_and_levels_agree():

@@ -31,6 +31,8 @@ from tests.agents.interventions.sb3_models import (
     MODELS,
     NORMED,
     TWO,
+    AtSyncs,
+    AtTasks,
     Each,
     Heard,
     Listener,
@@ -43,7 +45,7 @@ from tests.agents.interventions.sb3_models import (
     worlds,
 )
 
-IDLE = [ReDo(period=10**9), CBP(replacement_rate=0.0), WeightDecay(rate=0.0), PFO(coefficient=0.0)]
+IDLE = [ReDo(when="every 1e9 gradient steps"), CBP(replacement_rate=0.0), WeightDecay(rate=0.0), PFO(coefficient=0.0)]
 
 
 @pytest.mark.filterwarnings("ignore:.*never acted")
@@ -59,8 +61,9 @@ def test_several_work_together_in_every_model(name, monkeypatch):
     told, note = set(), Surgery.note
     monkeypatch.setattr(Surgery, "note", lambda self, *given: told.add((self.acting, given[0])) or note(self, *given))
     chosen = [
-        *(ReDo(period=3, tau=0.5), CBP(maturity=2, replacement_rate=0.2), InFeR(), PFO(), L2Init(), WeightDecay()),
-        *(ShrinkAndPerturb(form="juliani", when="every_step"), Reset(every_gradient_steps=7)),
+        *(ReDo(when="every 3 gradient steps", tau=0.5), CBP(maturity=2, replacement_rate=0.2), InFeR(), PFO()),
+        *(L2Init(), WeightDecay()),
+        *(ShrinkAndPerturb(form="juliani", when="every gradient step"), Reset(when="every 7 gradient steps")),
     ]
     heard = Heard()
     model, callback = learnt(MODELS[name](), [*chosen, Listener(heard=heard)])
@@ -78,7 +81,7 @@ def test_gradient_steps_are_counted_not_environment_steps():
     assert [step for _, step, _ in steps] == list(range(1, len(steps) + 1))
     assert [at for *_, at in steps] == [at for at in (48, 56, 64, 72, 80) for _ in range(3)]
     heard = Heard()
-    learnt(ppo(), [Listener(heard=heard)], steps=40)
+    learnt(ppo(), [Listener(heard=heard), AtSyncs(heard=heard)], steps=40)
     assert heard.steps() == list(range(1, 13))
     assert heard.events[0] == "sync"  # an update phase begins
 
@@ -95,7 +98,7 @@ def test_forward_passes_of_others_are_none_of_the_updates(name):
         assert not any(module.training for module in network.modules())  # eval mode, as everywhere
 
     model, heard = MODELS[name](), Heard(penalty=hear, step=hear, sync=hear)
-    model.learn(80, callback=[InterventionCallback([Listener(heard=heard)]), Each(look)])
+    model.learn(80, callback=[InterventionCallback([Listener(heard=heard), AtSyncs(heard=heard)]), Each(look)])
     counts = [sum(event == "penalty" for event in heard.events), len(heard.steps())]
     assert counts == ([20, 20] if name == "dqn" else [24, 24])
     assert getattr(model, "q_net", model.policy).training  # as SB3's updates leave it
@@ -168,12 +171,11 @@ def test_target_syncs_are_heard_before_the_next_gradient_step(envs, tau):
         if tau == 1:
             assert same(model.q_net.state_dict(), model.q_net_target.state_dict())
 
-    heard = Heard(sync=hear)
-    learnt(model, [Listener(heard=heard)])
+    learnt(model, [AtSyncs(heard=Heard(sync=hear))])
     assert online == list(range(6 // envs, 80 // envs + 1, 6 // envs))  # each of them, at once
     model = ppo()
     heard = Heard()
-    learnt(model, [Listener(heard=heard)])
+    learnt(model, [Listener(heard=heard), AtSyncs(heard=heard)])
     assert [event for event in heard.events if event in ("sync", ("step", 12, 40), ("step", 24, 80))] == [
         *("sync", ("step", 12, 40), "sync", ("step", 24, 80))
     ]
@@ -182,8 +184,8 @@ def test_target_syncs_are_heard_before_the_next_gradient_step(envs, tau):
 def test_task_changes():
     for envs, model in ((1, dqn({"task_steps": 25})), (2, ppo({"task_steps": 15}, envs=2))):
         heard, at = Heard(), []
-        heard.do["task"] = lambda listener, surgery, at=at: at.append(surgery.clock.steps)
-        _, callback = learnt(model, [Listener(heard=heard)])
+        heard.do["task"] = lambda listener, clock, at=at: at.append(clock.steps)
+        _, callback = learnt(model, [AtTasks(heard=heard)])
         assert at == [25, 50, 75] if envs == 1 else at == [30, 60]
         callback.on_task_change()  # between two calls of learn, as well
         assert len(at) == (4 if envs == 1 else 3)
@@ -193,7 +195,7 @@ def test_task_changes():
 
 def test_a_task_changes_when_the_last_environment_has_entered_it():
     heard = Heard()
-    callback = InterventionCallback([Listener(heard=heard)])
+    callback = InterventionCallback([AtTasks(heard=heard)])
     start(callback, dqn())
     for tasks in ([0, 0], [0, 1], [1, 1], [1, 1], [2, 1], [1, 1], [3, 2], [None, 5]):
         callback.locals = {"infos": [{} if task is None else {"task_index": task} for task in tasks]}
@@ -222,7 +224,7 @@ def test_samples_come_from_the_latest_complete_rollout():
         drawn.append((surgery.sample(400), model.rollout_buffer.generator_ready))
 
     heard = Heard(sync=hear, step=hear)
-    _, callback = learnt(model, [Listener(heard=heard)], steps=40)
+    _, callback = learnt(model, [Listener(heard=heard), AtSyncs(heard=heard)], steps=40)
     assert [ready for _, ready in drawn] == [False] + [True] * 12
     rows = {row.tobytes() for row in model.rollout_buffer.observations.reshape(-1, 4)}
     assert len(rows) == 40
@@ -254,7 +256,7 @@ def test_an_unknown_nonlinearity_is_refused_only_if_somebody_looks():
     with pytest.raises(ValueError, match=r"layer 'q_net.0': its values are not those of silu"):
         learnt(dqn(**odd), [PFO()])
     with pytest.raises(ValueError, match=r"layer 'q_net.0': its values are not those of silu"):
-        learnt(dqn(**odd), [ReDo(period=1)])
+        learnt(dqn(**odd), [ReDo(when="every 1 gradient steps")])
 
 
 @pytest.mark.parametrize(
@@ -286,7 +288,7 @@ def test_refusals(make, chosen, message):
 
 
 def test_who_never_acted_is_told_at_the_end():
-    idle = [ReDo(period=10**9), Reset(at_task_change=True), WeightClip()]
+    idle = [ReDo(when="every 1e9 gradient steps"), Reset(when="at task changes"), WeightClip()]
     with pytest.warns(UserWarning, match="in 20 gradient steps") as told:
         learnt(dqn(), idle)
     sentences = [str(warning.message) for warning in told if "gradient steps" in str(warning.message)]

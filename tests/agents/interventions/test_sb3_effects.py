@@ -136,21 +136,22 @@ def test_redo_replaces_dormant_units_with_their_moments(name):
     class Before(Listener):
         name = "before"
 
-    chosen = [Before(heard=Heard(step=silence)), ReDo(tau=0.0, period=5), Listener(heard=Heard(step=look))]
+    redo = ReDo(tau=0.0, when="every 5 gradient steps")
+    chosen = [Before(heard=Heard(step=silence)), redo, Listener(heard=Heard(step=look))]
     _, callback = learnt(model, chosen, steps=60 if name == "dqn" else 40)
     replaced = callback.lifecycle.surgery.replaced["q_net.0" if name == "dqn" else "mlp_extractor.value_net.0"]
     assert int(replaced) >= 2
 
 
 def test_new_rows_follow_the_law_that_sb3_initialised_ppo_with():
-    reset = Reset(last=0, every_gradient_steps=24)
+    reset = Reset(last=0, when="every 24 gradient steps")
     model, _ = learnt(ppo(policy_kwargs={"net_arch": [4, 6]}), [reset])
     square = model.policy.mlp_extractor.policy_net[0].weight.double()  # 4 x 4
     torch.testing.assert_close(square @ square.T, 2 * torch.eye(4, dtype=torch.float64), atol=1e-5, rtol=0)
     assert model.policy.action_net.weight.norm(dim=1).allclose(torch.tensor(0.01))
     assert (model.policy.action_net.bias == 0).all()
     plain, _ = learnt(
-        ppo(policy_kwargs={"net_arch": [4, 6], "ortho_init": False}), [Reset(last=0, every_gradient_steps=24)]
+        ppo(policy_kwargs={"net_arch": [4, 6], "ortho_init": False}), [Reset(last=0, when="every 24 gradient steps")]
     )
     assert (plain.policy.mlp_extractor.policy_net[0].bias != 0).any()
 
@@ -188,7 +189,7 @@ def test_reset_parameters_train_on_and_the_target_gets_them():
         head, target = model.q_net.q_net[4], model.q_net_target.q_net[4]
         seen.append((torch.equal(head.weight, target.weight), head.weight.clone(), adam_of(model, head.weight)["step"]))
 
-    learnt(model, [Reset(every_gradient_steps=6), Listener(heard=Heard(step=hear))])
+    learnt(model, [Reset(when="every 6 gradient steps"), Listener(heard=Heard(step=hear))])
     equal, weights, adam_steps = zip(*seen, strict=True)
     assert [step for step, one in enumerate(equal, 1) if one] == list(range(6, len(seen) + 1, 6))
     assert all(not torch.equal(*pair) for pair in itertools.pairwise(weights))
@@ -296,7 +297,7 @@ def test_nap_works_where_there_are_norms():
         weights = [getattr(model, "q_net", model.policy).features_extractor.layers[n].weight for n in (0, 3)]
         norms = [weight.norm().item() for weight in weights]
         before = [weight.clone() for weight in weights]
-        learnt(model, [ReDo(period=4), PFO(), NaP()])
+        learnt(model, [ReDo(when="every 4 gradient steps"), PFO(), NaP()])
         assert [weight.norm().item() for weight in weights] == pytest.approx(norms, rel=1e-5)
         assert not any(torch.equal(*pair) for pair in zip(weights, before, strict=True))
     with pytest.raises(ValueError, match=r"nap: 'q_net.0' has no norm before its nonlinearity"):

@@ -21,7 +21,19 @@ from agents.interventions import CBP, L2, InFeR, L2Init, ReDo
 from agents.interventions.sb3 import InterventionCallback
 from plasticity_probes.sb3 import PlasticityCallback
 from plasticity_probes.sb3.hooks import _holding, holding, let_go
-from tests.agents.interventions.sb3_models import Each, Heard, Listener, dqn, ppo, same, start, whole_state, worlds
+from tests.agents.interventions.sb3_models import (
+    AtSyncs,
+    AtTasks,
+    Each,
+    Heard,
+    Listener,
+    dqn,
+    ppo,
+    same,
+    start,
+    whole_state,
+    worlds,
+)
 
 KINDS = {"dqn": dqn, "ppo": ppo}
 pytestmark = pytest.mark.filterwarnings("ignore:.*never acted")
@@ -217,7 +229,8 @@ def test_an_end_within_an_intervention(kind, error, event):
     model = KINDS[kind]({"task_steps": 20})
     model.set_logger(configure(None, []))
     before = traces(model)
-    chosen = [ReDo(period=2, tau=0.9, samples=16), InFeR(), L2(rate=1e-3), Listener(heard=heard)]
+    chosen = [ReDo(when="every 2 gradient steps", tau=0.9, samples=16), InFeR(), L2(rate=1e-3), Listener(heard=heard)]
+    chosen += [AtSyncs(heard=heard), AtTasks(heard=heard)]
     callback = InterventionCallback(chosen)
     with pytest.raises(error, match="the end"):
         model.learn(120, callback=callback)
@@ -233,12 +246,12 @@ def test_an_end_within_an_intervention(kind, error, event):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_next_learn_begins_anew(kind, following):
     heard, other = Heard(), Heard()
-    callback = InterventionCallback([ReDo(period=3, tau=0.5), InFeR(), Listener(heard=heard)])
+    callback = InterventionCallback([ReDo(when="every 3 gradient steps", tau=0.5), InFeR(), Listener(heard=heard)])
     model, _ = interrupted(kind, "at a step, after", KeyboardInterrupt, [callback])
     done = callback.clock.gradient_steps
     assert heard.steps() == list(range(1, done + 1)) and done > 0
     heard.events.clear()
-    new = InterventionCallback([ReDo(period=3, tau=0.5), InFeR(), Listener(heard=other)])
+    new = InterventionCallback([ReDo(when="every 3 gradient steps", tau=0.5), InFeR(), Listener(heard=other)])
     model.learn(80, callback={"the same": callback, "another": new, "none": None}[following])
     steps = {"the same": heard, "another": other}
     assert not heard.events or following == "the same"
@@ -377,7 +390,7 @@ def test_probes_beside_interventions_in_both_orders(kind, probes_first):
     states = []
     for probed in (True, False):
         model, probes = KINDS[kind](), PlasticityCallback(20, samples=16)
-        callback = InterventionCallback([ReDo(period=3, tau=0.5, samples=16), InFeR(), L2Init()])
+        callback = InterventionCallback([ReDo(when="every 3 gradient steps", tau=0.5, samples=16), InFeR(), L2Init()])
         order = [probes, callback] if probes_first else [callback, probes]
         model.observation_space.seed(9)
         model.learn(80, callback=order if probed else callback)

@@ -18,8 +18,14 @@ from tests.agents.interventions.sb3_models import Each, Heard, Listener, dqn, pp
 
 DOCS = Path(__file__).parents[3] / "docs"
 MANY = [
-    *(InFeR(), ReDo(period=4, tau=0.3), CBP(maturity=2, replacement_rate=0.1), L2Init(), WeightDecay()),
-    *(AdamBetas(), Reset(every_gradient_steps=9)),
+    *(
+        InFeR(),
+        ReDo(when="every 4 gradient steps", tau=0.3),
+        CBP(maturity=2, replacement_rate=0.1),
+        L2Init(),
+        WeightDecay(),
+    ),
+    *(AdamBetas(), Reset(when="every 9 gradient steps")),
 ]
 KINDS = {"dqn": (dqn, DQN), "ppo": (ppo, PPO)}
 

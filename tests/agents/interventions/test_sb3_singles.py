@@ -23,7 +23,7 @@ from agents.interventions.lifecycle import Lifecycle
 from agents.interventions.surgery import Surgery
 from agents.interventions.weight_clip import initial_bounds
 from plasticity_probes.units import CONVOLUTIONS
-from tests.agents.interventions.sb3_models import MODELS, Heard, Listener, learnt
+from tests.agents.interventions.sb3_models import MODELS, AtSyncs, Heard, Listener, learnt
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -152,7 +152,7 @@ def test_adams_state_is_forgotten_at_each_sync(name):
         states = [surgery.optimizer.state[p] for group in surgery.optimizer.param_groups for p in group["params"]]
         forgotten.append([key for state in states for key, value in state.items() if value.count_nonzero()])
 
-    model, callback = learnt(MODELS[name](), [OptimizerReset(), Listener(heard=Heard(sync=hear))], steps=120)
+    model, callback = learnt(MODELS[name](), [OptimizerReset(), AtSyncs(heard=Heard(sync=hear))], steps=120)
     assert len(forgotten) >= 2
     assert not any(forgotten)
     states = [callback.lifecycle.surgery.optimizer.state[p] for p in model.policy.optimizer.param_groups[0]["params"]]
@@ -163,10 +163,10 @@ def test_adams_state_is_forgotten_at_each_sync(name):
 @pytest.mark.parametrize(
     ("intervention", "what"),
     [
-        (ReDo(period=3, tau=0.5, samples=64), "replaced"),
+        (ReDo(when="every 3 gradient steps", tau=0.5, samples=64), "replaced"),
         (CBP(maturity=2, replacement_rate=0.2), "replaced"),
-        (ShrinkAndPerturb(form="juliani", when="every_step"), "projected"),
-        (Reset(every_gradient_steps=7), "reset"),
+        (ShrinkAndPerturb(form="juliani", when="every gradient step"), "projected"),
+        (Reset(when="every 7 gradient steps"), "reset"),
         (WeightClip(kappa=1.0), "projected"),
         (OptimizerReset(), "forgotten"),
     ],

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from agents import DQNConfig
+from agents.clock import Clock
 from agents.interventions.l2 import L2
 from agents.interventions.layer_norm import LayerNorm
 from agents.interventions.lifecycle import check_interventions
@@ -13,13 +14,13 @@ from agents.interventions.nap import NaP
 from agents.interventions.shrink_perturb import ShrinkAndPerturb
 from tests.agents.helpers import same_tree
 from tests.agents.interventions.models import every_model, frozen
-from tests.agents.interventions.whole import agent_with, continues_alike, driven, operated, stepped
+from tests.agents.interventions.whole import agent_with, continues_alike, driven, operated
 
 FORMS = {
     "ash": {},
     "ash, gaussian": {"form": "ash", "noise": "gaussian", "perturb": 0.3, "shrink": 0.6},
     "juliani": {"form": "juliani"},
-    "juliani, softly": {"form": "juliani", "when": "every_step"},
+    "juliani, softly": {"form": "juliani", "when": "every gradient step"},
     "dohare": {"form": "dohare", "perturb": 0.2},
 }
 FACTORS = {  # shrink, noise: as the papers have them, or as set above
@@ -33,7 +34,7 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def act(patient, intervention):
-    stepped(patient, intervention) if intervention.now == "every_step" else intervention.on_task_change(patient.surgery)
+    intervention.intervene(patient.surgery, Clock())
 
 
 @every_model
@@ -93,26 +94,21 @@ def test_fresh_norms_have_gain_one_and_a_fresh_log_std_its_start():
     intervention = ShrinkAndPerturb(form="juliani")
     patient = operated("layer norm", intervention)
     gain, bias = patient.network.na.weight.detach().clone(), patient.network.na.bias.detach().clone()
-    intervention.on_task_change(patient.surgery)
+    intervention.intervene(patient.surgery, Clock())
     torch.testing.assert_close(patient.network.na.weight.detach(), 0.5 * gain + 0.5)
     torch.testing.assert_close(patient.network.na.bias.detach(), 0.5 * bias)
     patient = operated("actor, critic", intervention)
     log_std = patient.network.log_std.detach().clone()
     assert log_std.any()
-    intervention.on_task_change(patient.surgery)
+    intervention.intervene(patient.surgery, Clock())
     torch.testing.assert_close(patient.network.log_std.detach(), 0.5 * log_std)
 
 
-def test_each_form_acts_at_its_time_alone():
-    for form, settings in FORMS.items():
-        intervention = ShrinkAndPerturb(**settings)
-        patient = operated("mlp", intervention)
-        before = frozen(patient)
-        if intervention.now == "every_step":
-            intervention.on_task_change(patient.surgery)
-        else:
-            stepped(patient, intervention)
-        assert all((array == before[key]).all() for key, array in frozen(patient).items()), form
+def test_the_time_of_each_form():
+    times = {form: str(ShrinkAndPerturb(**settings).timing) for form, settings in FORMS.items()}
+    soft = "every gradient step"
+    assert times == dict.fromkeys(FORMS, "at task changes") | {"juliani, softly": soft, "dohare": soft}
+    assert ShrinkAndPerturb(when="every-1e3-steps").timing == "every 1000 steps"
 
 
 def test_dohare_decays_every_parameter_inside_adam_and_spares_log_std_the_noise():
@@ -135,7 +131,7 @@ def test_it_keeps_to_its_part_and_skips_what_is_frozen():
     patient = operated("actor, critic", intervention)
     patient.network.value_head.bias.requires_grad_(False)
     before = frozen(patient)
-    intervention.on_task_change(patient.surgery)
+    intervention.intervene(patient.surgery, Clock())
     for (name, key), array in frozen(patient).items():
         touched = patient.network.part_of(name) == "critic" and key == "value" and name != "value_head.bias"
         assert touched == (array != before[name, key]).any(), name
@@ -145,8 +141,11 @@ def test_it_keeps_to_its_part_and_skips_what_is_frozen():
     ("settings", "message"),
     [
         ({"form": "ours"}, "form = 'ours'"),
-        ({"when": "every_step"}, "when = 'every_step': must be task_change"),
-        ({"form": "dohare", "when": "task_change"}, "when = 'task_change': must be every_step"),
+        (
+            {"when": "every gradient step"},
+            "when = 'every gradient step': must be rarer than every gradient step",
+        ),
+        ({"form": "dohare", "when": "at task changes"}, "when = 'at task changes': must be 'every gradient step', or"),
         ({"form": "dohare", "shrink": 0.5}, "shrink = 0.5: must be left out with 'dohare'"),
         ({"form": "juliani", "weight_decay": 0.1}, "weight_decay = 0.1: must be left out"),
         ({"form": "juliani", "noise": "gaussian"}, "noise = 'gaussian'"),
@@ -174,7 +173,7 @@ def test_a_part_without_parameters_is_refused():
 
 @pytest.mark.parametrize("kind", ["dqn", "c51 on images", "ppo", "ppo, two torsos"])
 def test_through_the_agents(kind):
-    agent = driven(kind, LayerNorm(), NaP(), ShrinkAndPerturb(form="juliani", when="every_step"))
+    agent = driven(kind, LayerNorm(), NaP(), ShrinkAndPerturb(form="juliani", when="every gradient step"))
     assert agent.clock.gradient_steps > 20
     done = agent.learner.interventions.surgeries()
     steps = agent.clock.gradient_steps
@@ -189,7 +188,7 @@ def test_through_the_agents(kind):
 
 
 def test_shrinking_by_nothing_changes_nothing():
-    nothing = driven("dqn", ShrinkAndPerturb(form="juliani", when="every_step", shrink=1.0, perturb=0.0))
+    nothing = driven("dqn", ShrinkAndPerturb(form="juliani", when="every gradient step", shrink=1.0, perturb=0.0))
     assert same_tree(nothing.network.state_dict(), driven("dqn").network.state_dict())
 
 

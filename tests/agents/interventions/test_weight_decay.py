@@ -57,11 +57,9 @@ def goes_on_after_a_restart(name, *interventions):
     second, other_world = make(name, *interventions, seed=1), copy.deepcopy(world)
     second.load_state_dict(snapshot(first))
     restored = same_tree(snapshot(second), snapshot(first))
+    second.generators.load_state_dict(first.generators.state_dict())
     if hasattr(first, "replay"):
-        second.replay, second.exploration = copy.deepcopy(first.replay), copy.deepcopy(first.exploration)
-    else:
-        for generator in ("exploration", "shuffle"):
-            getattr(second, generator).set_state(getattr(first, generator).get_state())
+        second.replay = copy.deepcopy(first.replay)
     drive(first, world, 20)
     drive(second, other_world, 20)
     assert first.clock.gradient_steps > 30
@@ -127,7 +125,7 @@ def test_norms_decay_where_they_are_included():
     network = torch.nn.ModuleDict({"dense": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
     for include, expected in ((), {"dense.weight"}), (("norm",), {"dense.weight", "norm.weight", "norm.bias"}):
         decay = WeightDecay(include=include)
-        decay.attach({"online": network}, torch.Generator())
+        decay.attach({"online": network}, Generators(0))
         groups = [{"params": [p], "name": n, "role": roles(network)[n]} for n, p in network.named_parameters()]
         assert {g["name"] for g in decay.parameter_groups(groups) if "weight_decay" in g} == expected
 
@@ -165,11 +163,11 @@ def test_nothing_to_decay_is_an_error():
     network = torch.nn.Linear(2, 2)
     network.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="weight_decay: no parameter to act on"):
-        WeightDecay().attach({"online": network}, torch.Generator())
+        WeightDecay().attach({"online": network}, Generators(0))
 
 
 def test_what_is_frozen_now_and_learns_later_decays_then():
-    agent = make("dqn", PlasticityInjection(at_gradient_step=3), WeightDecay(rate=0.1))
+    agent = make("dqn", PlasticityInjection(when="at gradient step 3"), WeightDecay(rate=0.1))
     groups = agent.learner.optimization.adam.param_groups
     decays = {id(p): group["weight_decay"] == 0.1 for group in groups for p in group["params"]}
     weights = {name: p for name, p in agent.network.named_parameters() if name.endswith("weight")}

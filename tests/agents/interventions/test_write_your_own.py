@@ -35,7 +35,7 @@ def test_the_page_is_under_forty_lines():
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_it_does_what_it_says(l1, kind):
-    agent = build(CONFIGS[kind], interventions=[l1(rate=0.01, threshold=0.05, period=4)])
+    agent = build(CONFIGS[kind], interventions=[l1(rate=0.01, threshold=0.05, when="every 4 gradient steps")])
     hidden = [weight for name, weight in agent.network.named_parameters() if "dense" in name and weight.ndim == 2]
     assert len(hidden) == 2
     sizes, pruned = [], []
@@ -75,11 +75,13 @@ def test_one_file_makes_the_flags_the_help_and_the_log(tmp_path):
         arguments = [sys.executable, "train.py", "dqn", "--env", "CartPole-v1", "--interventions", *flags]
         return subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
 
-    trained = run("layer_norm", "l1", "--l1.period", "50", "--steps", "1300", "--probes", "none")
+    trained = run(
+        "layer_norm", "l1", "--l1.when", "every", "50", "gradient", "steps", "--steps", "1300", "--probes", "none"
+    )
     assert trained.returncode == 0, trained.stderr
-    assert "interventions: layer_norm, l1 (period 50)" in trained.stdout
+    assert "interventions: layer_norm, l1 (every 50 gradient steps)" in trained.stdout
     assert "in all: l1 moved tensors" in trained.stdout
-    assert "Gradient steps between two prunings" in " ".join(run("l1", "--help").stdout.split())
+    assert "Of the prunings. WHEN: every N gradient steps" in " ".join(run("l1", "--help").stdout.split())
     refused = run("l1", "--l1.rate", "-1")
     assert refused.returncode == 2
     assert "l1.rate = -1.0: must be >= 0" in " ".join(refused.stderr.split())

@@ -6,6 +6,7 @@ import io
 import torch
 
 from agents import C51Config, DQNConfig, PPOConfig, build_agent
+from agents.clock import Clock
 from agents.interventions.base import Forward
 from agents.randomness import Generators
 from tests.agents.helpers import CONTINUOUS, CPU, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, drive, same_tree
@@ -36,14 +37,17 @@ def operated(kind, intervention, steps=3, seed=0, **adam):
     patient = Patient(*MODELS[kind], steps=0, interventions=[intervention], seed=seed, **adam)
     intervention.part_of = getattr(patient.network, "part_of", lambda name: "encoder")
     intervention.layers = tuple(layer for layer in patient.layers if intervention.within(layer.name))
-    intervention.attach({"online": patient.network, "target": patient.target}, torch.Generator().manual_seed(0))
+    intervention.attach({"online": patient.network, "target": patient.target}, Generators(0))
     for _ in range(steps):
         patient.train()
     return patient
 
 
-def stepped(patient, intervention, gradient_step=1):
-    intervention.after_step(patient.surgery, Forward(patient.network, patient.batch, {}), gradient_step)
+def stepped(patient, intervention):
+    """As the lifecycle does after the very first gradient step, at step 1."""
+    intervention.every_step(patient.surgery, Forward(patient.network, patient.batch, {}), {})
+    if intervention.timing is not None and intervention.timing.due(Clock(1, 1), None):
+        intervention.intervene(patient.surgery, Clock(1, 1))
 
 
 def continues_alike(kind, make, before=20, after=5):
@@ -54,6 +58,7 @@ def continues_alike(kind, make, before=20, after=5):
     file.seek(0)
     second = agent_with(kind, *make(), seed=1)
     second.load_state_dict(torch.load(file, weights_only=True))
+    second.generators.load_state_dict(first.generators.state_dict())
     second.replay = copy.deepcopy(first.replay)
     for agent in (first, second):
         for _ in range(after):

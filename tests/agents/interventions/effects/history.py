@@ -116,7 +116,7 @@ class History:
         _wrap(first, "on_replaced", before=self._on_replaced)
         _wrap(first, "on_reset", before=self._on_reset)
         for name, member in self.members.items():
-            for hook in ("after_step", "on_target_sync"):
+            for hook in ("every_step", "intervene"):
                 if getattr(type(member), hook) is not getattr(Intervention, hook):
                     self._watch_edits(member, hook, name)
             _wrap(member, "penalty", after=functools.partial(self._on_penalty, name))
@@ -251,8 +251,8 @@ class History:
             self._done = self.lifecycle.surgeries()
         return self._done
 
-    def of(self, who, hook="after_step"):
-        return [edit for edit in self.edits if edit.who == who and edit.hook == hook]
+    def of(self, who, hooks=("every_step", "intervene")):
+        return [edit for edit in self.edits if edit.who == who and edit.hook in hooks]
 
     def training(self, snapshot, name):
         """Whether the parameter trains."""

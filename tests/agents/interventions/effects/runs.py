@@ -67,47 +67,23 @@ def learn(agent, world, steps=STEPS):
     return agent
 
 
-class Remembered(Generators):
-    """Knows the generators that it made, so that another agent's can be brought to the same state."""
-
-    def __init__(self, seed):
-        super().__init__(seed)
-        self.made = {}
-
-    def numpy(self, name):
-        self.made[name] = super().numpy(name)
-        return self.made[name]
-
-    def torch(self, name, device="cpu"):
-        self.made[name] = super().torch(name, device)
-        return self.made[name]
-
-
-BESIDE = ("exploration", "minibatches")
-"""Generators that are no part of an agent's state."""
-
-
 def begin(kind, interventions, seed=0):
-    """An agent, its world and its generators."""
-    generators = Remembered(seed)
-    agent = make(kind, interventions, generators)
-    return agent, prepare(kind, agent), generators.made
+    """An agent and its world."""
+    agent = make(kind, interventions, Generators(seed))
+    return agent, prepare(kind, agent)
 
 
 def take_over(kind, interventions, first):
-    """A second agent, drawn from another seed, with the state of the first one out of a file; what is no part of it
-    (replay or rollout, world and generators) goes on as in the first."""
-    agent, world, made = first
+    """A second agent, drawn from another seed, with the state of the first one and of its generators out of a file;
+    what is no part of these (replay or rollout, world) goes on as in the first."""
+    agent, world = first
     file = io.BytesIO()
-    torch.save(agent.state_dict(), file)
+    torch.save([agent.state_dict(), agent.generators.state_dict()], file)
     file.seek(0)
-    second, _, own = begin(kind, interventions, seed=1)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    for name in (name for name in BESIDE if name in made):
-        if isinstance(made[name], torch.Generator):
-            own[name].set_state(made[name].get_state())
-        else:
-            own[name].bit_generator.state = made[name].bit_generator.state
+    second, _ = begin(kind, interventions, seed=1)
+    state, streams = torch.load(file, weights_only=True)
+    second.load_state_dict(state)
+    second.generators.load_state_dict(streams)
     for memory in ("replay", "rollout"):
         if hasattr(agent, memory):
             setattr(second, memory, copy.deepcopy(getattr(agent, memory)))

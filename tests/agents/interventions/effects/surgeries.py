@@ -88,7 +88,7 @@ def new_units(history, edit, layer, mask, columns):
 
 def redo(history):
     totals, edits = replaced_properly(history, "redo"), history.of("redo")
-    assert len(edits) == STEPS and [edit.gradient_step for edit in edits if edit.seen] == [10, 20, 30, 40, 50]
+    assert [edit.gradient_step for edit in edits if edit.seen] == [10, 20, 30, 40, 50] and all(e.seen for e in edits)
     assert max(totals.values()) > 1
     for edit in (edit for edit in edits if edit.seen):
         told = dict(edit.replaced)
@@ -112,7 +112,7 @@ def cbp(history):
     assert len(history.of("cbp")) == STEPS
     for edit in history.edits:
         told = dict(edit.replaced)
-        for name in ages if (edit.who, edit.hook) == ("cbp", "after_step") else ():
+        for name in ages if (edit.who, edit.hook) == ("cbp", "every_step") else ():
             before, trained[name] = trained[name], learns(history, edit.before, name)
             if trained[name] and not before:  # thawed at a plasticity injection's birth
                 ages[name][:] = 0
@@ -125,8 +125,9 @@ def cbp(history):
         for name, mask in told.items():
             ages[name][mask] = 0
     found = history.members["cbp"].state_dict()
-    for name, layer in found["layers"].items():  # `behind`: what is added to the ages when they are next needed
-        same(layer["ages"] + found["behind"] * trained[name], ages[name])
+    for name, layer in found["layers"].items():
+        if trained[name]:  # the age of what is frozen means nothing: thawed it begins at 0
+            same(layer["ages"], ages[name])
         assert layer["trains"] == trained[name], name
 
 

@@ -112,7 +112,7 @@ def pfo(history):
 
 
 def optimizer_reset(history):
-    edits = history.of("optimizer_reset", "on_target_sync")
+    edits = history.of("optimizer_reset")
     assert len(edits) == STEPS // history.sync
     own = np.array([name in history.own for name in history.places])
     for edit in edits:
