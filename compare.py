@@ -1,9 +1,9 @@
 """From runs to a conclusion: `python compare.py runs/` groups them, tests the groups, draws, and writes a report."""
 
+import shlex
 import sys
 
 from experiments.command import as_command
-from experiments.places import quoted
 from experiments.results.settings import parse_compare
 
 
@@ -13,7 +13,7 @@ def main() -> int:
         settings = parse_compare(sys.argv[1:])
         from experiments.results.written import compared
 
-        lines = compared(settings, f"compare.py {' '.join(map(quoted, sys.argv[1:]))}")
+        lines = compared(settings, f"python compare.py {shlex.join(sys.argv[1:])}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -90,14 +90,13 @@ def _fill(axis, panel: Panel) -> None:
         ticks = max((line.x for line in panel.lines.values()), key=len)
         every = -(-len(ticks) // MOST_NAMES)
         long = sum(len(str(tick)) for tick in ticks[::every]) > 60
-        axis.set_xticks(
-            range(0, len(ticks), every), ticks[::every], rotation=30 if long else 0, ha="right" if long else "center"
-        )
+        turned = {"rotation": 30, "ha": "right"} if long else {}
+        axis.set_xticks(range(0, len(ticks), every), ticks[::every], **turned)
     elif panel.steps:
-        axis.xaxis.set_major_formatter(
-            lambda value, _: f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
-        )
-    if panel.names and len(panel.names) <= MOST_NAMES:
+        axis.xaxis.set_major_formatter(lambda value, _: _in_thousands(value))
+    else:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    if panel.names:
         _name_tasks(axis, panel)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.set_title(panel.title, fontsize=10)
@@ -114,10 +113,11 @@ def _name_tasks(axis, panel: Panel) -> None:
     left, right = axis.get_xlim()
     last = max(float(line.x[-1]) for line in panel.lines.values() if len(line.x))
     edges = [max(left, 0), *panel.boundaries, last]
-    long = max(map(len, panel.names)) > 6
-    above = axis.secondary_xaxis("top")
     middles = [(start + end) / 2 for start, end in itertools.pairwise(edges)]
-    above.set_xticks(middles, panel.names, fontsize=7.5, rotation=20 if long else 0, ha="left" if long else "center")
+    every = -(-len(panel.names) // MOST_NAMES)
+    turned = {"rotation": 20, "ha": "left"} if max(map(len, panel.names)) > 6 else {}
+    above = axis.secondary_xaxis("top")
+    above.set_xticks(middles[::every], panel.names[::every], fontsize=7.5, **turned)
     above.tick_params(length=0, pad=1)
     above.spines["top"].set_visible(False)
     above.set_xlabel("task", fontsize=7.5)

@@ -40,7 +40,9 @@ def binned(series: Series, width: float, bins: int) -> tuple[np.ndarray, np.ndar
 
 
 def joined(runs: Sequence[Series], length: float, bins: int = HUNDREDTHS) -> BinnedCurve:
-    """The curve of several runs' series over `bins` equal parts of `length` steps."""
+    """The curve of several runs' series over `bins` equal parts of `length` steps; empty without any."""
+    if not runs:
+        return BinnedCurve(*(np.array([]) for _ in BinnedCurve._fields))
     width = length / bins
     pairs = [binned(series, width, bins) for series in runs]
     rows, counts = np.array([row for row, _ in pairs]), np.sum([count for _, count in pairs], axis=0)

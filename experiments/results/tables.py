@@ -14,6 +14,8 @@ from experiments.results.scores import World
 from experiments.results.statistics import Interval
 
 NONE = "-"
+MOST_COLUMNS = 5
+"""Of a screen's table at its beginning, and at its end, where it has many."""
 PROBE_ROOMS = ("probes/", "probes_reference/", "targets/")
 Grid = list[list[str]]
 """A header and rows of cells."""
@@ -160,8 +162,16 @@ def on_screen(told: Comparison) -> list[str]:
             lines += [*columns_of(grid, width), ""]
         lines[-1:] = [least(table), ""]
         for title, grid in below(told, world) if world else ():
-            lines += [title, *columns_of(grid, width), ""]
+            lines += [title, *columns_of(_ends(grid), width), ""]
     return lines
+
+
+def _ends(grid: Grid) -> Grid:
+    """The first and the last columns of a grid that is too wide to be read."""
+    if len(grid[0]) <= 2 * MOST_COLUMNS + 1:
+        return grid
+    gap = [f"... {len(grid[0]) - 1 - 2 * MOST_COLUMNS} more in comparison.md", *["..."] * (len(grid) - 1)]
+    return [[*row[: MOST_COLUMNS + 1], between, *row[-MOST_COLUMNS:]] for row, between in zip(grid, gap, strict=True)]
 
 
 def _returns(told: Comparison) -> bool:
@@ -190,7 +200,7 @@ def legend(told: Comparison) -> list[str]:
         "IQM: mean of all seeds and tasks without the lowest and the highest quarter",
         "worst quarter: mean of the quarter of the seeds with the lowest scores",
     ]
-    if any(world.changes for world in told.worlds):
+    if any(row.collapsed.value == row.collapsed.value for table in told.tables for row in table.rows):
         found += [
             f"collapsed: seeds that fell, in the last tenth of this task or of any, below {share:g} of the way from "
             "random to their first task's last tenth; Wilson's interval",
