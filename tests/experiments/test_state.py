@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from agents.guard import Watch
-from envs.vector import Resumed, World
+from envs.resumption import Resumed
+from envs.vector import World
 from experiments.checkpoints import Checkpoints
 from experiments.cli import parse_train
 from experiments.config import TrainConfig, to_dict
