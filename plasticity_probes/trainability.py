@@ -116,35 +116,31 @@ def trainability(
     Returns float32 [targets] each: "error" of the copies, "fresh_error" of the fresh networks, "excess", their
     difference: about 0 while plasticity lasts. It measures memorisation: see `held_out_accuracy`. Because of `scale`
     the targets of one seed differ from device to device.
-
     Cost: 2 * targets * steps gradient steps. ValueError for numbers not above 0 or outputs of a wrong shape.
     """
     _require_positive(targets=targets, steps=steps, batch_size=batch_size, scale=scale)
     generator = generator or torch.Generator().manual_seed(0)
     device, tick = inputs.device, _ticker(progress, 2 * targets * steps)
-    everything = torch.arange(len(inputs), device=device)
 
     def fresh() -> nn.Module:
         return fresh_network(generator).to(device).train(network.training)
 
     def error_after_refit(student: nn.Module, noise: Tensor, minibatches: Tensor) -> Tensor:
         goal = _all_outputs(student, inputs, output).mean(0) + noise
-        _refit(
-            optimizer_factory(student.parameters()),
-            lambda rows: (_outputs(student, inputs[rows], output).float() - goal[rows]).square().mean(),
-            minibatches,
-            tick,
-        )
+
+        def loss(rows: Tensor) -> Tensor:
+            return (_outputs(student, inputs[rows], output).float() - goal[rows]).square().mean()
+
+        _refit(optimizer_factory(student.parameters()), loss, minibatches, tick)
         return (_all_outputs(student, inputs, output) - goal).square().mean()
 
-    errors, fresh_errors = [], []
+    errors = []
     with _forked_random_state(device, generator):
         for _ in range(targets):
             noise = torch.sin(scale * _all_outputs(fresh(), inputs, output))
-            minibatches = _minibatches(everything, steps, batch_size, generator)
-            errors.append(error_after_refit(copy.deepcopy(network), noise, minibatches))
-            fresh_errors.append(error_after_refit(fresh(), noise, minibatches))
-    error, fresh_error = torch.stack(errors), torch.stack(fresh_errors)
+            drawn = noise, _minibatches(torch.arange(len(inputs), device=device), steps, batch_size, generator)
+            errors += [error_after_refit(copy.deepcopy(network), *drawn), error_after_refit(fresh(), *drawn)]
+    error, fresh_error = torch.stack(errors[::2]), torch.stack(errors[1::2])
     return {"error": error, "fresh_error": fresh_error, "excess": error - fresh_error}
 
 
@@ -178,7 +174,6 @@ def held_out_accuracy(
     `labels` int64 [n] must be below the number of outputs, which serve as logits: given ones, or those of
     `random_function_labels`. (With labels drawn at random "train" measures memorisation and "held_out" is chance.)
     Every refit has the same split, `steps` and minibatches, and minimises cross-entropy:
-
     - "fresh_optimizer": the copy with a new optimizer;
     - "carried_optimizer": the copy with `optimizer_state`, the run's `optimizer.state_dict()`, where given;
     - "fresh_network": a newly initialised network with a new optimizer, where `fresh_network` is given.
@@ -192,14 +187,14 @@ def held_out_accuracy(
     rows = _split(inputs, labels, held_out, generator)
     minibatches = _minibatches(rows["train"], steps, batch_size, generator)
     tick = _ticker(progress, (1 + (optimizer_state is not None) + (fresh_network is not None)) * steps)
-    results = {}
+    results: dict[str, Tensor] = {}
 
     def refit(name: str, student: nn.Module, state: dict | None = None) -> None:
         optimizer = optimizer_factory(student.parameters())
         if state is not None:
             optimizer.load_state_dict(copy.deepcopy(state))  # which would otherwise share the moments with us
-        found = _classified(student, optimizer, inputs, labels, rows, minibatches, output, tick)
-        results.update({f"{part}/{name}": accuracy for part, accuracy in found.items()})
+        for part, accuracy in _classified(student, optimizer, inputs, labels, rows, minibatches, output, tick).items():
+            results[f"{part}/{name}"] = accuracy
 
     with _forked_random_state(inputs.device, generator):
         refit("fresh_optimizer", copy.deepcopy(network))
