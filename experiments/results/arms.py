@@ -182,6 +182,14 @@ def fresh_of(run: Run, controls: Controls) -> list[Run]:
     return [one for one in controls.fresh if _but_for_tasks(one) == _but_for_tasks(run)]
 
 
+def other_budgets(runs: Sequence[Run], controls: Controls) -> list[str]:
+    """A warning where fresh agents do not have as many steps as a task has."""
+    periods = {_but_for_tasks(run): run.settings["task.period"] for run in runs}
+    unequal = {(run.steps, periods.get(_but_for_tasks(run), run.steps)) for run in controls.fresh}
+    listed = [f"{steps:,} steps for tasks of {period:,}" for steps, period in sorted(unequal) if steps != period]
+    return [f"fresh agents have another budget than a task: {'; '.join(listed)}"] if listed else []
+
+
 def random_in(world: Run, controls: Controls) -> list[Run]:
     """The random runs in the world of `world`."""
     fields = sorted(WORLD_FIELDS - set(OF_A_TASK))

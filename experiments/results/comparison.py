@@ -156,6 +156,7 @@ def _group(runs: Sequence[Run], told: Comparison) -> dict[str, list[Run]]:
         told.notes += [before + note for note in arms_of.unsaid(here, fields, own)]
         told.warnings += [before + warning for warning in arms_of.warnings(here)]
     told.warnings += arms_of.other_worlds(told.arms, worlds) + arms_of.other_commits(runs)
+    told.warnings += arms_of.other_budgets(runs, told.controls)
     return worlds
 
 

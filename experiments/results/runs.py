@@ -254,6 +254,8 @@ def settings_of(raw: Any) -> dict[str, Any]:
 
 
 def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((name, _hashable(part)) for name, part in sorted(value.items()))
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 

@@ -200,6 +200,12 @@ def legend(told: Comparison) -> list[str]:
         "IQM: mean of all seeds and tasks without the lowest and the highest quarter",
         "worst quarter: mean of the quarter of the seeds with the lowest scores",
     ]
+    if _returns(told) and any(row.to_level.value > 0 for table in told.tables for row in table.rows):
+        shares = sorted({f"{run.settings['level-share']:g}" for run in told.runs})
+        found.append(
+            f"steps to level: until a twentieth of a task brings level_share ({', '.join(shares)}) of what the run's "
+            "first task gained; the mean where that came to pass, in so many of the seeds' tasks"
+        )
     if any(row.collapsed.value == row.collapsed.value for table in told.tables for row in table.rows):
         found += [
             f"collapsed: seeds that fell, in the last tenth of this task or of any, below {share:g} of the way from "

@@ -145,6 +145,11 @@ def test_the_gap_to_a_fresh_agent(tmp_path):
     assert row(told, "dqn", "task 1").gap.value == pytest.approx(expected)
     assert row(told, "dqn").gap.value == pytest.approx(expected)  # the only task with a control
     assert math.isnan(row(told, "dqn", "task 2").gap.value)
+    assert not told.warnings
+    for seed in (1, 2):
+        short = {"task": {"first": 2, "period": 0}}
+        a_run(tmp_path, f"s{seed}", [70.0, 70.0], seed, world=short, changes=False)
+    assert any("another budget than a task: 200 steps for tasks of 100" in one for one in compared(tmp_path).warnings)
     assert "G_k" in "\n".join(on_screen(told))
 
 
