@@ -72,10 +72,18 @@ def _page(told: Comparison, command: str, closing: str) -> dict[str, Any]:
         "legend": legend(told),
         "tables": tables,
         "worlds": [_world(told, world) for world in told.worlds],
-        "differing": _settings(told, told.fields) if told.fields else [],
+        "differing": _settings(told, _differing(told)) if told.fields else [],
         "settings": _settings(told, sorted(known_fields(told.runs))),
         "commands": [[arm.name, [[str(run.path), run.command] for run in arm.runs]] for arm in told.arms],
     }
+
+
+def _differing(told: Comparison) -> list[str]:
+    """The settings that differ, and the parameters of interventions that some arms have and others have not."""
+    listed = [set(run.settings["interventions"]) for run in told.runs]
+    some = {name.replace("_", "-") for name in set.union(*listed) - set.intersection(*listed)}
+    parameters = [name for name in known_fields(told.runs) if name.partition(".")[0] in some]
+    return list(dict.fromkeys([*told.fields, *parameters]))
 
 
 def _settings(told: Comparison, fields: list[str]) -> list[list[str]]:

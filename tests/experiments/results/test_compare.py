@@ -36,9 +36,8 @@ def runs(tmp_path_factory) -> Path:
     for seed in range(1, 5):
         probes = {"probes/dormant_fraction/tau=0.025/all": 0.1 * seed}
         a_run(folder, f"a_{seed}", [80.0, 50.0 + seed, 30.0], seed, probes=probes)
-        a_run(
-            folder, f"b_{seed}", [80.0, 70.0, 70.0 - seed], seed, interventions=[{"name": "layer_norm"}], probes=probes
-        )
+        both = [{"name": "layer_norm"}, {"name": "weight_decay", "rate": 0.5}]
+        a_run(folder, f"b_{seed}", [80.0, 70.0, 70.0 - seed], seed, interventions=both, probes=probes)
     cut(a_run(folder, "a_5", [80.0, 1.0, 1.0], 5), 170)
     return folder
 
@@ -70,13 +69,13 @@ def test_it_leaves_tables_pictures_and_a_page(compared):
     with (out / "comparison.csv").open() as file:
         rows = {(row["scope"], row["arm"]): row for row in csv.DictReader(file)}
     assert len(rows) == 8  # overall and three tasks of two arms
-    assert rows["task 2", "layer_norm"]["mean"] == "67.5" and rows["task 2", "none"]["collapsed"] == "1"
-    assert rows["overall", "layer_norm"]["p"] == "0.125"
+    assert rows["task 2", "layer_norm+weight_decay"]["mean"] == "67.5" and rows["task 2", "none"]["collapsed"] == "1"
+    assert rows["overall", "layer_norm+weight_decay"]["p"] == "0.125"
     with (out / "probes.csv").open() as file:
         found = {(row["arm"], row["tag"]): row["mean"] for row in csv.DictReader(file)}
     assert found["none", "probes/dormant_fraction/tau=0.025/all"] == "0.25"
     text = (out / "comparison.md").read_text()
-    assert "| layer_norm | 4 |" in text and "left out: " in text and "## How to read it" in text
+    assert "| layer_norm+weight_decay | 4 |" in text and "left out: " in text and "## How to read it" in text
     for name in ("curves.png", "tasks.png", "probes.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
@@ -89,9 +88,10 @@ def test_the_page_holds_everything_itself(compared):
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', own, re.S)[1])
     assert data["worlds"][0]["tasks"]["none"]["mean"] == [80, 52.5, 30]
     assert data["worlds"][0]["boundaries"] == [100, 200]
-    assert [name for name, _ in data["commands"]] == ["none", "layer_norm"]
+    assert [name for name, _ in data["commands"]] == ["none", "layer_norm+weight_decay"]
     assert data["commands"][0][1][0][1] == "python train.py dqn --seed 1"
-    assert ["interventions", "none", "layer_norm"] in data["differing"]
+    assert ["interventions", "none", "layer_norm+weight_decay"] in data["differing"]
+    assert ["weight-decay.rate", "-", "0.5"] in data["differing"]
 
 
 PROBE = """
