@@ -262,8 +262,9 @@ def _hashable(value: Any) -> Any:
 WORLD_FIELDS = frozenset(
     flag.name.removeprefix("--")
     for flag in flags_of(TrainConfig(agent=from_dict({"algorithm": "dqn"}).agent))
-    if flag.path[0] == "world"
+    if flag.path[0] == "world" and flag.path[-1] not in ("num_envs", "backend")
 )
+"""Settings that make another world; how many copies of it are stepped, and by what, does not."""
 
 
 def read_run(path: Path) -> Run:

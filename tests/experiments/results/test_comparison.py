@@ -269,6 +269,17 @@ def test_worlds_are_strata(tmp_path):
     assert row(told, "layer_norm", world="Acrobot-v1").mean.value == 300.0
 
 
+def test_the_same_world_in_other_numbers_is_one_world(tmp_path):
+    for seed in (1, 2):
+        a_run(tmp_path, f"a{seed}", [1.0], seed, world={"env": "CartPole-v1"})
+        ppo = {"env": "CartPole-v1", "num_envs": 8, "backend": "gymnasium"}
+        a_run(tmp_path, f"b{seed}", [2.0], seed, agent="ppo", settings={"rollout_steps": 5}, world=ppo)
+    told = compared(tmp_path)
+    assert [world.name for world in told.worlds] == ["CartPole-v1"] and names(told) == ["dqn", "ppo"]
+    assert row(told, "ppo").pairs == 2
+    assert any(note.startswith("not in the names, num-envs differs: dqn 1; ppo 8") for note in told.notes)
+
+
 def test_what_the_world_alone_decides_makes_no_arm(tmp_path):
     a_run(tmp_path, "a", [1.0], world={"env": "CartPole-v1"}, settings={"gamma": 0.9})
     a_run(tmp_path, "b", [1.0], world={"env": "CartPole-v1"}, settings={"gamma": 0.9}, interventions=LN)
