@@ -202,6 +202,7 @@ class World(Resumable, VectorEnv):
             # A world may tell of lives later than at its first reset.
             infos["life_lost"] = np.zeros_like(done) if self._lives is None else (lives < self._lives) & ~done
         if self._journal is not None:
+            # Of backends that are known to repeat themselves rewards and ends will do: frames take a tenth of a step.
             told = (rewards, terminated, truncated) if self.pool.believed else (rewards, terminated, truncated, raw)
             self._journal.add(actions, *told)
         if self._journal is not None and self._journal.ticks * self.num_envs >= self._segment:
