@@ -423,7 +423,7 @@ def test_names_stand_for_interventions_with_their_defaults():
     assert chosen == (ReDo(), L2Init(rate=1e-2), L2())
     both = InterventionCallback(["redo_l2"])
     assert [one.name for one in both.chosen] == ["adam_betas", "l2", "redo"]
-    assert both.chosen[2].parameters()["period"] == 100  # as Dohare24's
+    assert both.chosen[2].when == "every 100 gradient steps"  # as Dohare24's
     model = dqn()
     model.learn(80, callback=both)
     assert both.clock.gradient_steps == 20
