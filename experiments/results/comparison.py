@@ -77,9 +77,11 @@ def compare(settings: CompareConfig) -> Comparison:
     _tell_controls(told)
     runs, repeats = arms_of.without_repeats(runs)
     told.left_out += repeats
-    for name, members in _group(runs, told).items():
+    worlds = _group(runs, told)
+    for name, members in worlds.items():
         here = {arm.name: list(arm.runs) for arm in arms_of.within(told.arms, members)}
-        world = world_of(name, here, told.controls, settings.metric, told.notes.append, told.leave_out)
+        tell, alone = told.notes.append, len(worlds) == 1
+        world = world_of(name, here, told.controls, settings.metric, tell, told.leave_out, alone)
         if world is not None:
             told.worlds.append(world)
     require(bool(told.worlds), "runs", " ".join(settings.runs), "runs with a score: " + "; ".join(_reasons(told)))

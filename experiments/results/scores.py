@@ -65,9 +65,10 @@ def world_of(
     tag: str,
     tell: Tell,
     leave_out: Callable[[Path, str], None],
+    alone: bool,
 ) -> World | None:
     """The scores of all `runs`, by arm, that are in one world. `tell` hears what was cut, `leave_out` of every run that
-    has no score. None: no run has one."""
+    has no score; `alone`: there is no other world. None: no run has one."""
     everybody = [run for members in runs.values() for run in members]
     length = min(run.length for run in everybody)
     cut = [run for run in everybody if run.length > length]
@@ -93,7 +94,8 @@ def world_of(
         tell(f"{name}: nothing to compare: {'no task is common to all runs' if kept else 'no run has a score'}")
         return None
     tasks = sorted(common)
-    at_random = _random_levels(kept, controls, tasks, tag, name, tell)
+    needed = len(tasks) > 1 or not alone  # for collapse and retention, and for one scale over worlds
+    at_random = _random_levels(kept, controls, tasks, tag, name, tell if needed else lambda sentence: None)
     scores = {}
     for arm, members in kept.items():
         fresh = _fresh_levels(members, controls, tasks, tag)

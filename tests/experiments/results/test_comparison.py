@@ -123,6 +123,13 @@ def test_negative_returns_need_a_random_control(tmp_path):
     assert row(told, "dqn").collapsed.value == 0.0  # half way from -20 to 10 is -5, which is not below it
 
 
+def test_where_nothing_changes_nobody_asks_for_a_random_control(tmp_path):
+    a_run(tmp_path, "a1", [-10.0], 1)
+    assert compared(tmp_path).notes == []
+    a_run(tmp_path, "b1", [10.0], 1, world={"env": "CartPole-v1"})
+    assert any("returns are negative" in note for note in compared(tmp_path).notes)  # for one scale over worlds
+
+
 def test_a_run_that_learned_nothing_counts_as_collapsed(tmp_path):
     a_run(tmp_path, "a1", [9.0, 9.0], 1)
     a_run(tmp_path, "a2", [50.0, 50.0], 2)
