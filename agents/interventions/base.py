@@ -40,10 +40,20 @@ from agents.interventions.surgery import Surgery
 from agents.layers import Captured
 from agents.randomness import Generators
 from agents.when import When
-from plasticity_probes.units import HiddenLayer
+from plasticity_probes.units import NORMS, HiddenLayer
 
 Part = Literal["all", "encoder", "actor", "critic"]
 Role = Literal["weight", "bias", "norm", "log_std"]
+
+
+def roles(network: nn.Module) -> dict[str, Role]:
+    """The role of each parameter of `network`, by name."""
+    found: dict[str, Role] = {}
+    for prefix, module in network.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            role = "norm" if isinstance(module, NORMS) else "bias" if name == "bias" else "weight"
+            found[f"{prefix}.{name}".removeprefix(".")] = "log_std" if name == "log_std" else role
+    return found
 
 
 class Forward(NamedTuple):

@@ -16,12 +16,12 @@ from agents.clock import Clock
 from agents.config import AgentConfig, NetworkConfig, require_float32
 from agents.heads import ValueHead
 from agents.interventions import expanded, intervention_class
-from agents.interventions.base import Forward, Intervention, Part, Role
+from agents.interventions.base import Forward, Intervention, Part, roles
 from agents.interventions.surgery import Surgery
 from agents.kinds import kind_of
 from agents.layers import MODED, Capture, Captured
 from agents.randomness import Generators
-from plasticity_probes.units import NORMS, HiddenLayer, hidden_layers
+from plasticity_probes.units import HiddenLayer, hidden_layers
 
 
 def as_interventions(given: object) -> tuple[Intervention, ...]:
@@ -91,16 +91,6 @@ def check_interventions(chosen: Sequence[Intervention | str], agent: AgentConfig
         network = agent.network
         for member in members:
             network = member.configure(network) if member.only in ("all", torso) else network
-
-
-def roles(network: nn.Module) -> dict[str, Role]:
-    """The role of each parameter of `network`, by name."""
-    found: dict[str, Role] = {}
-    for prefix, module in network.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            role = "norm" if isinstance(module, NORMS) else "bias" if name == "bias" else "weight"
-            found[f"{prefix}.{name}".removeprefix(".")] = "log_std" if name == "log_std" else role
-    return found
 
 
 def merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import roles
+from agents.interventions.base import Intervention, roles
 from agents.randomness import Generators
 
 Beyond = Literal["norm", "bias", "log_std"]

@@ -12,8 +12,8 @@ from agents import build_agent, losses
 from agents.config import NetworkConfig, SupportConfig
 from agents.heads import ValueHead
 from agents.interventions import CBP, L2, ReDo, WeightDecay
-from agents.interventions.base import Intervention
-from agents.interventions.lifecycle import Lifecycle, check_interventions, merged, roles
+from agents.interventions.base import Intervention, roles
+from agents.interventions.lifecycle import Lifecycle, check_interventions, merged
 from agents.kinds import kind_of
 from agents.networks import MLP, ActorCritic, QNetwork
 from agents.ppo_config import PPOConfig

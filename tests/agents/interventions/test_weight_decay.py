@@ -8,9 +8,10 @@ import torch
 
 from agents import build_agent
 from agents.config import NetworkConfig
+from agents.interventions.base import roles
 from agents.interventions.infer import InFeR
 from agents.interventions.l2 import L2
-from agents.interventions.lifecycle import Lifecycle, roles
+from agents.interventions.lifecycle import Lifecycle
 from agents.interventions.plasticity_injection import PlasticityInjection
 from agents.interventions.weight_decay import WeightDecay
 from agents.ppo_config import PPOConfig
