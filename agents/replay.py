@@ -13,8 +13,8 @@ from torch import Tensor
 
 from agents.transitions import Spaces, Transitions
 
-WRITTEN_ONCE = ("observations", "actions", "rewards", "ages", "terminal", "ended", "final")
-"""What of a slot stays as it is until the ring comes round to it; its task does not: it can be forgotten."""
+WRITTEN_ONCE = ("observations", "actions", "rewards", "ages", "terminal", "final")
+"""What of a slot stays as it is until the ring comes round to it. Its task can be forgotten, its episode cut later."""
 
 
 class Batch(NamedTuple):
@@ -238,8 +238,9 @@ class Replay:
         return np.concatenate([offset + np.arange(first, end) % self.slots for offset, first, end in rings])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All but what `part` gives: tasks, and where each ring stands."""
-        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("tasks", "written", "filled", "age")}
+        """All but what `part` gives: tasks, episodes' ends, and where each ring stands."""
+        names = ("tasks", "ended", "written", "filled", "age")
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_dict` gave. ValueError where it is of another size."""

@@ -44,7 +44,7 @@ class Checkpoints:
         memory = getattr(run.agent, "replay", None)
         self.replays = None if memory is None else ReplayStore(directory, memory)
         self.inexact = ""
-        """Why the run does not go on exactly, as far as is known here; empty: it does."""
+        """Why the run does not go on exactly, world or replay; empty: it does."""
         if resumed is not None:
             self._restore(resumed)
         if self.replays is not None:
@@ -56,13 +56,14 @@ class Checkpoints:
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = {**checkpoint.load("run"), "agent": checkpoint.load("agent")}
         with fitting(checkpoint.path):
-            self.run.load_state_dict(state)
+            self.inexact = self.run.load_state_dict(state)
         if self.replays is None:
             return
         if "replay" in checkpoint.extra:
             self.replays.restore(checkpoint.load("replay"), segments_of(checkpoint))
         else:
-            self.inexact = "its replay was not saved (checkpoint.replay is off), and begins empty"
+            empty = "its replay was not saved (checkpoint.replay is off), and begins empty"
+            self.inexact = "; ".join(filter(None, (self.inexact, empty)))
 
     @property
     def disk_use(self) -> str:

@@ -108,17 +108,17 @@ class ReplayStore:
         A rest of less than half a segment is written anew, with what came after it, the next time.
         """
         self._collect()
-        loose: list[Segment] = []
-        while not loose and (np.maximum(self._reached, self.replay.oldest) < self.replay.written).any():
+        rest: list[Segment] = []
+        while not rest and (np.maximum(self._reached, self.replay.oldest) < self.replay.written).any():
             segment = self._write(*self._next())
-            slots = sum(segment.stop) - sum(segment.start)
-            if 2 * slots < self.slots * self.replay.num_envs:
-                loose.append(segment)
+            small = 2 * (sum(segment.stop) - sum(segment.start)) < self.slots * self.replay.num_envs
+            if small and (segment.stop == self.replay.written).all():
+                rest.append(segment)
             else:
                 self._seal(segment)
         oldest = self.replay.oldest
         self._sealed = [segment for segment in self._sealed if (np.array(segment.stop) > oldest).any()]
-        return [*self._sealed, *loose]
+        return [*self._sealed, *rest]
 
     def _next(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         start = np.maximum(self._reached, self.replay.oldest)
