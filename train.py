@@ -8,15 +8,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a s
 from experiments.cli import fail, parse_train
 from experiments.command import as_command
 from experiments.places import PlaceError, quoted
+from experiments.store import Unsound
 
 
 def main() -> int:
     """Parse, check, train, say where to look."""
     config = parse_train(sys.argv[1:])
+    from experiments.earlier import earlier_run
     from experiments.setup import build, check
 
     try:
-        check(config)
+        if earlier := earlier_run(config):
+            config = earlier.config
+            if earlier.finished:
+                print(earlier.finished)
+                return 0
+            earlier.take_up(print)
+        check(config, anew=earlier is None)
         world, agent = build(config)
     except ValueError as error:
         fail(str(error))
@@ -25,11 +33,13 @@ def main() -> int:
     from experiments.wandb_log import WandbError
 
     try:
-        result = train(config, world, agent, RunConsole())
-    except (PlaceError, WandbError) as error:
+        result = train(config, world, agent, RunConsole(), earlier)
+    except (PlaceError, Unsound, WandbError) as error:
         fail(str(error))
     print(f"curves:    tensorboard --logdir {quoted(result.directory.parent)}")
     print(f"evaluate:  python evaluate.py {quoted(result.directory)}")
+    if result.ending != "finished":
+        print(f"go on:     python train.py --resume {quoted(result.directory)}")
     print(f"again:     python train.py --config {quoted(result.directory / 'config.json')}")
     return result.exit_code
 

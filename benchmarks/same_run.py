@@ -23,6 +23,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from experiments.store import listed, read
+
 ROOT = Path(__file__).parents[1]
 SPEEDS = ("charts/SPS",)
 ELSEWHERE = {
@@ -124,7 +126,11 @@ def hashes(directory: Path) -> dict[str, str]:
     """The hash of each part of a finished run."""
     import torch
 
-    state = torch.load(directory / "checkpoints" / "final.pt", map_location="cpu", weights_only=True)["agent"]
+    final = directory / "checkpoints" / "final.pt"  # of versions before checkpoints were directories
+    if final.exists():
+        state = torch.load(final, map_location="cpu", weights_only=True)["agent"]
+    else:
+        state = read(listed(directory / "checkpoints")[-1]).load("agent")
     blobs: dict[str, list[bytes]] = {part: [] for part in PARTS}
     for path, blob in leaves(state):
         if path in ELSEWHERE or path[0] == "rollout":

@@ -1,16 +1,16 @@
 """A run's checkpoints, its replay with them: what is saved of it, and what it goes on from."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import torch
 
 from agents.guard import NonFiniteError, names_in_words, not_finite
+from experiments.config import Keep
 from experiments.replay_store import ReplayStore, bytes_on_disk, in_manifest, remove_segments, segments_of
 from experiments.run import Run
 from experiments.run_directory import fitting
-from experiments.store import Checkpoint, Store, read
-
-Keep = Literal["until-finished", "always", "off"]
-"""Whether the replay is saved: as long as the run is not finished, afterwards too, or not at all."""
+from experiments.store import Checkpoint, Store, read, step_of
 
 
 class Checkpoints:
@@ -46,24 +46,35 @@ class Checkpoints:
         self.inexact = ""
         """Why the run does not go on exactly, world or replay; empty: it does."""
         if resumed is not None:
-            self._restore(resumed)
+            self.inexact = self._restore(resumed)
         if self.replays is not None:
             self.leftovers = [*self.leftovers, *self.replays.leftovers]
             self.replays.let_go(self.store.needed())
             if replay == "off":
                 self.close()
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> str:
+        """Why the run does not go on exactly."""
         state = {**checkpoint.load("run"), "agent": checkpoint.load("agent")}
+        watching, device = state["watchers"], self.run.agent.device
+        state["watchers"] = {name: on_device(watching[name], device) for name in watching}
         with fitting(checkpoint.path):
-            self.inexact = self.run.load_state_dict(state)
-        if self.replays is None:
-            return
-        if "replay" in checkpoint.extra:
+            reasons = [self.run.load_state_dict(state)]
+        if self.replays is not None and "replay" in checkpoint.extra:
             self.replays.restore(checkpoint.load("replay"), segments_of(checkpoint))
-        else:
-            empty = "its replay was not saved (checkpoint.replay is off), and begins empty"
-            self.inexact = "; ".join(filter(None, (self.inexact, empty)))
+        elif self.replays is not None:
+            reasons.append("its replay was not saved (checkpoint.replay is off), and begins empty")
+        return "; ".join(filter(None, reasons))
+
+    @property
+    def newest(self) -> tuple[Path, int] | None:
+        """The newest checkpoint that a run can go on from or that is its end, and its step."""
+        return (self.store.sound[-1], step_of(self.store.sound[-1])) if self.store.sound else None
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether there is a replay that goes when the run is finished."""
+        return self.replays is not None and self.policy == "until-finished"
 
     @property
     def disk_use(self) -> str:
@@ -87,7 +98,7 @@ class Checkpoints:
         state = self.run.state_dict()
         parts = {"agent": _finite(state.pop("agent")), "run": state}
         kept: dict[str, Any] = {}
-        leaves = finished and self.replays is not None and self.policy == "until-finished"
+        leaves = finished and self.lets_go
         if leaves:
             kept = {
                 "not_resumable": "the run is finished, and its replay was let go (checkpoint.replay always keeps it)"
@@ -117,6 +128,15 @@ class Checkpoints:
         if self.replays is not None:
             self.replays.close()
             self.replays = None
+
+
+def on_device(node: Any, device: torch.device) -> Any:
+    """A nest of dicts and lists, its tensors on `device`."""
+    if isinstance(node, dict):
+        return {key: on_device(value, device) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(on_device(value, device) for value in node)
+    return node.to(device) if isinstance(node, torch.Tensor) else node
 
 
 def _finite(agent: dict[str, Any]) -> dict[str, Any]:

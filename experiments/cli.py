@@ -1,5 +1,6 @@
 """From the command line to settings. Answers a bad flag without importing torch."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from agents.config import require, require_float32
+from agents.config import require, require_float32, shown
 from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_class, parameters_of
 from agents.kinds import KINDS
 from envs.families import canonical, usual_family
@@ -22,14 +23,15 @@ from experiments.train_help import hidden, of_training, overview
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
-PATHS = ("--config", "--runs-dir", "--dataset")
+PATHS = ("--config", "--resume", "--runs-dir", "--dataset")
 """Flags whose values are paths."""
 USUAL_WORLD = "ALE/Breakout-v5"
 """Whose defaults a help shows where no world is named."""
 PRESET = Flag("--preset", ("preset",), str, "auto")
 CONFIG = Flag("--config", ("config",), Path, None)
+RESUME = Flag("--resume", ("resume",), Path, None)
 HELP = Flag("--help", ("help",), bool, False)
-DECIDING = (PRESET, CONFIG, HELP)
+DECIDING = (PRESET, CONFIG, RESUME, HELP)
 """Flags that are no setting: they decide the defaults of all others."""
 
 
@@ -89,7 +91,9 @@ class _Line:
         self.names, words = listed_interventions(arguments)
         self.words = ["--help" if word == "-h" else word for word in words]
         self.wants_help = "--help" in self.words
-        self.file = _word_after(self.words, "--config")
+        self.file, self.resumed = _word_after(self.words, "--config"), _resumed(self.words)
+        if self.resumed is not None:
+            self.file = str(self.resumed / "config.json")
         self.loaded = None if self.file is None else _loaded(self.file, algorithm)
         self.algorithm = algorithm if self.loaded is None else self.loaded.agent_name
         if self.algorithm is None:
@@ -97,6 +101,11 @@ class _Line:
             where = f" first: train.py {named[0]} ..." if named else " first, or give --config FILE"
             raise ValueError(f"algorithm: name one of {', '.join(KINDS)}{where}")
         self.env = canonical(_word_after(self.words, "--env") or ("" if self.loaded is None else self.loaded.world.env))
+
+    @property
+    def beside(self) -> str:
+        """The flag that says everything."""
+        return "--config" if self.resumed is None else "--resume"
 
     @property
     def listed(self) -> dict[str, dict[str, Any]]:
@@ -124,7 +133,10 @@ class _Line:
         preset = said.get(PRESET)
         if self.loaded is not None:
             if preset is not None:
-                raise ValueError(f"preset = {preset!r}: must be left out beside --config, which says everything")
+                raise ValueError(f"preset = {preset!r}: must be left out beside {self.beside}, which says everything")
+            if self.resumed is not None:
+                here = {"runs_dir": self.resumed.parent, "name": self.resumed.name}
+                return replace(self.loaded, run=replace(self.loaded.run, **here))
             # its name is taken by the run it came from; a name given beside it still counts
             return replace(self.loaded, run=replace(self.loaded.run, name=""))
         if not self.env and not self.wants_help:
@@ -172,6 +184,20 @@ def _word_after(words: Sequence[str], flag: str) -> str | None:
         if name == flag and (equals or not is_flag(following)):
             found = value if equals else following
     return found
+
+
+def _resumed(words: Sequence[str]) -> Path | None:
+    """The run directory after --resume. ValueError: there is none, or something else says which run it is."""
+    named = _word_after(words, "--resume")
+    if named is None:
+        return None
+    for flag in ("--config", "--name", "--runs-dir"):
+        if _word_after(words, flag) is not None:
+            raise ValueError(f"resume = {shown(named)}: must be left out beside {flag}, or stand without it")
+    directory = Path(os.path.abspath(named)) if Path(named).name in ("", "..") else Path(named)
+    allowed = "the directory of a run, such as runs/NAME"
+    require(os.path.isdir(directory), "resume", named, allowed)
+    return directory
 
 
 def _loaded(file: str, algorithm: str | None) -> TrainConfig:

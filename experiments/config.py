@@ -5,7 +5,7 @@ import functools
 import os
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
@@ -39,6 +39,7 @@ NOT_IN_THE_NAME = (
     "preset",
 )
 """Settings of the run that do not shape its result (or stand in the name anyway)."""
+Keep = Literal["until-finished", "always", "off"]
 MOST_THREADS = 1024
 """More than any machine's cores, and few enough to be started."""
 
@@ -70,10 +71,10 @@ class RunConfig:
     log_every: int = 0
     """Steps between lines of the log; 0: a 500th of the run, at least 100 steps."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: a tenth of the run."""
+    """Steps between checkpoints; 0: a tenth of the run. There is one at step 0, where a task ends and at the end, too
+    (where tasks are shorter than a hundredth of this, not of each)."""
     keep_checkpoints: int = 2
-    """How many of them are kept beside the final one, at least 2 (a crash while writing the newest must leave one that
-    loads); 0: all."""
+    """How many of them are kept, at least 2 (a crash while writing the newest must leave one that loads); 0: all."""
     level_share: float = 0.9
     """Where the world changes: share of what the first task gained that counts as having learned a task, in (0, 1]
     (the log's tasks/steps_to_level)."""
@@ -120,6 +121,15 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """What checkpoints hold beside the agent, the world and the log."""
+
+    replay: Keep = "until-finished"
+    """Whether what the replay stores is saved (each step once; --resume begins with an empty one without): as long as
+    the run is not finished, afterwards too (so that more --steps can be asked for), or not at all."""
+
+
+@dataclass(frozen=True)
 class TrainConfig(Generic[AgentT]):
     """One run: world, agent, and how it is run."""
 
@@ -127,6 +137,7 @@ class TrainConfig(Generic[AgentT]):
     world: Annotated[WorldConfig, Flat] = WorldConfig()
     run: Annotated[RunConfig, Flat] = RunConfig()
     probe: ProbeConfig = ProbeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     surgery: SurgeryConfig = SurgeryConfig()
     interventions: Annotated[tuple[Intervention, ...], AsFlag.NONE] = ()
     """In the order in which they are called; made from --interventions and their own flags (see cli.py)."""
@@ -151,6 +162,12 @@ class TrainConfig(Generic[AgentT]):
     def checkpoint_every(self) -> int:
         """Steps between checkpoints."""
         return self.run.checkpoint_every or max(1, self.run.steps // 10)
+
+    @property
+    def settled(self) -> "TrainConfig":
+        """The same with every cadence as a number, which more --steps do not change."""
+        run = replace(self.run, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+        return replace(self, run=run, probe=replace(self.probe, every=self.probe_every))
 
     @property
     def stretched(self) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ from experiments.task_report import TaskSummary, parameters_in_words
 from plasticity_probes.pictures import in_colours
 from plasticity_probes.probe import Findings
 
+CLOCKS = ("charts/SPS",)
+"""Tags whose values are of the clock on the wall: alone in that two runs of one seed have others."""
 KEPT = ("lines", "sums", "counts", "task", "tags", "due", "now", "flushed")
 """What of a logger its state holds as it is."""
 MOST_WAITING = 100
@@ -33,6 +35,11 @@ def _of_threads(raised: threading.ExceptHookArgs) -> None:
     """What TensorBoard's own thread could not write it raises again in ours, which tells it without a traceback."""
     if not (isinstance(raised.exc_value, OSError) and type(raised.thread).__module__.startswith("tensorboard.")):
         threading.__excepthook__(raised)
+
+
+def event_files(directory: Path) -> set[Path]:
+    """TensorBoard's."""
+    return set(directory.glob("events.out.tfevents.*"))
 
 
 class Logger:
@@ -48,6 +55,7 @@ class Logger:
     Where the world changes, tasks/index and the task's numbers go with every flush; tasks/changes holds it in words.
     surgery/NAME/... counts what an intervention did to the weights since the last flush (units replaced, by layer).
     charts/SPS is steps per second since the start, learning included, as CleanRL counts it.
+    `goes_on`: the step at which a run was saved that goes on here.
     """
 
     def __init__(
@@ -59,9 +67,13 @@ class Logger:
         tell: Callable[[str], None] = lambda sentence: None,
         surgeries: Callable[[], Done] = dict,
         also: Callable[[int, dict[str, float]], None] | None = None,
+        goes_on: int | None = None,
     ) -> None:
         threading.excepthook = _of_threads
-        self.writer = SummaryWriter(str(directory), flush_secs=20)
+        self.directory, earlier = directory, event_files(directory)
+        # a TensorBoard that is looking on forgets what it has read from later steps
+        self.writer = SummaryWriter(str(directory), flush_secs=20, purge_step=None if goes_on is None else goes_on + 1)
+        self.events = event_files(directory) - earlier
         self.file = (directory / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self.episodes = EpisodeFile(directory)
         self.surgery = SurgeryReport(surgeries)
@@ -245,11 +257,20 @@ class Logger:
             "recent": self.recent.state_dict(),
             "surgery": self.surgery.state_dict(),
             "seconds": time.perf_counter() - self.started,
-            "sizes": [position(file) for file in (self.file, self.episodes.file)],
+            "sizes": self._sizes(),
         }
 
+    def _sizes(self) -> dict[str, int]:
+        """Of the files, all of them on the disk: by name, bytes."""
+        self.writer.flush()
+        sizes = {Path(file.name).name: position(file) for file in (self.file, self.episodes.file)}
+        for path in event_files(self.directory):
+            with path.open("rb+") as file:
+                sizes[path.name] = position(file)
+        return sizes
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; what was written to metrics.jsonl and episodes.jsonl since is forgotten."""
+        """Take over what `state_dict` gave; what was written since is forgotten."""
         for name in KEPT:
             setattr(self, name, state[name])
         self.told_of, self.not_finite = set(state["told_of"]), set(state["not_finite"])
@@ -257,8 +278,13 @@ class Logger:
         self.recent.load_state_dict(state["recent"])
         self.surgery.load_state_dict(state["surgery"])
         self.started = time.perf_counter() - state["seconds"]
-        for file, size in zip((self.file, self.episodes.file), state["sizes"], strict=True):
-            go_back(file, size)
+        for name, size in state["sizes"].items():
+            told = go_back(self.directory / name, size) if (self.directory / name).exists() else ""
+            if told and name.endswith(".jsonl"):  # event files have no lines
+                self.tell(told)
+        for path in event_files(self.directory) - self.events:
+            if path.name not in state["sizes"]:
+                path.unlink()
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -51,7 +51,7 @@ def digest(config: TrainConfig) -> str:
     settings = to_dict(config)
     for key in NOT_IN_THE_NAME:
         del settings["run"][key]
-    del settings["probe"]
+    del settings["probe"], settings["checkpoint"]
     checksum = settings["world"].pop("dataset_sha256")
     settings["world"]["dataset"] = checksum or settings["world"]["dataset"]  # what a file holds, not where it lies
     if config.world.world_segment is None:
@@ -70,7 +70,7 @@ def beside_the_preset(config: TrainConfig) -> dict[str, Any]:
     found = {
         flag.name.removeprefix("--"): flag.default
         for flag in flags_of(config)
-        if flag.path[0] != "probe"
+        if flag.path[0] not in ("probe", "checkpoint")
         and not (len(flag.path) == 2 and flag.path[1] in (*SILENT, *NOT_IN_THE_NAME))
         and flag.default != usual[flag.path]
     }

@@ -187,7 +187,6 @@ class Page:
     def __init__(self, writer: SummaryWriter, network: nn.Module, tags: Callable[[], Mapping[str, None]]) -> None:
         self.writer, self.norm, self.tags = writer, norm_of(network), tags
         self.seen, self.sections = 0, []
-        writer.add_text("read_me_first", read_me(network), 0)
 
     def notice(self, event: Event) -> None:
         """Lay the page out again where the tags fill another chart."""

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,10 +22,10 @@ RECENT_SECONDS = 20.0
 
 
 class Speed:
-    """Steps per second over the last `RECENT_SECONDS`, or since the start."""
+    """Steps per second over the last `RECENT_SECONDS`, or since the start, at step `first`."""
 
-    def __init__(self) -> None:
-        self.seen = deque([(time.perf_counter(), 0)])
+    def __init__(self, first: int = 0) -> None:
+        self.seen = deque([(time.perf_counter(), first)])
 
     def note(self, step: int) -> float:
         """The speed now that there are `step` steps."""
@@ -84,23 +84,31 @@ class GamesShown:
 
 
 class RunConsole(Console):
-    """Where a run says what happens. Where its reader has left (`| head`, a `tee` that was killed) it goes on, for its
-    results are in its directory; rich would end it there and then."""
+    """Where a run says what happens. Where its reader has left (`| head`, a `tee` that was killed, a terminal that was
+    closed) what is still to be said is dropped, and `on_closed` is called; rich would end the run there and then."""
 
-    def on_broken_pipe(self) -> None:
-        """Nobody reads any more."""
-        nobody_reads()
+    def __init__(self, on_closed: Callable[[], None] = lambda: None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.on_closed = on_closed
+
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:
+            del self._buffer[:]
+            nobody_reads()
+            self.on_closed()
 
 
 class ProgressLine:
     """Shows steps, steps/s of late, the mean return of the last 100 games of the present task and, at that speed, the
-    time left. Use as a context manager."""
+    time left. `first`: the step at which it begins. Use as a context manager."""
 
-    def __init__(self, steps: int, logger: "Logger", console: Console | None = None) -> None:
+    def __init__(self, steps: int, logger: "Logger", console: Console | None = None, first: int = 0) -> None:
         self.console = console or Console()
-        self.steps, self.logger, self.speed = steps, logger, Speed()
+        self.steps, self.logger, self.speed = steps, logger, Speed(first)
         self.shown = time.perf_counter()
-        self.step, self.shown_step = 0, 0
+        self.step, self.shown_step = first, first
         self.bar = None
         if self.console.is_terminal:
             columns = (
@@ -111,7 +119,7 @@ class ProgressLine:
                 TextColumn("{task.fields[left]} left"),
             )
             self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task("train", total=steps, speed="-", returned="-", left="-")
+            self.task = self.bar.add_task("train", total=steps, completed=first, speed="-", returned="-", left="-")
 
     def __enter__(self) -> "ProgressLine":
         if self.bar:

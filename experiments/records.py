@@ -87,17 +87,28 @@ class EpisodeFile:
 
 
 def position(file: TextIO) -> int:
-    """How many bytes `file`, which is being written, has."""
+    """How many bytes `file`, which is being written, has, all of them on the disk."""
     file.flush()
+    os.fsync(file.fileno())
     return os.fstat(file.fileno()).st_size
 
 
-def go_back(file: TextIO, size: int) -> None:
-    """Forget what was written to `file` after its first `size` bytes. ValueError: it has fewer."""
-    written = position(file)
-    if written < size:
-        raise ValueError(f"{file.name}: has {written:,} bytes, and had {size:,} when the run's state was taken")
-    file.truncate(size)
+def go_back(path: Path, size: int) -> str:
+    """Forget what was written to the file at `path` after its first `size` bytes; what to tell of that, if anything.
+    Where it has fewer, its end is lost, and what it has is kept."""
+    with path.open("ab") as file:
+        written = file.tell()
+        if written < size:
+            return f"{path} has {written:,} bytes, and had {size:,} when the run was saved: its end is lost"
+        torn = written > size and not _ends_a_line(path)
+        file.truncate(size)
+    return f"{path}: its last line was torn, and is dropped" if torn else ""
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _line(step: int, environment: int, episodic_return: float, length: int, task: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from agents.config import shown
 from envs.cores import usable_cores
@@ -26,75 +26,91 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "gymnasium", "ale-py", "mujoco", "envpool", "numpy", "tensorboard")
 FORMAT = 1
+ENDING = "ending.json"
+"""Says how a run ended; there is none while it goes on."""
 
 
 class RunDirectory:
-    """Creates `runs_dir/run_name` and writes everything in it that is not a log.
+    """Creates `runs_dir/run_name` and writes everything in it that is neither a log nor a checkpoint.
 
     `prefix` goes before the name. A made-up name that is taken gets -2, -3, ... appended, one that is too long for the
-    file system is shortened; nothing is ever overwritten. Raises PlaceError where none can be made.
+    file system is shortened; nothing is ever overwritten. `earlier`: the directory of a run that goes on, in place of a
+    new one. Raises PlaceError where none can be made.
     """
 
-    def __init__(self, config: TrainConfig, prefix: str = "") -> None:
-        self.config = config
-        self.path = new_directory(config.run.runs_dir, prefix + config.run_name)
-        self.checkpoints = self.path / "checkpoints"
-        self.newest: tuple[Path, int] | None = None  # the last checkpoint that was written, and its step
+    def __init__(self, config: TrainConfig, prefix: str = "", earlier: Path | None = None) -> None:
+        self.config, self.is_new = config, earlier is None
+        self.path = new_directory(config.run.runs_dir, prefix + config.run_name) if earlier is None else earlier
         try:
-            self.checkpoints.mkdir()
+            (self.path / "checkpoints").mkdir(exist_ok=True)
+            (self.path / ENDING).unlink(missing_ok=True)
             write_json(self.path / "config.json", to_dict(config))
         except OSError as error:
             raise self.without_room(error) from None
 
     def without_room(self, error: OSError) -> PlaceError:
-        """What to raise where `error` kept the first files from being written; nothing of the run is left."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """What to raise where `error` kept the first files from being written; nothing of a new run is left."""
+        self.remove()
         place, why = shown(str(self.config.run.runs_dir)), error.strerror or error
         return PlaceError(f"runs_dir = {place}: must be a place with room for a run: {why}")
 
-    def write_manifest(self, device: "torch.device", placement: str) -> None:
-        """Record what the settings do not say: command, versions, machine, threads, git commit. `placement` says why
-        this device and these threads."""
-        import torch
+    def remove(self) -> None:
+        """Leave nothing of a run that could not begin; one that was to go on stays as it is."""
+        if self.is_new:
+            shutil.rmtree(self.path, ignore_errors=True)
 
-        manifest = {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "git_commit": git_commit(),
-            "python": platform.python_version(),
-            "versions": {name: _version(name) for name in PACKAGES},
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-            "torch_device": str(device),
-            "torch_threads": torch.get_num_threads(),
-            "placement": placement,
-            "cpus": os.cpu_count(),
-            "usable_cpus": usable_cores(),
-            "platform": platform.platform(),
-        }
+    def write_manifest(self, device: "torch.device", placement: str, step: int = 0) -> dict[str, Any]:
+        """Record what the settings do not say: command, versions, machine, threads, git commit; of a run that goes on
+        from `step`, beside what was recorded before. `placement` says why this device and these threads. What a
+        checkpoint is to be compared by."""
+        made_by = made_on(device)
+        manifest = {"command": [Path(sys.argv[0]).name, *sys.argv[1:]], **made_by}
+        manifest |= {"placement": placement, "cpus": os.cpu_count(), "usable_cpus": usable_cores()}
+        manifest["platform"] = platform.platform()
+        if not self.is_new:
+            first = self.manifest()
+            manifest = first | {"gone_on": [*first.get("gone_on", []), {"step": step, **manifest}]}
         write_json(self.path / "manifest.json", manifest)
+        return made_by
+
+    def manifest(self) -> dict[str, Any]:
+        """What is recorded; nothing where there is no such file, or another's."""
+        with suppress(OSError, ValueError):
+            found = json.loads((self.path / "manifest.json").read_text())
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def note(self, name: str, value: str) -> None:
+        """Record `value` in the manifest. Raises OSError."""
+        write_json(self.path / "manifest.json", self.manifest() | {name: value})
 
     def write_ending(self, ending: str, why: str, step: int) -> None:
         """Record how the run ended, at which step; on a full disk nobody will know."""
         with suppress(OSError):
-            write_json(self.path / "ending.json", {"ending": ending, "step": step, "why": why})
+            write_json(self.path / ENDING, {"ending": ending, "step": step, "why": why})
 
-    def save(self, agent_state: dict, step: int, final: bool = False) -> Path:
-        """Write a checkpoint of tensors and primitives; of the periodic ones the last `keep_checkpoints` stay.
 
-        Raises `NonFiniteError`, and touches nothing, where something in `agent_state` is not finite: what is there to
-        go back to is better.
-        """
-        from agents.guard import NonFiniteError, names_in_words, not_finite
+def made_on(device: "torch.device") -> dict[str, Any]:
+    """What numbers depend on beside the settings: commit, packages, processor, device, threads."""
+    import torch
 
-        if names := not_finite(agent_state):
-            raise NonFiniteError(f"not finite: {names_in_words(names)}; nothing was saved")
-        path = self.checkpoints / ("final.pt" if final else f"step_{step:012d}.pt")
-        content = {"format": FORMAT, "config": to_dict(self.config), "step": step, "agent": agent_state}
-        write_tensors(path, content)
-        self.newest = (path, step)
-        kept = self.config.run.keep_checkpoints
-        for old in sorted(self.checkpoints.glob("step_*.pt"))[: -kept or None] if kept else ():
-            old.unlink()
-        return path
+    return {
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "processor": f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch_device": str(device),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if named:
+            return named[1]
+    return platform.processor() or platform.machine()
 
 
 def write_tensors(path: Path, content: dict) -> None:

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from agents.randomness import Generators
 
 
-def check(config: TrainConfig) -> None:
-    """Raise ValueError, with a sentence naming the field, where the settings cannot make a run. Imports no torch and
-    builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
+def check(config: TrainConfig, anew: bool = True) -> None:
+    """Raise ValueError, with a sentence naming the field, where the settings cannot make a run, `anew` or one that goes
+    on. Imports no torch and builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
     require_float32(config)
     check_annealing(config)
     check_probes(config.run.probes)
@@ -58,10 +58,11 @@ def check(config: TrainConfig) -> None:
     asked = config.run.device
     require(not asked.startswith("cuda") or has_gpu_driver(), "device", asked, "cpu or auto: no GPU driver is here")
     check_precision(config.run.precision, on_gpu)
-    if config.run.name:
-        directory = config.run.runs_dir / config.run.name
-        require(not os.path.lexists(directory), "name", config.run.name, f"new: {directory} exists already")
-    check_runs_dir(config.run.runs_dir, config.run_name)
+    if anew:
+        if config.run.name:
+            directory = config.run.runs_dir / config.run.name
+            require(not os.path.lexists(directory), "name", config.run.name, f"new: {directory} exists already")
+        check_runs_dir(config.run.runs_dir, config.run_name)
     require_here()
 
 

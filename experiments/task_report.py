@@ -30,6 +30,7 @@ class TaskReport:
         episodes: the episodes.jsonl; written up to the present step whenever a task ends.
         path: a line of JSON is appended here for every task that has ended; None: nowhere.
         tell: told of every summary.
+        say: told what a person should know.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class TaskReport:
         episodes: Path,
         path: Path | None = None,
         tell: Callable[[TaskSummary], None] = lambda summary: None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        self.share, self.episodes, self.path, self.tell = share, episodes, path, tell
+        self.share, self.episodes, self.path, self.tell, self.say = share, episodes, path, tell, say
         self.offset = 0  # in bytes: no game before it is of a task to come
         self.begun: TaskChange | None = None
         self.level: float | None = None
@@ -86,9 +88,8 @@ class TaskReport:
         self.begun = state["begun"] and TaskChange(*state["begun"])
         self.first = [TaskSummary(*summary) for summary in state["first"]]
         self.last = deque((TaskSummary(*summary) for summary in state["last"]), maxlen=SHOWN)
-        if self.path is not None and (state["size"] or self.path.exists()):
-            with self.path.open("a") as file:
-                go_back(file, state["size"])
+        if self.path is not None and self.path.exists() and (told := go_back(self.path, state["size"])):
+            self.say(told)
 
     def _summarise(self, begun: TaskChange, step: int) -> TaskSummary:
         returns = _Returns()

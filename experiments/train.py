@@ -1,7 +1,8 @@
 """One training run from settings to a finished directory."""
 
-import shutil
+import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,20 +14,27 @@ from agents.agent import Agent
 from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError, Watch
 from envs.errors import WorldError
-from experiments.config import TrainConfig
+from experiments.checkpoints import Checkpoints
+from experiments.config import TrainConfig, to_dict
+from experiments.earlier import EarlierRun
+from experiments.lock import RunLock
 from experiments.machine import placement_in_words
 from experiments.naming import preset_in_words
-from experiments.progress import ProgressLine
+from experiments.progress import ProgressLine, RunConsole
 from experiments.remarks import close, remarks, unwritten, world_failure
-from experiments.run import Run
+from experiments.run import Run, TaskChange
 from experiments.run_directory import RunDirectory
 from experiments.setup import never_learns, spaces_of
+from experiments.signals import EXIT_SAVED, StopRequests
+from experiments.store import Unsound, differences
 from experiments.surgery_report import idle, sentences, surgery_in_short
 from experiments.task_report import table
-from experiments.wandb_log import WandbError, WandbLog
+from experiments.wandb_log import WandbLog
 from experiments.watchers import Watchers
 
-Ending = Literal["finished", "interrupted", "not finite", "world failed", "not written"]
+Ending = Literal["finished", "interrupted", "not finite", "world failed", "not written", "crashed"]
+SHORT_TASK = 100
+"""A task is short where so many of them end between two checkpoints that are due by the steps."""
 
 
 @dataclass(frozen=True)
@@ -40,46 +48,99 @@ class Result:
     why: str
     """In a sentence; empty where it finished, or there is no more to say."""
     checkpoint: Path | None
-    """The newest one; None where there is none."""
+    """The newest one that is the run's end, or that it can go on from; None where there is none."""
+    exact: bool = True
+    """Whether that holds all of the run, as it is."""
 
     @property
     def exit_code(self) -> int:
-        """0: finished; 130: interrupted; 1: stopped by what its ending says."""
-        return {"finished": 0, "interrupted": 130}.get(self.ending, 1)
+        """0: finished; 75: asked to stop, and saved; 130: the same inside a step, without; 1: its ending says why."""
+        interrupted = EXIT_SAVED if self.exact else 130
+        return {"finished": 0, "interrupted": interrupted}.get(self.ending, 1)
 
 
-def train(config: TrainConfig, world: VectorEnv, agent: Agent, console: Console | None = None) -> Result:
-    """Train the `agent` that `setup.build` made of `config` in its `world`, in a new run directory.
+def train(
+    config: TrainConfig,
+    world: VectorEnv,
+    agent: Agent,
+    console: Console | None = None,
+    earlier: EarlierRun | None = None,
+) -> Result:
+    """Train the `agent` that `setup.build` made of `config` in its `world`, in a new run directory; or go on with an
+    `earlier` run that was taken up, of whose `config` they were made.
 
-    Whatever ends the run (something is not finite, the world fails, a file cannot be written as on a full disk,
-    Ctrl-C), what was logged is kept, and so is a last checkpoint, unless it would not be finite or there is no room for
-    it: then the one before it stays the last. The world is closed at the end. `console` is told how it goes; without
-    one nothing is printed. Raises PlaceError or WandbError where the run cannot begin.
+    Whatever ends the run, what was logged is kept. A signal or a closed output lets it finish its step and save all of
+    it. Where it is broken off inside a step (something is not finite, the world fails, memory is short), the newest
+    checkpoint stays the one to go on from, and the weights as they are, if they are finite, are saved beside it. The
+    world is closed at the end; an error of nobody's world is then raised again. `console` is told how it goes; without
+    one nothing is printed. Raises PlaceError, WandbError, or of an earlier run Unsound, where the run cannot begin.
     """
-    training = _Training(config, world, agent, console or Console(quiet=True, force_terminal=False))
-    training.introduce()
-    ending, why = training.carry_out()
-    return training.finish(ending, why)
+    with StopRequests() as stop:
+        training = _Training(config, world, agent, console or Console(quiet=True, force_terminal=False), stop, earlier)
+        training.introduce()
+        ending, why = training.carry_out()
+        result = training.finish(ending, why)
+        if training.raised is not None:
+            raise training.raised
+        return result
 
 
 class _Training:
     """A run, its directory, and who is told of it."""
 
-    def __init__(self, config: TrainConfig, world: VectorEnv, agent: Agent, console: Console) -> None:
-        self.config, self.world, self.agent, self.console = config, world, agent, console
-        self.directory = RunDirectory(config)
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: VectorEnv,
+        agent: Agent,
+        console: Console,
+        stop: StopRequests,
+        earlier: EarlierRun | None,
+    ) -> None:
+        self.config, self.world, self.agent, self.console, self.stop = config.settled, world, agent, console, stop
+        if isinstance(console, RunConsole):
+            console.on_closed = partial(stop.ask, "its output was closed")
+        self.resumed = earlier and earlier.checkpoint
+        self.exact = True  # between two steps, and all can be saved
+        self.raised: Exception | None = None  # of what is neither the world's nor a file's
         convolutional = uses_convolutions(config.agent.network, spaces_of(world))
         self.placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
-        self.wandb = _wandb(config, self.directory, world)
         self.watch = Watch(agent.learner.optimization, agent.state_dict)
         try:
-            self.directory.write_manifest(agent.device, self.placement)
-            also = self.wandb and self.wandb.line
-            self.watchers = Watchers(config, agent, self.directory, self.watch, self.say, also)
-        except OSError as error:
+            self._begin(earlier)
+        except BaseException:
             world.close()
+            raise
+
+    def _begin(self, earlier: EarlierRun | None) -> None:
+        """Make the directory, or open that of the `earlier` run, and restore where that was."""
+        config, agent, step = self.config, self.agent, self.resumed.step if self.resumed else None
+        self.directory = RunDirectory(config, earlier=earlier and earlier.directory)
+        try:
+            self.lock = earlier.lock if earlier else RunLock(self.directory.path)
+            made_by = self.directory.write_manifest(agent.device, self.placement, step or 0)
+            self.wandb = self._wandb()
+            also = self.wandb and self.wandb.line
+            self.watchers = Watchers(config, agent, self.directory, self.watch, self.say, also, step)
+            self.run = Run(agent, self.world, config.run.steps, self.watchers.all)
+            settings = to_dict(config), made_by, config.run.keep_checkpoints, config.checkpoint.replay
+            self.checkpoints = Checkpoints(self.directory.path, self.run, *settings, self.resumed)
+            self.watch.flush()
+        except OSError as error:
             raise self.directory.without_room(error) from error
-        self.run = Run(agent, world, config.run.steps, self.watchers.all)
+        except (ValueError, NonFiniteError) as error:
+            self.directory.remove()
+            raise error if self.resumed is None else Unsound(self.resumed.path, str(error)) from error
+        self.changed = differences(self.resumed.made_by, made_by) if self.resumed else []
+        self.saved_at = step  # of the newest checkpoint
+
+    def _wandb(self) -> WandbLog | None:
+        """The run's log on wandb where it was asked for."""
+        if not self.config.run.wandb:
+            return None
+        log = WandbLog(self.config, self.directory.path, self.directory.manifest().get("wandb_id"))
+        self.directory.note("wandb_id", log.id)
+        return log
 
     @property
     def step(self) -> int:
@@ -104,34 +165,78 @@ class _Training:
             self.say(f"note: nothing will be learned: {reason}")
         for sentence in remarks(self.world, self.agent):
             self.say(sentence)
+        if self.checkpoints.disk_use:
+            self.say(self.checkpoints.disk_use)
+        if self.checkpoints.leftovers:
+            self.say(f"removed, of writes that were broken off: {', '.join(self.checkpoints.leftovers)}")
+        if self.resumed is not None:
+            self._introduce_resumed()
+
+    def _introduce_resumed(self) -> None:
+        """Say from where the run goes on, and how exactly."""
+        changed = f"it was made by others ({'; '.join(self.changed)})" if self.changed else ""
+        inexact = "; ".join(filter(None, [self.checkpoints.inexact, changed]))
+        exactly = "exactly as it was"
+        if self.agent.device.type != "cpu":
+            exactly += ", but for the order in which a GPU's kernels add up"
+        how = f"[bold red]not exactly[/]: {escape(inexact)}" if inexact else exactly
+        self.say(f"[bold]goes on from step {self.step:,}[/] ({escape(self.resumed.path.name)}), {how}", markup=True)
 
     def carry_out(self) -> tuple[Ending, str]:
         """Make the run: how it ends, and why."""
-        run, steps, every = self.run, self.config.run.steps, self.config.checkpoint_every
+        run = self.run
         try:
-            with ProgressLine(steps, self.watchers.logger, self.console) as progress:
-                while not run.over:
+            with ProgressLine(run.steps, self.watchers.logger, self.console, self.step) as progress:
+                if self.resumed is None:
+                    self.save()
+                while not run.over and not self.stop.asked:
                     before = self.step
+                    self.exact = False
                     run.advance()
+                    self.exact = True
+                    self.checkpoints.tick()
                     progress.tick(self.step)
-                    if self.step // every > before // every and not run.over:
+                    if self._due(before):
                         self.save()
-            self.watchers.last(self.step)
-            self.save(final=True)
+            return self._end()
         except NonFiniteError as error:
+            self.exact = False
             return "not finite", self.watch.explain(error)
         except WorldError as error:
             return "world failed", world_failure(error, self.directory.path)
         except OSError as error:  # of the run's own files: what a world raises is a WorldError
+            self.exact = False
             return "not written", unwritten(error, self.directory.path, self.step)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # where no signals are heard, or the world raises it
             return "interrupted", self.watch.unsound() or ""
+        except Exception as error:
+            self.raised = error
+            return "crashed", traceback.format_exception_only(error)[-1].strip().partition("\n")[0][:300]
+
+    def _due(self, before: int) -> bool:
+        """Whether it is time for a checkpoint; that of the last step is another's."""
+        every = self.config.checkpoint_every
+        ends = isinstance(self.run.change, TaskChange) and (self.step - self.saved_at) * SHORT_TASK >= every
+        return (ends or self.step // every > before // every) and not self.run.over
+
+    def _end(self) -> tuple[Ending, str]:
+        """No more steps are made: save, and how the run ends."""
+        if not self.run.over:
+            self.save()
+            return "interrupted", self.stop.asked
+        if not self.checkpoints.lets_go:
+            self.save()  # before the last probes: with more steps it goes on as if it had not ended
+        self.watchers.last(self.step)
+        if self.checkpoints.lets_go:
+            self.save(finished=True)
         return "finished", ""
 
-    def save(self, final: bool = False) -> None:
-        """Write a checkpoint, between two ticks. Raises `NonFiniteError` where something is not finite."""
+    def save(self, finished: bool = False) -> None:
+        """Write a checkpoint, between two steps. Raises `NonFiniteError` where something is not finite."""
         self.watch.flush()
-        self.directory.save(self.agent.state_dict(), self.step, final)
+        if finished or self.saved_at != self.step:
+            self.checkpoints.save(finished)
+        self.saved_at = self.step
 
     def finish(self, ending: Ending, why: str) -> Result:
         """Say why the run stops, write and save what there is of it, and sum up."""
@@ -142,34 +247,40 @@ class _Training:
         if unwritable is not None and ending == "finished":
             ending, why = "not written", unwritten(unwritable, self.directory.path, self.step)
             self._say_end(ending, why)
-        if ending != "finished":
-            self._save_what_is_finite()
+        if ending not in ("finished", "interrupted") or not self.exact:
+            self._save_what_is_finite(why or ending)
         if unclosed:
             self._say_end("world failed", unclosed)
             ending, why = ("world failed", unclosed) if ending == "finished" else (ending, why)
         self._sum_up()
         self.directory.write_ending(ending, why, self.step)
-        result = Result(self.directory.path, self.step, ending, why, self.directory.newest and self.directory.newest[0])
+        self.checkpoints.close()
+        self.lock.release()
+        newest = self.checkpoints.newest
+        result = Result(self.directory.path, self.step, ending, why, newest and newest[0], self.exact)
         if self.wandb is not None:
             self.wandb.finish(result.exit_code, {"exit_code": result.exit_code, "steps": self.step})
         return result
 
     def _say_end(self, ending: Ending, why: str) -> None:
         if ending == "interrupted":
-            self.say(f"[bold]interrupted at step {self.step:,}[/]{why and f': {escape(why)}'}", markup=True)
+            saved = " and saved" if self.exact else ""
+            reason = why and f": {escape(why)}"
+            self.say(f"[bold]interrupted at step {self.step:,}{saved}[/]{reason}", markup=True)
         else:
             at = f"stopped at step {self.step:,}:" if ending == "not finite" else "stopped:"
             self.say(f"[bold red]{at}[/] {escape(why)}", markup=True)
 
-    def _save_what_is_finite(self) -> None:
-        """Save what a stopped run has come to, or say which checkpoint is good."""
+    def _save_what_is_finite(self, why: str) -> None:
+        """Save the weights that a run which was broken off has come to, and say what it goes on from."""
+        newest = self.checkpoints.newest
+        good = "there is no checkpoint from before"
+        if newest is not None:
+            good = f"the last good checkpoint is {newest[0]} (step {newest[1]:,})"
         try:
-            self.directory.save(self.agent.state_dict(), self.step)
+            path = self.checkpoints.save_crashed(why)
+            self.say(f"its weights are in {path}, for evaluate.py alone; {good}")
         except (NonFiniteError, OSError):
-            good = "there is no checkpoint from before"
-            if self.directory.newest is not None:
-                path, at = self.directory.newest
-                good = f"the last good checkpoint is {path} (step {at:,})"
             self.say(f"nothing was saved of it; {good}")
 
     def _sum_up(self) -> None:
@@ -182,15 +293,3 @@ class _Training:
         if not self.run.clock.gradient_steps:
             reason = never_learns(self.config, self.step)
             self.say(f"nothing was learned: {reason}" if reason else "nothing was learned: no gradient step was made")
-
-
-def _wandb(config: TrainConfig, directory: RunDirectory, world: VectorEnv) -> WandbLog | None:
-    """The run's log on wandb where it was asked for. Where wandb cannot begin, nothing is left behind."""
-    if not config.run.wandb:
-        return None
-    try:
-        return WandbLog(config, directory.path)
-    except WandbError:
-        world.close()
-        shutil.rmtree(directory.path, ignore_errors=True)
-        raise

@@ -11,7 +11,7 @@ from experiments.help import Entry, HelpSection, entry_of, rendered, sections_of
 from experiments.presets import PRESETS
 from experiments.probe_names import about_the_probes
 
-PARTS = ("run", "world", "agent", "probe", "surgery")
+PARTS = ("run", "world", "agent", "probe", "checkpoint", "surgery")
 """The order of the parts of the settings there; interventions follow."""
 
 
@@ -21,7 +21,8 @@ def overview(program: str = "train.py") -> str:
     worlds = ", ".join(family.worlds for family in FAMILIES) + ". --task.period N changes the world every N steps."
     parts = (
         f"usage: {program} {{{','.join(KINDS)}}} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]\n"
-        f"       {program} --config runs/NAME/config.json [FLAGS]",
+        f"       {program} --config runs/NAME/config.json [FLAGS]\n"
+        f"       {program} --resume runs/NAME",
         "Worlds\n" + wrapped(worlds, 4),
         wrapped("Presets, of which the world's usual one is taken without --preset") + f"\n{presets}",
         wrapped("Interventions, whose parameters are flags (--interventions redo --redo.tau 0.025)")
@@ -65,6 +66,11 @@ def of_training(
         ),
         Entry("--config FILE", "The settings of an earlier run (its config.json), in place of a preset."),
         Entry(
+            "--resume RUN",
+            "Go on with the run in this directory from its newest checkpoint, with more --steps where they are given. "
+            "The command that began it, with the same --name, does the same.",
+        ),
+        Entry(
             "--interventions NAME ...",
             f"What is meant to keep plasticity, in the order of its calls: "
             f"{', '.join(known)}; or none. Parameters of those listed are flags (--redo.tau), in this help too.",
@@ -73,6 +79,7 @@ def of_training(
     usage = [
         f"{program} --env ID [--preset NAME] [--interventions NAME ...] [FLAGS]",
         f"{program} --config FILE [FLAGS]",
+        f"{program} --resume RUN [--steps N]",
     ]
     whose = world if env else f"{world}; with --env, those of that world, and its flags alone"
     introduction = f"Train {algorithm} and write a run directory. Defaults are those for {whose}."

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,19 @@ class WandbLog:
     since that watches a directory in which wandb writes. Its files go into `directory/wandb`, where TensorBoard finds
     nothing to read, unless WANDB_DIR says otherwise. Rows are lines, a row's step is the run's.
 
+    `id`: of the wandb run that goes on; without one it is a new one. Rows that it has already are not sent again.
+
     Raises WandbError.
     """
 
-    def __init__(self, config: TrainConfig, directory: Path) -> None:
+    def __init__(self, config: TrainConfig, directory: Path, id: str | None = None) -> None:
         import wandb
 
+        self.id = id or secrets.token_hex(4)
         try:
             self.run = wandb.init(
+                id=self.id,
+                resume="allow",
                 project=config.run.wandb_project,
                 name=directory.name,
                 config=to_dict(config),
@@ -46,7 +52,8 @@ class WandbLog:
 
     def line(self, step: int, values: dict[str, float]) -> None:
         """A row of its own; `step` never falls."""
-        self.run.log({"step": step, **values}, step=step)
+        if step >= self.run.step:
+            self.run.log({"step": step, **values}, step=step)
 
     def finish(self, code: int, summary: dict[str, Any]) -> None:
         """The run is over; the summary has every tag's last value, and `summary` beside them."""

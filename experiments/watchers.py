@@ -7,7 +7,7 @@ from agents.agent import Agent
 from agents.guard import Watch
 from experiments.config import TrainConfig
 from experiments.logger import Logger
-from experiments.page import Page
+from experiments.page import Page, read_me
 from experiments.probing import Probing
 from experiments.run import Watcher
 from experiments.run_directory import RunDirectory
@@ -22,6 +22,7 @@ class Watchers:
         watch: looks for what is not finite whenever the log is flushed.
         tell: told what a person should know.
         also: told each line of the log.
+        goes_on: the step at which a run was saved that goes on here; None: it begins.
     """
 
     def __init__(
@@ -32,13 +33,16 @@ class Watchers:
         watch: Watch,
         tell: Callable[[str], None],
         also: Callable[[int, dict[str, float]], None] | None = None,
+        goes_on: int | None = None,
     ) -> None:
         surgeries = agent.learner.interventions.surgeries
-        self.logger = Logger(directory.path, config.log_every, watch, agent.scalars, tell, surgeries, also)
+        self.logger = Logger(directory.path, config.log_every, watch, agent.scalars, tell, surgeries, also, goes_on)
         self.page = Page(self.logger.writer, agent.network, lambda: self.logger.tags)
-        write_settings(self.logger.writer, config)
+        if goes_on is None:
+            self.logger.writer.add_text("read_me_first", read_me(agent.network), 0)
+            write_settings(self.logger.writer, config)
         files = self.logger.episodes.path, directory.path / "tasks.jsonl"
-        self.tasks = TaskReport(config.run.level_share, *files, self.logger.task_summary)
+        self.tasks = TaskReport(config.run.level_share, *files, self.logger.task_summary, tell)
         self.all: dict[str, Watcher] = {"log": self.logger, "tasks": self.tasks, "page": self.page}
         self.probing: Probing | None = None
         if config.run.probes not in ((), ("none",)):

@@ -8,7 +8,7 @@ from typing import Any
 from agents.config import require
 from agents.spelling import did_you_mean
 from experiments.naming import in_a_word
-from experiments.results.runs import BESIDE, WORLD_FIELDS, Run
+from experiments.results.runs import BESIDE, OF_BESIDE, WORLD_FIELDS, Run
 
 FIRST = ("agent", "implementation", "loss", "value-loss", "interventions")
 """What names an arm before other settings do."""
@@ -100,7 +100,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def _beside(name: str) -> bool:
-    return name in BESIDE or name in LENGTH or name.startswith("probe.")
+    return name in BESIDE or name in LENGTH or name.startswith(OF_BESIDE)
 
 
 def key_of(run: Run, fields: Iterable[str]) -> tuple:
@@ -151,7 +151,7 @@ def _part(name: str, value: Any) -> str:
 
 def alike_but(run: Run, *names: str) -> tuple:
     """All that shapes the run's result, but the settings called `names`."""
-    left = {k: v for k, v in run.settings.items() if not (k in BESIDE and k != "seed") and not k.startswith("probe.")}
+    left = {k: v for k, v in run.settings.items() if not (k in BESIDE and k != "seed") and not k.startswith(OF_BESIDE)}
     return tuple(sorted(((k, v) for k, v in left.items() if k not in names), key=lambda item: item[0]))
 
 

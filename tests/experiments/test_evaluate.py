@@ -99,7 +99,7 @@ def test_command_prints_json(cartpole: Path) -> None:
 
 
 def test_a_damaged_or_foreign_file_is_refused(cartpole: Path, tmp_path: Path) -> None:
-    whole = (cartpole / "checkpoints" / "final.pt").read_bytes()
+    whole = (find_checkpoint(cartpole) / "agent.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign.pt")
     torch.save({"format": Path("a")}, tmp_path / "unsafe.pt")
@@ -109,7 +109,7 @@ def test_a_damaged_or_foreign_file_is_refused(cartpole: Path, tmp_path: Path) ->
 
 
 def test_a_run_directory_names_its_final_checkpoint(cartpole: Path, tmp_path: Path) -> None:
-    assert find_checkpoint(cartpole).name == "final.pt"
+    assert find_checkpoint(cartpole).name == "step_000000000600"
     with pytest.raises(ValueError, match="no such run"):
         find_checkpoint(tmp_path / "nothing")
 

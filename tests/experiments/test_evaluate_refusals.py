@@ -22,6 +22,7 @@ from experiments.peek import peek
 from experiments.run_directory import find_checkpoint
 from experiments.setup import build, check
 from experiments.train import train
+from tests.experiments.older_format import as_one_file
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--learning-starts=20", "--buffer-size=200", "--width=8", "--depth=1", "--steps=60", "--threads=1"]
@@ -30,7 +31,7 @@ SMALL = ["--learning-starts=20", "--buffer-size=200", "--width=8", "--depth=1", 
 def trained(flags: list[str], folder: Path) -> Path:
     config = parse_train([*flags, "--runs-dir", str(folder)])
     check(config)
-    return train(config, *build(config)).directory
+    return as_one_file(train(config, *build(config)).directory)
 
 
 @pytest.fixture(scope="module")

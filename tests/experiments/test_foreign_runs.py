@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments.cli import parse_train
 from experiments.config import from_dict, to_dict
-from experiments.run_directory import load_checkpoint
+from experiments.run_directory import find_checkpoint, load_checkpoint
 from experiments.setup import build, check
 from experiments.train import train
 from tests import odd_worlds
@@ -52,7 +52,7 @@ TRAINING += ["NoDimension", "Matrix", "Goals", "Outside", "ActsFromFive", "Singl
 def test_what_can_be_played_trains(algorithm, name, tmp_path):
     path, code, _ = run(tmp_path, algorithm, name, 160, "--num-envs", "2", "--life-loss-discount")
     assert code == 0
-    assert load_checkpoint(path / "checkpoints" / "final.pt")[1] == 160
+    assert load_checkpoint(find_checkpoint(path))[1] == 160
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_every_box_of_actions_is_acted_in(name, tmp_path):
 def test_images_with_the_channels_last_meet_a_nature_cnn_and_a_line_that_says_so(tmp_path):
     path, code, printed = run(tmp_path, "ppo", "ChannelsLast", 64, "--num-envs", "2")
     assert code == 0 and "images 84 x 84 x 3 with the channels last are taken as 3 x 84 x 84" in printed
-    weights = load_checkpoint(path / "checkpoints" / "final.pt")[2]["network"]
+    weights = load_checkpoint(find_checkpoint(path))[2]["network"]
     assert weights["actor_torso.convolutions.conv1.weight"].shape[1] == 3
     done = command("evaluate.py", path, "--episodes", "1", "--json")
     assert done.returncode == 0 and "note: images 84 x 84 x 3 with the channels last" in done.stderr
@@ -133,13 +133,14 @@ def test_a_world_that_fails_is_named_and_everything_is_kept(name, algorithm, tmp
         assert "simulator lost [connection]" in sentence and "at step 7" in sentence
         assert "odd_worlds.py" in told
     step = {"RaisesAtStep": 6, "Exits": 6, "Grows": 4}.get(name, 0)
-    assert load_checkpoint(path / "checkpoints" / f"step_{step:012d}.pt")[1] == step
+    assert load_checkpoint(path / "checkpoints" / f"crashed_{step:012d}")[1] == step
+    assert find_checkpoint(path).name == "step_000000000000"  # the last one that a run can go on from
 
 
 def test_a_finished_run_is_kept_where_closing_fails(tmp_path):
     path, code, printed = run(tmp_path, "dqn", "RaisesAtClose", 60)
     assert code == 1 and "raised OSError: port is gone" in printed
-    assert load_checkpoint(path / "checkpoints" / "final.pt")[1] == 60
+    assert load_checkpoint(find_checkpoint(path))[1] == 60
     assert "port is gone" in (path / "traceback.txt").read_text()
     done = command("evaluate.py", path, "--episodes", "2", "--json")
     assert done.returncode == 1 and "Traceback" not in done.stderr and "port is gone" in done.stderr

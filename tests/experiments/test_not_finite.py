@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.guard import NonFiniteError
 from experiments.cli import parse_train
 from experiments.evaluate import evaluate
 from experiments.evaluate_config import EvaluateConfig
 from experiments.offline_probes import probe_checkpoints
 from experiments.run import Run
-from experiments.run_directory import RunDirectory, load_checkpoint
+from experiments.run_directory import load_checkpoint
+from tests.experiments.older_format import as_one_file
 from tests.experiments.test_run import SMALL, run
 
 NAN, INF = float("nan"), float("inf")
@@ -36,7 +36,7 @@ def all_finite(path: Path) -> bool:
             return all(map(finite, node.values()))
         return all(map(finite, node)) if isinstance(node, (list, tuple)) else True
 
-    return all(finite(torch.load(file, weights_only=True)) for file in (path / "checkpoints").glob("*.pt"))
+    return all(finite(torch.load(file, weights_only=True)) for file in (path / "checkpoints").rglob("agent.pt"))
 
 
 CASES = {
@@ -58,13 +58,10 @@ def test_a_result_that_is_not_finite_stops_the_run_and_is_never_saved(
     assert re.search(expected, printed), printed
     assert "it came about between gradient steps 0 (when all was finite) and " in printed
     assert "the weights are as before" not in printed
-    assert "final.pt" not in checkpoints(path)
     assert all_finite(path)
-    if checkpoints(path):
-        last = path / "checkpoints" / checkpoints(path)[-1]
-        assert f"the last good checkpoint is {last} (step {load_checkpoint(last)[1]:,})" in printed
-    else:
-        assert "there is no checkpoint from before" in printed
+    last = path / "checkpoints" / checkpoints(path)[-1]
+    assert last.name.startswith("step_") and load_checkpoint(last)[1] < 600
+    assert f"nothing was saved of it; the last good checkpoint is {last} (step {load_checkpoint(last)[1]:,})" in printed
 
 
 def test_a_normaliser_of_huge_observations_stops_the_run_and_the_world_is_never_given_nan(tmp_path: Path) -> None:
@@ -74,7 +71,7 @@ def test_a_normaliser_of_huge_observations_stops_the_run_and_the_world_is_never_
     path, code, printed = run(tmp_path, "ppo", "GoesHugeLater-v0", 800, *SMALL["ppo"], *flags, *rare)
     assert code == 1  # and no assertion of the world failed
     assert "not finite: network.normalizer.variance" in printed
-    assert checkpoints(path) == []
+    assert checkpoints(path) == ["step_000000000000"]
 
 
 def spoiled(after: int, stop: type[BaseException] | None):
@@ -119,20 +116,7 @@ def test_where_no_line_and_no_checkpoint_is_due_the_final_save_finds_it(
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 400, *SMALL["dqn"], "--checkpoint-every", "100000")
     assert code == 1
     assert "not finite: network.head.bias" in printed
-    assert checkpoints(path) == []
-
-
-def test_a_directory_refuses_a_state_that_is_not_finite_and_keeps_what_it_has(tmp_path: Path) -> None:
-    arguments = ["dqn", "--env", "CartPole-v1", "--runs-dir", str(tmp_path), "--keep-checkpoints", "2"]
-    directory = RunDirectory(parse_train(arguments))
-    good = {"network": {"weight": torch.ones(2)}}
-    directory.save(good, 1)
-    directory.save(good, 2)
-    for final in (False, True):
-        with pytest.raises(NonFiniteError, match=r"not finite: network\.weight"):
-            directory.save({"network": {"weight": torch.tensor([1.0, INF])}}, 3, final=final)
-    assert checkpoints(directory.path) == ["step_000000000001.pt", "step_000000000002.pt"]
-    assert directory.newest == (directory.checkpoints / "step_000000000002.pt", 2)
+    assert checkpoints(path) == ["step_000000000000"]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +124,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probes = ["--probe.samples", "50", "--probes", "weights"]
     path, code, _ = run(tmp_path_factory.mktemp("runs"), "dqn", "CartPole-v1", 300, *SMALL["dqn"], *probes)
     assert code == 0
-    return path
+    return as_one_file(path)
 
 
 @pytest.mark.parametrize("tensor", ["head.bias", "torso.layers.dense1.weight"])

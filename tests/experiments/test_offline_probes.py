@@ -42,11 +42,11 @@ def test_the_last_checkpoint_measures_what_the_run_measured_last(algorithm: str,
 
 def test_each_checkpoint_is_a_column(trained: Path) -> None:
     result = probe_checkpoints(EvaluateConfig(trained, probe=("weights", "units"), checkpoint="each"))
-    assert result["steps"] == [200, 400, 600, 800]
+    assert result["steps"] == [0, 200, 400, 600, 800]
     changes = result["values"]["probes/weight_change/since_init/total"]
-    assert changes == sorted(changes) and changes[0] > 0
+    assert changes == sorted(changes) and changes[1] > changes[0] == 0
     head, *rows = table(result)
-    assert head.split() == ["200", "400", "600", "800", "fresh"]
+    assert head.split() == ["0", "200", "400", "600", "800", "fresh"]
     assert len(rows) == len(result["values"])
 
 

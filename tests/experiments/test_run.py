@@ -14,7 +14,7 @@ from experiments.cli import parse_train
 from experiments.config import to_dict
 from experiments.logger import read_metrics
 from experiments.run import Run
-from experiments.run_directory import load_checkpoint
+from experiments.run_directory import find_checkpoint, load_checkpoint
 from experiments.setup import build, check
 from experiments.train import train
 from tests.experiments import worlds  # noqa: F401  (registers them)
@@ -45,21 +45,21 @@ def run(tmp_path: Path, algorithm: str, env: str, steps: int, *flags: str) -> tu
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(path / "checkpoints" / "final.pt")[2]["network"]
+    return load_checkpoint(find_checkpoint(path))[2]["network"]
 
 
 @pytest.mark.parametrize("algorithm", ["dqn", "c51", "ppo"])
 def test_a_run_leaves_settings_manifest_curves_and_weights(algorithm: str, tmp_path: Path) -> None:
     path, code, printed = run(tmp_path, algorithm, "CartPole-v1", 600, *SMALL[algorithm])
     assert code == 0
-    config, step, state = load_checkpoint(path / "checkpoints" / "final.pt")
+    config, step, state = load_checkpoint(find_checkpoint(path))
     assert json.loads((path / "config.json").read_text()) == to_dict(config)
     assert step >= 600
     assert set(state) >= {"network", "optimization"}
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["torch_threads"] == 1
-    assert len(list((path / "checkpoints").glob("step_*.pt"))) == 2
+    assert len(list((path / "checkpoints").glob("step_*"))) == 2
     assert "\x1b" not in printed  # plain lines where there is no terminal
     assert "step 600/600" in printed
 
@@ -145,7 +145,7 @@ def test_ppo_variants_train(flags: list[str], tmp_path: Path) -> None:
 
 def test_replay_ratio_above_one(tmp_path: Path) -> None:
     path, _, _ = run(tmp_path, "dqn", "CartPole-v1", 200, *SMALL["dqn"], "--replay-ratio", "2.5")
-    assert load_checkpoint(path / "checkpoints" / "final.pt")[2]["clock"]["gradient_steps"] == 250
+    assert load_checkpoint(find_checkpoint(path))[2]["clock"]["gradient_steps"] == 250
 
 
 @pytest.mark.parametrize("what", ["reward", "observation"])
@@ -157,7 +157,7 @@ def test_something_not_finite_stops_the_run_and_spares_the_weights(algorithm: st
     assert f"{what} is not finite" in printed
     assert "step 1" in printed
     assert read_metrics(path / "metrics.jsonl")["charts/SPS"][0][-1] >= 100  # what was logged is kept
-    (newest,) = sorted((path / "checkpoints").glob("step_*.pt"))[-1:]
+    (newest,) = (path / "checkpoints").glob("crashed_*")
     state = load_checkpoint(newest)[2]["network"]
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
@@ -169,7 +169,7 @@ def test_a_library_is_told_the_end_and_nothing_is_printed(tmp_path: Path, capfd:
     done = train(config, *build(config))
     assert capfd.readouterr() == ("", "")
     assert (done.ending, done.why, done.exit_code, done.step) == ("finished", "", 0, 300)
-    assert done.checkpoint == done.directory / "checkpoints" / "final.pt"
+    assert done.checkpoint == done.directory / "checkpoints" / "step_000000000300"
     config = parse_train(["dqn", "--env", "GoesWrong-reward-v0", *flags[2:], *SMALL["dqn"]])
     done = train(config, *build(config))
     assert capfd.readouterr() == ("", "")
@@ -180,9 +180,11 @@ def test_a_library_is_told_the_end_and_nothing_is_printed(tmp_path: Path, capfd:
 def test_a_checkpoint_is_taken_when_what_its_tick_owes_is_learned(tmp_path: Path) -> None:
     flags = [*SMALL["dqn"], "--num-envs", "3", "--checkpoint-every", "100", "--replay-ratio", "0.5"]
     path, _, _ = run(tmp_path, "dqn", "CartPole-v1", 450, *flags, "--keep-checkpoints", "0")
-    saved = [load_checkpoint(file)[1:] for file in sorted((path / "checkpoints").glob("step_*.pt"))]
-    assert [step for step, _ in saved] == [102, 201, 300, 402]  # the first ticks at which a multiple of 100 is reached
-    assert [state["clock"]["gradient_steps"] for _, state in saved] == [(step - 100) // 2 for step, _ in saved]
+    saved = [load_checkpoint(file)[1:] for file in sorted((path / "checkpoints").glob("step_*"))]
+    # at the start, at the first ticks at which a multiple of 100 is reached, and at the end
+    assert [step for step, _ in saved] == [0, 102, 201, 300, 402, 450]
+    made = [state["clock"]["gradient_steps"] for _, state in saved]
+    assert made == [max(0, step - 100) // 2 for step, _ in saved]
 
 
 def test_an_interrupted_run_keeps_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +198,8 @@ def test_an_interrupted_run_keeps_its_weights(tmp_path: Path, monkeypatch: pytes
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 300, *SMALL["dqn"])
     assert code == 130
     assert "interrupted" in printed
-    assert list((path / "checkpoints").glob("step_*.pt"))
+    assert (path / "checkpoints" / "crashed_000000000110").exists()  # in the middle of a step: to evaluate, no more
+    assert find_checkpoint(path).name == "step_000000000090"
 
 
 def test_the_bar_is_shown_in_a_terminal(tmp_path: Path) -> None:

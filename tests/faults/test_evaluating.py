@@ -16,6 +16,7 @@ from experiments.run_directory import all_checkpoints, find_checkpoint, load_che
 from experiments.setup import build
 from experiments.store import Store, listed
 from experiments.train import train
+from tests.experiments.older_format import as_one_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +29,7 @@ def before(tmp_path_factory):
     config = parse_train([*flags, "--probe.every", "20", "--probe.samples", "16"])
     result = train(config, *build(config))
     assert result.ending == "finished"
-    return result.directory
+    return as_one_file(result.directory)
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""Runs of train.py that are killed anywhere end, when they are started again, as the run that was never killed."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from experiments.signals import EXIT_SAVED
+from tests.faults.whole_runs import RUNS, WholeRun
+
+many = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """By name, (hashes of the run that was never killed, seconds that it takes); made when first asked for."""
+    made = {}
+
+    def of(name):
+        if name not in made:
+            run = WholeRun(name, tmp_path_factory.mktemp("whole") / name)
+            seconds = run.seconds()
+            made[name] = run.parts(), seconds
+            assert made[name][0] == WholeRun.parts(run)  # reading changes nothing
+        return made[name]
+
+    return of
+
+
+def killed_at_random(name, runs, kills, longest, rng):
+    """A run killed `kills` times, each at most `longest` seconds after it was started, and then left alone."""
+    run = WholeRun(name, runs)
+    done = sum(run.killed_after(rng.uniform(0, longest)) == -signal.SIGKILL for _ in range(kills))
+    code = run.finish()
+    assert code == 0, run.said.read_text()
+    return run, done
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=[many, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_at_a_random_moment_it_ends_as_if_it_never_was(name, times, whole, tmp_path, count):
+    expected, seconds = whole(name)
+    rng = random.Random(f"{name} {times}")
+    for number in range(times):
+        run, done = killed_at_random(name, tmp_path / str(number), 1, seconds, rng)
+        assert run.parts() == expected
+        count(f"{name}: kill -9 {'at a random moment' if done else 'came after its end'}", "ends as if never killed")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=[many, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_many_times_in_one_run_it_ends_as_if_it_never_was(name, kills, whole, tmp_path, count):
+    expected, seconds = whole(name)
+    run, done = killed_at_random(name, tmp_path / "runs", kills, seconds, random.Random(f"{name} {kills}"))
+    assert run.parts() == expected
+    count(f"{name}: kill -9, {done} times in one run", "ends as if never killed")
+
+
+STAGES = {
+    "in the middle of its settings": ("write", 1),
+    "in the middle of its first checkpoint": ("write", 8),
+    "in the middle of a later file": ("write", 600),
+    "before a file is synced": ("sync", 19),
+    "before a checkpoint has its name": ("rename", 12),
+    "when it has": ("renamed", 12),
+    "in the middle of removing an old one": ("prune", 2),
+}
+
+
+@pytest.mark.parametrize("place", STAGES)
+@pytest.mark.parametrize("name", ["dqn", pytest.param("c51", marks=many), pytest.param("ppo", marks=many)])
+def test_killed_at_each_stage_of_a_save_it_ends_as_if_it_never_was(name, place, whole, tmp_path, count):
+    expected, _ = whole(name)
+    run = WholeRun(name, tmp_path / "runs")
+    assert run.finish(STAGES[place]) == -signal.SIGKILL, run.said.read_text()
+    assert run.finish() == 0, run.said.read_text()
+    assert run.parts() == expected
+    count(f"{name}: killed {place}", "ends as if never killed")
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=[many, pytest.mark.timeout(900)])])
+def test_asked_to_stop_at_a_random_moment_it_saves_and_goes_on(times, whole, tmp_path, count):
+    expected, seconds = whole("ppo")
+    rng, kinds = random.Random(times), [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+    for number in range(times):
+        run, kind = WholeRun("ppo", tmp_path / str(number)), kinds[number % 4]
+        process = run.start()
+        deadline = time.monotonic() + 60
+        while not run.directory.exists() and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)  # before, nobody hears signals
+        process.join(rng.uniform(0.1, seconds / 2))
+        asked = time.monotonic()
+        os.kill(process.pid, kind)
+        process.join()
+        assert time.monotonic() - asked < 10
+        assert process.exitcode in (EXIT_SAVED, 0), run.said.read_text()
+        count(f"{kind.name} at a random moment", {0: "at its end already"}.get(process.exitcode, "saved, within 10 s"))
+        assert run.finish() == 0, run.said.read_text()
+        assert run.parts() == expected
