@@ -101,6 +101,12 @@ class World(Resumable, VectorEnv):
         self._begun: dict[str, Any] = {"seed": seed, "index": 0}  # what the present segment began with
 
     @property
+    def cut_after(self) -> int | None:
+        """Steps after which the end of a segment cuts a game at the latest; None where no game can last so long."""
+        each = -(-self._segment // self.num_envs)
+        return each if 0 < each < self._limit else None
+
+    @property
     def envs(self) -> list[Any]:
         """The single environments of the gymnasium backend (Atari: ``.unwrapped.ale``); other backends have none.
 

@@ -12,10 +12,13 @@ from agents.checks import uses_convolutions
 from envs.errors import WorldError
 
 TRACEBACK = "traceback.txt"
+LONGEST_USUAL_GAME = 27_000
+"""Steps; Atari's limit. Of a world without a limit that is known nobody says that games are cut later than this."""
 
 
-def remarks(world: VectorEnv, agent: Agent) -> list[str]:
-    """Sentences on how observations and actions of `world` are taken, where that is not as they come."""
+def remarks(world: VectorEnv, agent: Agent, steps: int) -> list[str]:
+    """Sentences on how observations, actions and games of `world` are taken in a run of `steps` steps, where that is
+    not as they come."""
     shape, network = agent.spaces.observation_shape, agent.config.network
     said = list(world.notes)
     foreign = hasattr(getattr(world, "pool", None), "observation_form")
@@ -26,6 +29,13 @@ def remarks(world: VectorEnv, agent: Agent) -> list[str]:
     action_map = getattr(agent.policy, "action_map", None)
     if action_map is not None and action_map.remark():
         said.append(action_map.remark())
+    cut = world.cut_after
+    if cut is not None and cut < LONGEST_USUAL_GAME and steps > cut * world.num_envs:
+        said.append(
+            f"games of more than {cut:,} steps are cut and counted nowhere: the world is built anew after"
+            f" {cut:,} steps in each of {world.num_envs} environments, to be able to go on exactly"
+            " (--world-segment; 0: never)"
+        )
     return said
 
 

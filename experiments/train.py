@@ -163,7 +163,7 @@ class _Training:
             self.say(f"interventions: {', '.join(map(surgery_in_short, config.interventions))}{moments}")
         if reason := never_learns(config, config.run.steps):
             self.say(f"note: nothing will be learned: {reason}")
-        for sentence in remarks(self.world, self.agent):
+        for sentence in remarks(self.world, self.agent, self.config.run.steps):
             self.say(sentence)
         if self.checkpoints.disk_use:
             self.say(self.checkpoints.disk_use)

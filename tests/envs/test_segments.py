@@ -273,6 +273,22 @@ def test_how_long_a_segment_is(env, backend, segment, found):
 
 
 @pytest.mark.parametrize(
+    ("env", "envs", "options", "after"),
+    [
+        ("ALE/Pong-v5", 8, {"backend": "envpool", "world_segment": 1000}, 125),
+        ("ALE/Pong-v5", 3, {"backend": "envpool", "world_segment": 1000}, 334),  # the tick that reaches 1,000
+        ("ALE/Pong-v5", 2, {"backend": "envpool", "world_segment": 1000, "max_episode_steps": 500}, None),
+        ("ALE/Pong-v5", 2, {"backend": "gymnasium"}, None),
+        ("CartPole-v1", 2, {"world_segment": 0}, None),
+    ],
+)
+def test_how_long_a_game_can_last(env, envs, options, after):
+    world = make_vec(env, envs, 1, **options)
+    assert world.cut_after == after
+    world.close()
+
+
+@pytest.mark.parametrize(
     ("env", "backend", "segment", "message"),
     [
         ("CartPole-v1", "auto", -1, "world_segment = -1: must be at least 0"),
