@@ -52,10 +52,9 @@ def _going_on(directory: Path, before: TrainConfig, asked: TrainConfig) -> Train
     same = f"those of the run in {directory}, to go on with it; a new run needs another --name"
     first, now = _settings(before), _settings(_with_cadences(asked, before))
     steps, more = now.pop("--steps"), asked.run.steps > first.pop("--steps")
+    both = [name for name in first if name in now]  # of an intervention that one has alone, its name says enough
     differ = [
-        f"{name} {as_written(first.get(name, 'absent'))}, now {as_written(now.get(name, 'absent'))}"
-        for name in dict.fromkeys([*first, *now])
-        if first.get(name, "absent") != now.get(name, "absent")
+        f"{name} {as_written(first[name])}, now {as_written(now[name])}" for name in both if first[name] != now[name]
     ]
     if not more and steps != before.run.steps:
         differ.append(f"--steps {before.run.steps}, now {steps}: fewer")

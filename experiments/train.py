@@ -100,7 +100,7 @@ class _Training:
         self.config, self.world, self.agent, self.console, self.stop = config.settled, world, agent, console, stop
         if isinstance(console, RunConsole):
             console.on_closed = partial(stop.ask, "its output was closed")
-        self.resumed = earlier and earlier.checkpoint
+        self.resumed, self.lock = earlier and earlier.checkpoint, earlier and earlier.lock
         self.exact = True  # between two steps, and all can be saved
         self.raised: Exception | None = None  # of what is neither the world's nor a file's
         convolutional = uses_convolutions(config.agent.network, spaces_of(world))
@@ -110,6 +110,8 @@ class _Training:
             self._begin(earlier)
         except BaseException:
             world.close()
+            if self.lock is not None:
+                self.lock.release()
             raise
 
     def _begin(self, earlier: EarlierRun | None) -> None:
@@ -117,7 +119,7 @@ class _Training:
         config, agent, step = self.config, self.agent, self.resumed.step if self.resumed else None
         self.directory = RunDirectory(config, earlier=earlier and earlier.directory)
         try:
-            self.lock = earlier.lock if earlier else RunLock(self.directory.path)
+            self.lock = self.lock or RunLock(self.directory.path)
             made_by = self.directory.write_manifest(agent.device, self.placement, step or 0)
             self.wandb = self._wandb()
             also = self.wandb and self.wandb.line

@@ -92,7 +92,8 @@ def test_asked_to_stop_at_a_random_moment_it_saves_and_goes_on(times, whole, tmp
             time.sleep(0.005)  # before, nobody hears signals
         process.join(rng.uniform(0.1, seconds / 2))
         asked = time.monotonic()
-        os.kill(process.pid, kind)
+        if process.is_alive():
+            os.kill(process.pid, kind)
         process.join()
         assert time.monotonic() - asked < 10
         assert process.exitcode in (EXIT_SAVED, 0), run.said.read_text()
