@@ -18,21 +18,34 @@ class WorldError(RuntimeError):
     """
 
 
+class NoAnswer(BaseException):
+    """Raised inside a world that has not answered in time, past whatever it catches itself; `failed` puts it in words.
+
+    The message says how long was waited: ``"within 60 s"``.
+    """
+
+
 def failed(env: str, environment: int | None, moment: str, error: BaseException) -> WorldError:
     """What to raise ``from error``, which came out of `env`'s own code at `moment` ("at step 3"); no `environment`
     where a backend steps all of them together."""
     who = "its backend" if environment is None else f"environment {environment}"
+    if isinstance(error, NoAnswer):
+        return WorldError(f"env = {env!r}: {who} did not answer {error}{_place(error)} {moment}")
     return WorldError(f"env = {env!r}: {who} raised {in_words(error)} {moment}{_hint(error)}")
 
 
 def in_words(error: BaseException) -> str:
     """Type, message and place of `error` on one line: ``RuntimeError: connection lost (simulator.py, line 88)``."""
     text = in_short(message_of(error))
+    return f"{type(error).__name__}{': ' if text else ''}{text}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """Where in the world's code `error` came up; nothing where no such line is known."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_passing(frame.filename)]
     # The world's own line says more than one of a library that it called.
     own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _is_passing(filename: str) -> bool:

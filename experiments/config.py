@@ -32,6 +32,7 @@ NOT_IN_THE_NAME = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "world_timeout",
     "level_share",
     "probes",
     "wandb",
@@ -40,6 +41,8 @@ NOT_IN_THE_NAME = (
 )
 """Settings of the run that do not shape its result (or stand in the name anyway)."""
 Keep = Literal["until-finished", "always", "off"]
+SHORTEST_TIMEOUT, DAY = 0.1, 86_400
+TIMEOUTS = f"0 (off) or in [{SHORTEST_TIMEOUT}, {DAY}] seconds"
 MOST_THREADS = 1024
 """More than any machine's cores, and few enough to be started."""
 
@@ -75,6 +78,9 @@ class RunConfig:
     (where tasks are shorter than a hundredth of this, not of each)."""
     keep_checkpoints: int = 2
     """How many of them are kept, at least 2 (a crash while writing the newest must leave one that loads); 0: all."""
+    world_timeout: float = 0.0
+    """Seconds in which the world has to answer a step or a reset; one that does not ends the run, which can go on from
+    its newest checkpoint. 0: it is waited for without end."""
     level_share: float = 0.9
     """Where the world changes: share of what the first task gained that counts as having learned a task, in (0, 1]
     (the log's tasks/steps_to_level)."""
@@ -94,6 +100,8 @@ class RunConfig:
         keep = self.keep_checkpoints
         require(keep == 0 or keep >= 2, "keep_checkpoints", keep, "0 (all) or >= 2")
         require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, ">= 0")
+        timeout = self.world_timeout
+        require(timeout == 0 or SHORTEST_TIMEOUT <= timeout <= DAY, "world_timeout", timeout, TIMEOUTS)
         require(0 < self.level_share <= 1, "level_share", self.level_share, "in (0, 1]")
         require_text("runs_dir", str(self.runs_dir))
         if self.name:

@@ -18,6 +18,8 @@ from experiments.run_directory import ENDING
 from experiments.store import Checkpoint, Unsound, listed, newest, read
 
 OF_THE_PLACE = ("--runs-dir", "--name")
+PATIENCE = "--world-timeout"
+"""What may be another when a run goes on: where a world has hung, it is what one changes."""
 LOGS = ("metrics.jsonl", "episodes.jsonl", "tasks.jsonl", "events.out.tfevents.*")
 
 
@@ -48,7 +50,10 @@ def _had_not_begun(directory: Path) -> bool:
 
 
 def _going_on(directory: Path, before: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """The settings of `before` with the steps that are `asked` for. Raises ValueError where that is another run."""
+    """The settings of `before` with the steps and the patience that are `asked` for.
+
+    Raises ValueError where that is another run.
+    """
     same = f"those of the run in {directory}, to go on with it; a new run needs another --name"
     first, now = _settings(before), _settings(_with_cadences(asked, before))
     steps, more = now.pop("--steps"), asked.run.steps > first.pop("--steps")
@@ -63,7 +68,7 @@ def _going_on(directory: Path, before: TrainConfig, asked: TrainConfig) -> Train
     if more and before.stretched:
         why = f"{' and '.join(before.stretched)} depends on how many there are (.over run)"
         require(False, "steps", steps, f"{before.run.steps}, as before: {why}")
-    return replace(before, run=replace(before.run, steps=steps))
+    return replace(before, run=replace(before.run, steps=steps, world_timeout=asked.run.world_timeout))
 
 
 def _with_cadences(asked: TrainConfig, before: TrainConfig) -> TrainConfig:
@@ -76,7 +81,7 @@ def _with_cadences(asked: TrainConfig, before: TrainConfig) -> TrainConfig:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """Every setting by its flag, but where the run lies."""
-    found = {flag.name: flag.default for flag in flags_of(config) if flag.name not in OF_THE_PLACE}
+    found = {flag.name: flag.default for flag in flags_of(config) if flag.name not in (*OF_THE_PLACE, PATIENCE)}
     found["--interventions"] = tuple(one.name for one in config.interventions)
     for one in config.interventions:
         own = one.parameters().items()

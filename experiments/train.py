@@ -14,6 +14,7 @@ from agents.agent import Agent
 from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError, Watch
 from envs.errors import WorldError
+from envs.patience import Patience, end_children
 from experiments.checkpoints import Checkpoints
 from experiments.config import TrainConfig, to_dict
 from experiments.earlier import EarlierRun
@@ -75,8 +76,9 @@ def train(
     world is closed at the end; an error of nobody's world is then raised again. `console` is told how it goes; without
     one nothing is printed. Raises PlaceError, WandbError, or of an earlier run Unsound, where the run cannot begin.
     """
-    with StopRequests() as stop:
+    with StopRequests() as stop, Patience(config.run.world_timeout, config.world.env) as patience:
         training = _Training(config, world, agent, console or Console(quiet=True, force_terminal=False), stop, earlier)
+        patience.watch(world, training.go_without_the_world)
         training.introduce()
         ending, why = training.carry_out()
         result = training.finish(ending, why)
@@ -102,6 +104,7 @@ class _Training:
             console.on_closed = partial(stop.ask, "its output was closed")
         self.resumed, self.lock = earlier and earlier.checkpoint, earlier and earlier.lock
         self.exact = True  # between two steps, and all can be saved
+        self.ended: tuple[Ending, str] | None = None
         self.raised: Exception | None = None  # of what is neither the world's nor a file's
         convolutional = uses_convolutions(config.agent.network, spaces_of(world))
         self.placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
@@ -240,12 +243,24 @@ class _Training:
             self.checkpoints.save(finished)
         self.saved_at = self.step
 
+    def go_without_the_world(self, error: WorldError) -> None:
+        """Finish, in the thread that has waited: the main one hangs in the world, and cannot be interrupted."""
+        self.world, why = None, world_failure(error, self.directory.path)
+        self.console.show_cursor()
+        if self.ended is None:
+            self.finish("world failed", why)
+            return
+        self._say_end("world failed", why)  # it is the closing that hangs
+        ended = ("world failed", why) if self.ended[0] == "finished" else self.ended
+        self.directory.write_ending(*ended, self.step)
+
     def finish(self, ending: Ending, why: str) -> Result:
         """Say why the run stops, write and save what there is of it, and sum up."""
+        self.ended = ending, why
         if ending != "finished":
             self._say_end(ending, why)
         unwritable = self.watchers.close(self.step, ending == "finished")
-        unclosed = close(self.world, self.directory.path)
+        unclosed = close(self.world, self.directory.path) if self.world is not None else ""
         if unwritable is not None and ending == "finished":
             ending, why = "not written", unwritten(unwritable, self.directory.path, self.step)
             self._say_end(ending, why)
@@ -262,6 +277,8 @@ class _Training:
         result = Result(self.directory.path, self.step, ending, why, newest and newest[0], self.exact)
         if self.wandb is not None:
             self.wandb.finish(result.exit_code, {"exit_code": result.exit_code, "steps": self.step})
+        if ending == "world failed":
+            end_children()
         return result
 
     def _say_end(self, ending: Ending, why: str) -> None:
