@@ -97,6 +97,8 @@ class _Line:
         self.loaded = None if self.file is None else _loaded(self.file, algorithm)
         self.algorithm = algorithm if self.loaded is None else self.loaded.agent_name
         if self.algorithm is None:
+            for flag in {"--config", "--resume"} & set(self.words):
+                raise ValueError(f"{flag}: must be followed by a path")
             named = [word for word in self.words if word in KINDS]
             where = f" first: train.py {named[0]} ..." if named else " first, or give --config FILE"
             raise ValueError(f"algorithm: name one of {', '.join(KINDS)}{where}")
