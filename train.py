@@ -36,6 +36,7 @@ def main() -> int:
         result = train(config, world, agent, RunConsole(), earlier)
     except (PlaceError, Unsound, WandbError) as error:
         fail(str(error))
+    result.leave_no_process()
     print(f"curves:    tensorboard --logdir {quoted(result.directory.parent)}")
     print(f"evaluate:  python evaluate.py {quoted(result.directory)}")
     if result.ending != "finished":

@@ -59,6 +59,11 @@ class Result:
         interrupted = EXIT_SAVED if self.exact else 130
         return {"finished": 0, "interrupted": interrupted}.get(self.ending, 1)
 
+    def leave_no_process(self) -> None:
+        """For a command, whose children are the world's: one that has failed ends them no more."""
+        if self.ending == "world failed":
+            end_children()
+
 
 def train(
     config: TrainConfig,
@@ -277,8 +282,6 @@ class _Training:
         result = Result(self.directory.path, self.step, ending, why, newest and newest[0], self.exact)
         if self.wandb is not None:
             self.wandb.finish(result.exit_code, {"exit_code": result.exit_code, "steps": self.step})
-        if ending == "world failed":
-            end_children()
         return result
 
     def _say_end(self, ending: Ending, why: str) -> None:
