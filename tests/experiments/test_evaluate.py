@@ -122,8 +122,8 @@ def test_playing_builds_nothing_that_learns(algorithm: str, tmp_path: Path, monk
         "layer_norm",
         "l2_init",
         "plasticity_injection",
-        "--plasticity-injection.at-step",
-        "150",
+        "--plasticity-injection.when",
+        "at-step-150",
     ]
     path, _, _ = run(tmp_path, algorithm, "CartPole-v1", 300, *flags)
 

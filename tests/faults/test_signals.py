@@ -119,6 +119,14 @@ def test_what_it_was_started_deaf_to_it_stays_deaf_to(number, start, tmp_path):
 
 
 def test_afterwards_everything_is_as_before():
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    try:
+        _requests_leave_nothing_behind()
+    finally:
+        signal.signal(signal.SIGINT, heard)
+
+
+def _requests_leave_nothing_behind():
     before = [signal.getsignal(number) for number in HEARD], threading.active_count()
     files = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
