@@ -31,12 +31,22 @@ def measured(settings: EvaluateConfig) -> tuple[dict, list[str]]:
     return result, [f"on {result['placement']}", *table(result)]
 
 
+def listed(settings: EvaluateConfig) -> tuple[list[dict], list[str]]:
+    """The runs of a directory, and a table of them."""
+    from experiments.listing import as_json, listing, table
+
+    runs = listing(settings.run)
+    return as_json(runs), table(runs)
+
+
 def main() -> int:
-    """Parse, check, play or probe, print."""
+    """Parse, check, play, probe or list, print."""
     settings = parse_evaluate(sys.argv[1:])
+    answer = listed if settings.list else measured if settings.probe else played
     try:
-        check_evaluation(settings)  # without torch, whose import takes longer than an answer should
-        result, lines = measured(settings) if settings.probe else played(settings)
+        if not settings.list:
+            check_evaluation(settings)  # without torch, whose import takes longer than an answer should
+        result, lines = answer(settings)
     except ValueError as error:
         fail(str(error))
     print(json.dumps(result) if settings.json else "\n".join(lines))

@@ -16,7 +16,10 @@ class EvaluateConfig:
     the weights' plasticity instead."""
 
     run: Annotated[Path, AsFlag.POSITIONAL]
-    """A run directory (its final or else newest checkpoint) or a checkpoint file."""
+    """A run directory (its newest checkpoint) or a checkpoint; beside --list a directory of runs."""
+    list: bool = False
+    """Say of each run in a directory how it stands (running, finished, interrupted, crashed and why), its step and last
+    return, and whether it can go on."""
     probe: tuple[str, ...] = ()
     """Probes to take in place of games, on the run's saved batches: all (sharpness and trainability too), default, or
     a list as of train.py's --probes."""

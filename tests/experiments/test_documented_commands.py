@@ -80,7 +80,7 @@ def test_training(words, run, capsys):
 
 @pytest.mark.parametrize("words", EVALUATE, ids=" ".join)
 def test_evaluation(words, run):
-    assert parse_evaluate(as_written(words, run)).run == run
+    assert parse_evaluate(as_written(words, run)).run == (Path("runs") if "--list" in words else run)
 
 
 @pytest.mark.parametrize("words", COMPARE, ids=" ".join)
