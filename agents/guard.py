@@ -70,13 +70,13 @@ class Guard:
     periods and ages of interventions, random streams) has gone on.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, parameters: Sequence[str] = ()) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, parameters: Sequence[str]) -> None:
         self.immediate = device.type == "cpu"
         self.found = torch.zeros((), dtype=torch.float32, device=device)
         self.culprit = torch.full(
             (2,), -1, dtype=torch.int64, device=device
         )  # place in what was checked, gradient step
-        self.parameters = tuple(parameters)
+        self.parameters = tuple(parameters)  # their names
         self.refused: int | None = None
         """The gradient step that was refused, once it is known."""
         self._checked: list[tuple[int, tuple[str, ...], list[int]]] = []  # since which gradient step, scalars, owners
@@ -152,8 +152,7 @@ class Guard:
         elif owner is None:
             where = " (its norm over all parameters; that of each is)"
         else:
-            known = owner < len(self.parameters)
-            where = f" (that of {self.parameters[owner] if known else f'parameter {owner}'})"
+            where = f" (that of {self.parameters[owner]})"
         raise NonFiniteError(
             f"{name} is not finite at gradient step {gradient_step}{where}; the weights are as before it"
         )

@@ -79,9 +79,8 @@ class CategoricalHead(ValueHead):
         self, support: SupportConfig, device: torch.device, spread: Callable[[Tensor, Tensor], Tensor] = losses.two_hot
     ) -> None:
         super().__init__(losses.cross_entropy)
-        self.atoms = support.num_atoms
-        self.support, self._ends = losses.atoms_of(support, device), support.support_ends
-        self._spread = spread
+        self.atoms, self._ends, self._spread = support.num_atoms, support.support_ends, spread
+        self.support = losses.atoms(support.v_min, support.v_max, self.atoms, device, self._ends)
 
     def values(self, outputs: Tensor) -> Tensor:
         return losses.expected_value(outputs, self.support)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +52,7 @@ class Learner:
         build: makes a freshly initialised network, given how interventions configure its torsos and a generator.
         example: two observations, to follow the network by.
         generators: streams "init" and "surgery" and those of interventions are taken from it.
-        sample, drawing: n observations for surgeries, and the generator that they are drawn by.
+        sample: n observations for surgeries.
         interventions: in the order in which they act; copied.
         moments: other than "own" takes the place of what each of them does to Adam's moments.
         clock: counts its gradient steps; one of its own where none is given.
@@ -66,7 +65,6 @@ class Learner:
         example: Tensor,
         generators: Generators,
         sample: Callable[[int], Tensor],
-        drawing: torch.Generator | np.random.Generator,
         *,
         precision: str = "fp32",
         interventions: Sequence[Intervention] = (),
@@ -87,7 +85,7 @@ class Learner:
         self.optimization = Optimization(groups, *rated, self.network, self.clock)
         self.hold(())
         surgical = generators.torch("surgery", self.device)
-        self.interventions.make_surgeon(self.optimization.adam, surgical, sample, moments, drawing)
+        self.interventions.make_surgeon(self.optimization.adam, surgical, sample, moments)
 
     def fresh(self, generator: torch.Generator) -> nn.Module:
         """A freshly initialised network of the learning one's shape, on its device, in eval mode."""
@@ -119,7 +117,7 @@ class Learner:
 
     def begin(self) -> None:
         """What was told to `hold` may move from now on; otherwise it begins with the step itself."""
-        self.optimization.begin()
+        self.optimization.guard.begin()
 
     def step(self, observations: Tensor, loss_of: Callable[[Any], tuple[Tensor, Any]], **watched: Tensor) -> Step:
         """One gradient step; the only way in which weights move.
@@ -158,7 +156,7 @@ class Learner:
         self.interventions.on_task_change()
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimizer, clock and what the interventions remember."""
+        """Networks, optimizer, clock and what the interventions remember, but where random generators stand."""
         networks = {"network": self.network} | ({} if self.target is None else {"target_network": self.target})
         return {
             **{name: network.state_dict() for name, network in networks.items()},

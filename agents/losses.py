@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from agents.config import SupportConfig, SupportEnds
+from agents.config import SupportEnds
 
 
 def _same_shape(*tensors: Tensor) -> None:
@@ -28,11 +28,6 @@ def atoms(
         half = (v_max - v_min) / num_atoms / 2
         v_min, v_max = v_min + half, v_max - half
     return torch.linspace(v_min, v_max, num_atoms, dtype=torch.float32, device=device)
-
-
-def atoms_of(config: SupportConfig, device: torch.device | str = "cpu") -> Tensor:
-    """The `atoms` that these settings mean."""
-    return atoms(config.v_min, config.v_max, config.num_atoms, device, config.support_ends)
 
 
 def atom_spacing(support: Tensor) -> Tensor:

@@ -46,10 +46,6 @@ class Optimization:
         self.guard = Guard(self.adam, self.parameters[0].device, self.names)
         self.clock = clock or Clock()
 
-    def begin(self) -> None:
-        """A gradient step begins: what `guard.hold` was told of may move from now on."""
-        self.guard.begin()
-
     def step(self, loss: Tensor, **watched: Tensor) -> Tensor:
         """One gradient step on the scalar `loss`. Raises `NonFiniteError` before any weight moves where the loss, its
         gradient or one of the 0-d `watched` is not finite."""

@@ -53,7 +53,6 @@ class PPO:
             spaces.example(device),
             generators,
             self._sample,
-            self._drawing,
             precision=precision,
             interventions=interventions,
             moments=moments,

@@ -101,13 +101,8 @@ def subject_of_ppo(agent: PPO, generators: Generators) -> Subject:
 
     def policy_loss(network: nn.Module, *columns: Tensor) -> Tensor:
         batch = dict(zip(PPO_COLUMNS, columns, strict=True))
-        log_probs = _log_probs(network, network(batch["observations"])[0], batch["actions"])
+        log_probs, _ = agent.policy.log_prob_entropy(network, network(batch["observations"])[0], batch["actions"])
         return losses.ppo_policy_loss(log_probs - batch["log_probs"], batch["advantages"], agent.config.clip_coef)
-
-    def _log_probs(network: nn.Module, policy: Tensor, actions: Tensor) -> Tensor:
-        if agent.policy.continuous:
-            return losses.gaussian_log_prob_entropy(policy, network.log_std, actions)[0]
-        return losses.categorical_log_prob_entropy(policy, actions)[0]
 
     def value_loss(network: nn.Module, *columns: Tensor) -> Tensor:
         batch = dict(zip(PPO_COLUMNS, columns, strict=True))

@@ -62,7 +62,6 @@ class ValueAgent:
             spaces.example(device),
             generators,
             lambda n: self.replay.sample(n, drawing).observations,
-            drawing,
             precision=precision,
             interventions=interventions,
             moments=moments,

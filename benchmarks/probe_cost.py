@@ -32,12 +32,10 @@ from agents.probing import subject_of
 from agents.randomness import Generators
 from agents.schedule import CONSTANT
 from agents.value_config import Epsilon
-from benchmarks.throughput import LEARNING_STARTS
+from benchmarks.throughput import LEARNING_STARTS, Ours
 from experiments.config import RunConfig, TrainConfig
 from experiments.machine import device_argument
 from experiments.presets import preset_config
-from experiments.run import Run, Update
-from experiments.setup import build
 from plasticity_probes.prober import Prober
 
 LONG, SHORT = 1_000_000, 6_000
@@ -67,13 +65,12 @@ def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:
     }
 
 
-class Timed:
-    """A run that can be continued and probed."""
+class Timed(Ours):
+    """A run that can be probed as well."""
 
     def __init__(self, config: TrainConfig, start: int) -> None:
-        self.world, self.agent = build(config)
-        self.events, self.step, self.taken = iter(Run(self.agent, self.world, 2**40)), 0, 0
-        self.prober: Prober | None = None
+        super().__init__(config)
+        self.taken, self.prober = 0, None
         self.cuda = self.agent.device.type == "cuda"
         self.run(start)
 
@@ -81,15 +78,6 @@ class Timed:
         """Probe from now on; train until there is something to probe."""
         self.prober = Prober(subject_of(self.agent, Generators(1)), probes, tell=_raise_on_failure)
         self.run(window)
-
-    def run(self, steps: int) -> int:
-        """Train on for at least `steps` steps, to the end of an update; the steps made."""
-        begun = self.step
-        for event in self.events:
-            self.step = event.step
-            if isinstance(event, Update) and event.step - begun >= steps:
-                break
-        return self.step - begun
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Processor time of `work` (wall-clock time on a GPU, whose work is waited for)."""

@@ -32,8 +32,10 @@ ELSEWHERE = {
     ("interventions", "before"),
     ("interventions", "members", "reset", "multiples"),
     ("interventions", "members", "dropout", "generator"),
+    ("interventions", "surgery", "generator"),
+    ("interventions", "drawing"),
 }
-"""Counters and streams that some versions keep in another place, or not at all."""
+"""Counters and streams, with what is in them, that some versions keep in another place, or not at all."""
 PARTS = ("weights", "adam", "others", "metrics")
 
 CARTPOLE = "--env CartPole-v1 --steps 1500 --learning-starts 300 --batch-size 32"
@@ -133,7 +135,7 @@ def hashes(directory: Path) -> dict[str, str]:
         state = read(listed(directory / "checkpoints")[-1]).load("agent")
     blobs: dict[str, list[bytes]] = {part: [] for part in PARTS}
     for path, blob in leaves(state):
-        if path in ELSEWHERE or path[0] == "rollout":
+        if path[0] == "rollout" or any(path[: len(place)] == place for place in ELSEWHERE):
             continue
         blobs.setdefault(part_of(path), []).append(blob)
     series: dict[str, list[tuple[int, float]]] = {}

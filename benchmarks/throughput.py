@@ -97,8 +97,8 @@ class Ours:
     """Our learner, run on by whole units."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.world, agent = build(config)
-        self.events, self.step = iter(Run(agent, self.world, ENDLESS)), 0
+        self.world, self.agent = build(config)
+        self.events, self.step = iter(Run(self.agent, self.world, ENDLESS)), 0
 
     def run(self, steps: int) -> int:
         """Run on for at least `steps` steps, up to the end of the update that follows; the steps made."""

@@ -101,8 +101,8 @@ def load_dataset(name: str, cache: Path | None = None, mirror: str | None = None
     return Dataset(images, npz.checked_labels(name, labels, len(images), source.num_classes), source.num_classes)
 
 
-def dataset_shape(name: str) -> tuple[tuple[int, int, int], int]:
-    """Shape of one image, (C, H, W), and the number of classes of the set that `load_dataset` gives.
+def dataset_size(name: str) -> tuple[int, tuple[int, int, int], int]:
+    """Number of images, shape of one, (C, H, W), and number of classes of the set that `load_dataset` gives.
 
     Downloads nothing; of an ``.npz`` the labels are read and of the images the header.
 
@@ -110,23 +110,12 @@ def dataset_shape(name: str) -> tuple[tuple[int, int, int], int]:
         ValueError: as `load_dataset`, as far as that much tells.
     """
     if name == EMBEDDED:
-        return (1, 28, 28), 10
+        return 10_000, (1, 28, 28), 10
     if name.endswith(".npz"):
         shape, labels = npz.inspect(Path(name), name)
-        return npz.image_shape(name, shape), int(labels.max()) + 1
+        return shape[0], npz.image_shape(name, shape), int(labels.max()) + 1
     source = _source(name)
-    return source.shape, source.num_classes
-
-
-def dataset_count(name: str) -> tuple[int, int]:
-    """(number of images, number of classes), as `dataset_shape` comes by them."""
-    if name == EMBEDDED:
-        return 10_000, 10
-    if name.endswith(".npz"):
-        shape, labels = npz.inspect(Path(name), name)
-        return shape[0], int(labels.max()) + 1
-    source = _source(name)
-    return source.count, source.num_classes
+    return source.count, source.shape, source.num_classes
 
 
 def require_content(name: str, sha256: str) -> None:

@@ -127,11 +127,11 @@ class SwitchingPool(TaskPool):
             return [{"task": _primitive(self._tasks[key]), "pool": pool.state_dict()} for key, pool in pools.items()]
 
         built = [[*key, count] for key, count in self._built.items()]
-        order = {"homes": self._homes.copy(), "order": [list(key) for key in self._order]}
         return {
             "seed": self._seed,
             "built": built,
-            **order,
+            "homes": self._homes.copy(),
+            "order": [list(key) for key in self._order],
             "pools": listed(self._pools),
             "waiting": listed(self._waiting),
         }
@@ -339,5 +339,4 @@ class FreshlySeeded(Through):
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         if self._next_seed is None:
             return self.pool.restart(ids)
-        observations, lives = self.start(None)
-        return observations[ids], None if lives is None else lives[ids]
+        return _rows_of(self.start(None), ids)

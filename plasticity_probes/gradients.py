@@ -174,14 +174,15 @@ def gradient_gram(
     return (gram + gram.T) / 2
 
 
-def _require_square(matrix: Tensor, name: str) -> None:
+def require_square(matrix: Tensor, name: str) -> None:
+    """ValueError, naming it `name`, unless `matrix` is square and not empty."""
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.numel() == 0:
         raise ValueError(f"{name} of shape {tuple(matrix.shape)}: must be [n, n], not empty")
 
 
 def cosine_matrix(gram: Tensor) -> Tensor:
     """Cosines K_ij / sqrt(K_ii K_jj) from inner products [n, n], float32. The row and column of a zero vector are 0."""
-    _require_square(gram, "gram")
+    require_square(gram, "gram")
     gram = gram.detach().float()
     lengths = gram.diagonal().clamp(min=0).sqrt()
     inverse = torch.where(lengths == 0, 0.0, 1 / lengths)
@@ -203,7 +204,7 @@ def gradient_covariance(gradients: Tensor) -> Tensor:
 def negative_share(cosines: Tensor) -> Tensor:
     """Share of the pairs i < j of `cosines` [n, n] below 0: pairs of examples of which learning one unlearns the other;
     0-d. ValueError unless n >= 2."""
-    _require_square(cosines, "cosines")
+    require_square(cosines, "cosines")
     examples = len(cosines)
     if examples < 2:
         raise ValueError("cosines of 1 example: must be of at least 2")
@@ -234,7 +235,7 @@ def cluster_order(
     `cosines[order][:, order]`. For pictures: it computes on the CPU. `generator` is a CPU generator; without one the
     order is that of seed 0. ValueError unless `cosines` is square and finite.
     """
-    _require_square(cosines, "cosines")
+    require_square(cosines, "cosines")
     rows = cosines.detach().double().cpu()
     if not torch.isfinite(rows).all():
         raise ValueError("cosines holds NaN or infinity: must be finite")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from plasticity_probes.gradients import Examples, gradient_gram
+from plasticity_probes.gradients import Examples, gradient_gram, require_square
 from plasticity_probes.rank import effective_rank, symmetric_eigenvalues
 
 ScalarOutput = str | Callable[[Tensor], Tensor]
@@ -53,8 +53,7 @@ def ntk_statistics(kernel: Tensor, tolerance: float | None = None) -> dict[str, 
     A zero kernel has both ranks 0, condition number and share NaN; a kernel with NaN gives NaN. On a GPU torch's
     eigensolver reads its own status back. ValueError unless [n, n] and tolerance > 0.
     """
-    if kernel.dim() != 2 or kernel.shape[0] != kernel.shape[1] or kernel.numel() == 0:
-        raise ValueError(f"kernel of shape {tuple(kernel.shape)}: must be [n, n], not empty")
+    require_square(kernel, "kernel")
     if tolerance is None:
         tolerance = len(kernel) * torch.finfo(torch.float32).eps
     if tolerance <= 0:

@@ -30,15 +30,20 @@ EVALUATION_BATCH = 1024
 
 
 @contextlib.contextmanager
-def _forked_random_state(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Global generators of the CPU and of `device` seeded from `generator` inside, and as before afterwards."""
-    seed = int(torch.randint(2**62, (), generator=generator))
+def forked_random_state(device: torch.device, seed: int | None) -> Iterator[None]:
+    """torch's global generators, the CPU's and that of `device`, start from `seed` inside, if any, and are put back on
+    leaving."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
-        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-        if on_gpu:
-            torch.cuda.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), device)
+        if seed is not None:
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            if on_gpu:
+                torch.cuda.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), device)
         yield
+
+
+def _drawn_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def _require_positive(**numbers: float) -> None:
@@ -135,7 +140,7 @@ def trainability(
         return (_all_outputs(student, inputs, output) - goal).square().mean()
 
     errors = []
-    with _forked_random_state(device, generator):
+    with forked_random_state(device, _drawn_seed(generator)):
         for _ in range(targets):
             noise = torch.sin(scale * _all_outputs(fresh(), inputs, output))
             drawn = noise, _minibatches(torch.arange(len(inputs), device=device), steps, batch_size, generator)
@@ -196,7 +201,7 @@ def held_out_accuracy(
         for part, accuracy in _classified(student, optimizer, inputs, labels, rows, minibatches, output, tick).items():
             results[f"{part}/{name}"] = accuracy
 
-    with _forked_random_state(inputs.device, generator):
+    with forked_random_state(inputs.device, _drawn_seed(generator)):
         refit("fresh_optimizer", copy.deepcopy(network))
         if optimizer_state is not None:
             refit("carried_optimizer", copy.deepcopy(network), optimizer_state)

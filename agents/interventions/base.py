@@ -27,7 +27,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,9 @@ class Intervention:
     """Something pluggable that is meant to keep plasticity.
 
     A subclass is a dataclass: its fields are its parameters (and so its flags), each with a docstring. They are fixed
-    once made; whatever else it remembers (ages, copies) is made in `attach` and goes through `state_dict`. What it may
-    touch is `self.layers` and `self.named_parameters(network)`, which obey `only`.
+    once made; a `When` and the choice of a `Literal` are checked as they are set. Whatever else it remembers (ages,
+    copies) is made in `attach` and goes through `state_dict`. What it may touch is `self.layers` and
+    `self.named_parameters(network)`, which obey `only`.
 
         @dataclass(eq=False)
         class Decay(Intervention):
@@ -136,6 +137,9 @@ class Intervention:
                 with contextlib.suppress(ValueError):
                     value = When(value)
                 require(isinstance(value, When), name, value, When.allowed)
+            if get_origin(hint) is Literal:
+                *others, last = get_args(hint)
+                require(value in get_args(hint), name, value, f"{', '.join(others)} or {last}")
         super().__setattr__(attribute, value)
 
     def __eq__(self, other: object) -> bool:

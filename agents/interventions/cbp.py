@@ -4,7 +4,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +70,6 @@ class CBP(Intervention):
         self.require(0 <= self.replacement_rate <= 1, "replacement_rate", "in [0, 1]")
         self.require(self.maturity >= 0, "maturity", ">= 0")
         self.require(0 <= self.decay < 1, "decay", "in [0, 1)")
-        self.require(self.utility in get_args(Utility), "utility", ", ".join(get_args(Utility)))
-        self.require(self.accumulation in ("accumulate", "bernoulli"), "accumulation", "accumulate or bernoulli")
-        self.require(self.moments in ("zero", "keep", "mean", "local"), "moments", "zero, keep, mean or local")
 
     @classmethod
     def as_dohare24(cls, **changes: Any) -> Self:

@@ -26,9 +26,6 @@ class CReLU(Intervention):
     (NatureCNN's 1.69 million become .85); parameters: 1/sqrt 2 as many units, rounded, so that there are about as many
     parameters."""
 
-    def __post_init__(self) -> None:
-        self.require(self.match in ("features", "parameters"), "match", "features or parameters")
-
     def configure(self, network: NetworkConfig) -> NetworkConfig:
         return replace(network, doubled="crelu", match=self.match)
 

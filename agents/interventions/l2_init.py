@@ -83,7 +83,6 @@ class L2Init(Intervention):
 
     def __post_init__(self) -> None:
         check_pull(self)
-        self.require(self.norm in ("squared", "plain"), "norm", "squared or plain")
 
     def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Remember theta_0. ValueError: there is no parameter to pull."""

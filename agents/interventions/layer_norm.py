@@ -28,9 +28,6 @@ class LayerNorm(Intervention):
     kind: Literal["layer", "rms"] = "layer"
     """layer: mean 0 and variance 1 over the units; rms: mean square 1, the mean stays."""
 
-    def __post_init__(self) -> None:
-        self.require(self.kind in ("layer", "rms"), "kind", "layer or rms")
-
     def configure(self, network: NetworkConfig) -> NetworkConfig:
         return replace(network, norm=self.kind, norm_affine=self.affine)
 

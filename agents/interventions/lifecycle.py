@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -131,7 +130,6 @@ class Lifecycle:
         self.network: nn.Module | None = None
         self.layers: list[HiddenLayer] = []
         self.surgery: Surgery | None = None
-        self.drawing: torch.Generator | np.random.Generator | None = None
         asked = frozenset().union(*(member.captures for member in self.members))
         self.wanted: Capture | None = next((kind for kind in ("preactivations", "hidden") if kind in asked), None)
         """What the update's forward pass is to return beside the outputs."""
@@ -194,12 +192,9 @@ class Lifecycle:
         generator: torch.Generator,
         sample: Callable[[int], Tensor],
         moments: str = "own",
-        drawing: torch.Generator | np.random.Generator | None = None,
     ) -> None:
-        """The optimizer exists: make the surgeon. `generator` draws new weights, `sample(n)` gives n observations drawn
-        by `drawing`, whose state is kept with the rest; `moments` other than "own" takes the place of every
-        intervention's own choice."""
-        self.drawing = drawing
+        """The optimizer exists: make the surgeon. `generator` draws new weights, `sample(n)` gives n observations;
+        `moments` other than "own" takes the place of every intervention's own choice."""
         if self.members:
             self.surgery = Surgery(
                 self.networks, optimizer, self.layers, generator, sample, self.members, self.capture, moments
@@ -274,12 +269,11 @@ class Lifecycle:
         return {} if self.surgery is None else self.surgery.take_done()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the members and the surgeon remember."""
+        """What the members and the surgeon remember; where generators stand, their registry knows."""
         if not self.members:
             return {}
         members = {member.name: member.state_dict() for member in self.members}
-        own = {"drawing": _state_of(self.drawing), "before": self._before}
-        return {"members": members, "surgery": self.surgery.state_dict()} | own
+        return {"members": members, "surgery": self.surgery.state_dict(), "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -287,18 +281,4 @@ class Lifecycle:
             member.load_state_dict(state["members"][member.name])
         if self.members:
             self.surgery.load_state_dict(state["surgery"])
-            _restore(self.drawing, state["drawing"])
             self._before = state["before"]
-
-
-def _state_of(generator: torch.Generator | np.random.Generator | None) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return None if generator is None else generator.get_state()
-
-
-def _restore(generator: torch.Generator | np.random.Generator | None, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif generator is not None:
-        generator.set_state(state.cpu())

@@ -37,7 +37,6 @@ class OptimizerReset(Intervention):
 
     def __post_init__(self) -> None:
         self.require(self.when != "every gradient step", "when", "rarer, or Adam would never have a state")
-        self.require(self.what in ("all", "moments", "step"), "what", "all, moments or step")
 
     def check(self, agent: AgentConfig, others: Sequence[Intervention]) -> None:
         """Refuse a target copy at every gradient step."""

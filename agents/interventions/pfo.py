@@ -49,7 +49,6 @@ class PFO(Intervention):
 
     def __post_init__(self) -> None:
         self.require(0 <= self.coefficient < inf, "coefficient", ">= 0 and finite")
-        self.require(self.layers_used in ("last", "all"), "layers_used", "last or all")
 
     def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """Choose the layers and copy the network. ValueError: there is no layer."""

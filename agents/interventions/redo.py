@@ -48,7 +48,6 @@ class ReDo(Intervention):
     def __post_init__(self) -> None:
         self.require(0 <= self.tau < inf, "tau", ">= 0 and finite")
         self.require(self.samples >= 1, "samples", ">= 1")
-        self.require(self.moments in ("zero", "keep", "mean", "local"), "moments", "zero, keep, mean or local")
 
     def attach(self, networks: Mapping[str, nn.Module], generators: Generators) -> None:
         """ValueError: a layer's units cannot be replaced one by one, or no layer trains."""

@@ -64,7 +64,6 @@ class ShrinkAndPerturb(Intervention):
     """dohare alone: the coupled L2 coefficient, >= 0; by default 1e-4."""
 
     def __post_init__(self) -> None:
-        self.require(self.form in ("ash", "juliani", "dohare"), "form", "ash, juliani or dohare")
         defaults = DEFAULTS.get((self.form, SOFTLY if self.timing == SOFTLY else NOW_AND_THEN))
         rare = "rarer than every gradient step" if self.form == "ash" else f"{SOFTLY!r}, or left out,"
         self.require(defaults is not None, "when", f"{rare} with form = {self.form!r}")

@@ -331,13 +331,13 @@ class Surgery:
         return self._sample(n)
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state, the counts of replaced units and the ages that moments = "local" keeps."""
+        """The counts of replaced units and the ages that moments = "local" keeps. (The generator's state is its maker's
+        to keep.)"""
         replaced = {name: count.clone() for name, count in self.replaced.items()}
-        return {"generator": self.generator.get_state(), "replaced": replaced, "births": self._adam.state_dict()}
+        return {"replaced": replaced, "births": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.generator.set_state(state["generator"].cpu())
         for name, count in self.replaced.items():
             count.copy_(state["replaced"][name])
         self._adam.load_state_dict(state.get("births", {}))

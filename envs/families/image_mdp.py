@@ -76,10 +76,10 @@ class ImageMDP(Family):
     pictures_a_second = 4  # slow enough to read a picture
 
     def check_files(self, config: WorldConfig) -> None:
-        from envs.datasets import dataset_count, require_content
+        from envs.datasets import dataset_size, require_content
 
         require_content(config.dataset, config.dataset_sha256)
-        count, classes = dataset_count(config.dataset)
+        count, _, classes = dataset_size(config.dataset)
         chosen = config.image.num_images or count
         allowed = f"must be between {classes} and {count}, or 0 for all"
         require(classes <= chosen <= count, "image.num_images", config.image.num_images, allowed)
@@ -101,9 +101,9 @@ class ImageMDP(Family):
         return replace(config, dataset=str(path), dataset_sha256=known or npz.sha256_of(path, config.dataset))
 
     def describe(self, config: WorldConfig) -> WorldInfo:
-        from envs.datasets import dataset_shape
+        from envs.datasets import dataset_size
 
-        shape, classes = dataset_shape(config.dataset)
+        _, shape, classes = dataset_size(config.dataset)
         return self.info(config, shape, "uint8", num_actions=classes)
 
     def build(self, config: WorldConfig, backend: Backend, schedule: Callable[[TaskLaw], TaskSchedule]) -> Parts:

@@ -47,7 +47,7 @@ class SupervisedLearner:
             return images[torch.randint(len(images), (n,), generator=drawing)]
 
         rates = DQNConfig(learning_rate=learning_rate)
-        self.learner = Learner(rates, build, images[:2], generators, sample, drawing, interventions=interventions)
+        self.learner = Learner(rates, build, images[:2], generators, sample, interventions=interventions)
         self.network = self.learner.network
         self.watch = Watch(self.learner.optimization, self.learner.state_dict)
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from plasticity_probes.sb3.networks import preprocessed
+from plasticity_probes.trainability import forked_random_state
 
 
 @contextmanager
@@ -22,15 +23,11 @@ def own_random_state(device: torch.device, seed: int | None = None) -> Iterator[
     """The global generators of Python, NumPy and torch are put back on leaving; inside they start from `seed`, if any.
     (SB3's buffers and networks draw from them.)"""
     python, numpy = random.getstate(), np.random.get_state()
-    on_gpu = device.type == "cuda"
     try:
-        with torch.random.fork_rng([device] if on_gpu else []):
+        with forked_random_state(device, seed):
             if seed is not None:
                 random.setstate(random.Random(seed).getstate())
                 np.random.set_state(np.random.RandomState(seed).get_state())
-                torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-                if on_gpu:
-                    torch.cuda.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), device)
             yield
     finally:
         random.setstate(python)

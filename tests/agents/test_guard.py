@@ -175,13 +175,13 @@ def test_what_is_held_is_put_back(latching):
     network, moved = model(), [torch.tensor([1.0, NAN]), torch.tensor(7)]
     optimization = prepared(network, latching)
     optimization.guard.hold([moved[0], moved[1], moved[0]])
-    optimization.begin()
+    optimization.guard.begin()
     moved[0].fill_(5.0), moved[1].fill_(8)
     optimization.step(good_loss(network))
     assert moved[0].tolist() == [5.0, 5.0] and moved[1] == 8  # a good step keeps them
-    optimization.begin()
+    optimization.guard.begin()
     moved[0].fill_(INF), moved[1].fill_(9)
-    optimization.begin()  # within the same step: nothing new
+    optimization.guard.begin()  # within the same step: nothing new
     with pytest.raises(NonFiniteError):
         step(optimization, good_loss(network) * INF)
     assert moved[0].tolist() == [5.0, 5.0] and moved[1] == 8
@@ -203,7 +203,7 @@ def test_no_step_on_cuda_waits_for_the_device():
     torch.cuda.set_sync_debug_mode("error")
     try:
         for factor in (1.0, NAN, 1.0):
-            optimization.begin()
+            optimization.guard.begin()
             loss = network(inputs).square().mean() * factor
             optimization.step(loss, target=loss.detach())
     finally:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from envs import datasets
-from envs.datasets import SOURCES, dataset_shape, load_dataset
+from envs.datasets import SOURCES, dataset_size, load_dataset
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 GENERATOR = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def test_embedded_images_are_fashion_mnists_test_set():
     numbers = "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"
     assert hashlib.sha256(labels.astype(np.uint8).tobytes()).hexdigest() == numbers
     assert labels[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
-    assert dataset_shape("fashion_mnist_test") == ((1, 28, 28), 10)
+    assert dataset_size("fashion_mnist_test") == (10_000, (1, 28, 28), 10)
     assert datasets._EMBEDDED_FILE.stat().st_size < 5_000_000
     assert "Copyright (c) 2017 Zalando SE" in datasets._EMBEDDED_FILE.with_name("LICENSE-fashion-mnist.txt").read_text()
 
@@ -167,7 +167,7 @@ def test_idx_files_are_downloaded_once(name, server, offer, cache):
     offer(name, mnist_files())
     images, labels, num_classes = load_dataset(name, cache, server.address)
     assert np.array_equal(images, IMAGES) and labels.tolist() == LABELS.tolist() and num_classes == 10
-    assert labels.dtype == np.int64 and dataset_shape(name) == ((1, 28, 28), 10)
+    assert labels.dtype == np.int64 and dataset_size(name)[1:] == ((1, 28, 28), 10)
     assert files_in(cache) == list(mnist_files()) and parts_of(cache) == []
     server.files.clear()
     assert np.array_equal(load_dataset(name, cache, server.address).images, IMAGES) and len(server.log) == 2
@@ -178,7 +178,7 @@ def test_cifar_is_read_in_its_binary_version(server, offer, cache):
     records[:, 0] %= 10
     offer("cifar10", cifar_files(records))
     images, labels, num_classes = load_dataset("cifar10", cache, server.address)
-    assert images.shape == (25, 3, 32, 32) and num_classes == 10 and dataset_shape("cifar10") == ((3, 32, 32), 10)
+    assert images.shape == (25, 3, 32, 32) and num_classes == 10 and dataset_size("cifar10")[1:] == ((3, 32, 32), 10)
     assert labels.tolist() == records[:, 0].tolist()
     assert images[7, 2, 3, 4] == records[7, 1 + 2 * 1024 + 3 * 32 + 4]
     offer("cifar10", cifar_files(records, batches=4))
@@ -351,7 +351,7 @@ def test_own_images_in_every_layout(shape, axes, dtype, tmp_path):
     loaded = load_dataset(path)
     assert np.array_equal(loaded.images, expected) and loaded.images.flags.c_contiguous
     assert loaded.labels.tolist() == labels.tolist() and loaded.labels.dtype == np.int64 and loaded.num_classes == 3
-    assert dataset_shape(path) == (expected.shape[1:], 3)
+    assert dataset_size(path)[1:] == (expected.shape[1:], 3)
 
 
 SMALL = IMAGES[:6, 0]
@@ -376,7 +376,7 @@ OWN = [
 
 
 @pytest.mark.parametrize(("arrays", "message"), OWN)
-@pytest.mark.parametrize("use", [load_dataset, dataset_shape])
+@pytest.mark.parametrize("use", [load_dataset, dataset_size])
 def test_own_images_that_do_not_fit_are_refused(use, arrays, message, tmp_path):
     path = save(tmp_path / "own.npz", **arrays)
     with pytest.raises(ValueError, match=message) as caught:
@@ -384,7 +384,7 @@ def test_own_images_that_do_not_fit_are_refused(use, arrays, message, tmp_path):
     assert str(caught.value).startswith(f"dataset = {path!r}: ")
 
 
-@pytest.mark.parametrize("use", [load_dataset, dataset_shape])
+@pytest.mark.parametrize("use", [load_dataset, dataset_size])
 def test_files_that_are_no_npz_are_refused(use, tmp_path):
     path = Path(save(tmp_path / "own.npz", SMALL, np.arange(6)))
     path.write_bytes(path.read_bytes()[:-200])
@@ -406,7 +406,7 @@ def test_a_flipped_bit_in_the_images_is_noticed(tmp_path):
         load_dataset(str(path))
 
 
-@pytest.mark.parametrize("use", [load_dataset, dataset_shape])
+@pytest.mark.parametrize("use", [load_dataset, dataset_size])
 def test_unknown_names_are_answered_with_the_known_ones(use):
     with pytest.raises(
         ValueError, match=r"dataset = 'minst': unknown \(did you mean 'mnist'\?\) / must be one of fash"

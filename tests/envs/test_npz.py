@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs import npz
-from envs.datasets import dataset_shape, load_dataset, require_content
+from envs.datasets import dataset_size, load_dataset, require_content
 
 IMAGES = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
 LABELS = np.array([0, 1, 0, 1])
@@ -85,7 +85,7 @@ LYING = {
 def test_arrays_that_are_no_labelled_images_are_refused(case: str, tmp_path: Path) -> None:
     images, labels, told = LYING[case]
     path, started = archive(tmp_path / "own.npz", images, labels), time.process_time()
-    for answer in (dataset_shape, load_dataset):
+    for answer in (dataset_size, load_dataset):
         with pytest.raises(ValueError, match=told) as refusal:
             answer(str(path))
         assert str(refusal.value).startswith("dataset = ")
@@ -103,10 +103,10 @@ def test_what_would_not_fit_into_memory_is_refused_before_it_is_unpacked(
     monkeypatch.setattr(npz, "available_memory", lambda: 50_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=r"take 0\.1 GB / must fit into the 0\.1 GB"):
-        dataset_shape(str(path))
+        dataset_size(str(path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
     monkeypatch.undo()
-    assert dataset_shape(str(path)) == ((1, 28, 28), 2)
+    assert dataset_size(str(path))[1:] == ((1, 28, 28), 2)
 
 
 def damaged(folder: Path) -> str:

@@ -22,8 +22,6 @@ class Groups:
         self._plain: dict[str, Any] = {}
         self._are_in = False
         self._hooks: list[Any] = []
-        if any("lr" in group for group in groups):
-            raise ValueError("interventions: one sets a learning rate; SB3's schedule sets that of all parameters")
 
     def put_in(self) -> None:
         """Regroup."""

@@ -5,13 +5,7 @@ from collections.abc import Sequence
 from agents.interventions.base import Intervention
 
 LAYERS_OF_YOUR_OWN = "a features extractor with such layers, and net_arch=[] (docs/interventions_with_sb3.md)"
-INSTEAD = {
-    "batch_norm": LAYERS_OF_YOUR_OWN,
-    "crelu": LAYERS_OF_YOUR_OWN,
-    "dropout": LAYERS_OF_YOUR_OWN,
-    "layer_norm": LAYERS_OF_YOUR_OWN,
-    "spectral_norm": LAYERS_OF_YOUR_OWN,
-}
+INSTEAD = dict.fromkeys(("batch_norm", "crelu", "dropout", "layer_norm", "spectral_norm"), LAYERS_OF_YOUR_OWN)
 """What does in Stable-Baselines3 what interventions that build the network do in our agents."""
 
 

@@ -224,6 +224,7 @@ def test_a_restored_surgeon_goes_on_alike():
     second.network.load_state_dict(first.network.state_dict())
     second.adam.load_state_dict(copy.deepcopy(first.adam.state_dict()))
     second.surgery.load_state_dict(state)
+    second.surgery.generator.set_state(first.surgery.generator.get_state())  # a registry's in a run
     for patient in (first, second):
         patient.surgery.replace(patient.masks(2))
         patient.train()
