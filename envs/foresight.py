@@ -1,10 +1,26 @@
-"""What building a changing world would refuse, told without building it."""
+"""When a world changes, and what building a changing one would refuse, told without building it."""
 
 from __future__ import annotations
 
 from envs.config import WorldConfig
 from envs.task_laws import RewardLaw, UnseenLaw
-from envs.tasks import TaskSchedule
+from envs.tasks import TaskLaw, TaskSchedule
+
+
+def schedule_of(config: WorldConfig, law: TaskLaw, seed: int) -> TaskSchedule:
+    """The schedule that `config.task` asks for, of tasks by `law`; without a seed there they are drawn by `seed`."""
+    task = config.task
+    return TaskSchedule(
+        law,
+        period=task.period,
+        num_envs=config.num_envs,
+        at="now" if config.change == "reset" else task.at,
+        count=task.count,
+        order=task.order,
+        stages=task.stages,
+        first=task.first,
+        seed=seed if task.seed is None else task.seed,
+    )
 
 
 def tasks_of(config: WorldConfig) -> TaskSchedule | None:
@@ -17,9 +33,7 @@ def tasks_of(config: WorldConfig) -> TaskSchedule | None:
         return None
     anywhere = RewardLaw(task.reward_step) if change == "rewards" else UnseenLaw()
     law = config.family.law(config) if change in config.family.own_changes else None
-    at = "now" if change == "reset" else task.at
-    times = {"period": task.period, "at": at, "order": task.order, "stages": task.stages}
-    return TaskSchedule(law or anywhere, num_envs=1, count=task.count, first=task.first, **times)
+    return schedule_of(config, law or anywhere, 0)
 
 
 def check_tasks(config: WorldConfig) -> None:

@@ -24,13 +24,14 @@ from gymnasium.spaces import Box, Discrete
 from envs.datasets import Dataset
 from envs.pools import Outcome, TaskPool
 from envs.snapshots import generator_state, new_generator
+from envs.task_laws import Jump
 from envs.tasks import Task, fingerprint, generator
 
 SCREEN = 280
 """About the height of a rendered image, in pixels."""
 
 
-class LabelLaw:
+class LabelLaw(Jump):
     """Which label each image has in each task; implements `envs.tasks.TaskLaw`, with the labels, int64 [N], as content.
 
     Task 0 has the true labels; with variant ``random_label`` it has labels drawn uniformly. In each later task
@@ -46,10 +47,6 @@ class LabelLaw:
     Raises:
         ValueError: `redraw` is so small that no label would be drawn anew.
     """
-
-    distinct = None
-    listed = False
-    gradual = False
 
     def __init__(self, labels: np.ndarray, num_classes: int, variant: str, redraw: float) -> None:
         self.labels, self.num_classes, self.variant = _frozen(labels), num_classes, variant
@@ -80,10 +77,6 @@ class LabelLaw:
         labels = labels.copy()
         labels[chosen] = random.integers(self.num_classes, size=self.redrawn)
         return _frozen(labels)
-
-    def between(self, start: Any, end: Any, share: float) -> Any:
-        """Not offered: labels jump (`gradual` is False)."""
-        raise ValueError(f"share = {share!r}: labels have nothing between two tasks / must be 0")
 
     def describe(self, content: np.ndarray) -> dict[str, float | int | str]:
         """``labels``: a fingerprint; ``true_share``: share of the images whose label is the true one."""

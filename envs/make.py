@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.config import TaskConfig, WorldConfig
 from envs.family import ANYWHERE, Backend, Parts
+from envs.foresight import schedule_of
 from envs.task_laws import PermutationLaw, ResetLaw, RewardLaw
 from envs.task_pools import FreshlySeeded, PermutedActions, PermutedObservations, ShiftedRewards
 from envs.tasks import TaskLaw, TaskSchedule
@@ -38,7 +39,7 @@ def make_vec_from_config(config: WorldConfig, seed: int, threads: int = 0, rende
 
     def schedule(law: TaskLaw) -> TaskSchedule:
         if not schedules:  # a pool that is built again goes on in the tasks of the first one
-            schedules.append(_schedule(config, seed, law))
+            schedules.append(schedule_of(config, law, seed))
         return schedules[0]
 
     def build(seed: int) -> Parts:
@@ -90,21 +91,6 @@ def _settle_backend(config: WorldConfig, render_mode: str | None) -> WorldConfig
     if config.backend == "auto":
         return replace(config, backend=config.family.drawn_by)
     raise ValueError(f"render_mode = {render_mode!r}: must be None for backend = {config.backend!r}")
-
-
-def _schedule(config: WorldConfig, seed: int, law: TaskLaw) -> TaskSchedule:
-    task = config.task
-    return TaskSchedule(
-        law,
-        period=task.period,
-        num_envs=config.num_envs,
-        at="now" if config.change == "reset" else task.at,
-        count=task.count,
-        order=task.order,
-        stages=task.stages,
-        first=task.first,
-        seed=seed if task.seed is None else task.seed,
-    )
 
 
 def _changing_actions(parts: Parts, task: TaskConfig) -> tuple[Parts, TaskLaw]:

@@ -9,7 +9,7 @@ import numpy as np
 from envs.tasks import fingerprint, generator
 
 
-class _Jump:
+class Jump:
     """A change with nothing between two tasks."""
 
     distinct: int | None = None
@@ -21,7 +21,7 @@ class _Jump:
         raise NotImplementedError("this change is a jump")
 
 
-class UnseenLaw(_Jump):
+class UnseenLaw(Jump):
     """Stands for a law of jumps that building the world would tell: as much as decides which tasks there are."""
 
     def draw(self, seed: int, variant: int) -> None:
@@ -32,7 +32,7 @@ class UnseenLaw(_Jump):
         return {}
 
 
-class PermutationLaw(_Jump):
+class PermutationLaw(Jump):
     """Orders of `size` things: task 0 leaves them as they are, every task rearranges the one before it by a permutation
     drawn uniformly from those that change something.
 
@@ -91,7 +91,7 @@ class RewardLaw:
         return {"reward_offset": content}
 
 
-class ResetLaw(_Jump):
+class ResetLaw(Jump):
     """Each task begins the world anew from a freshly drawn seed; the first keeps the world's own."""
 
     def draw(self, seed: int, variant: int) -> int | None:
@@ -103,7 +103,7 @@ class ResetLaw(_Jump):
         return {"reset_seed": -1 if content is None else content}
 
 
-class ListLaw(_Jump):
+class ListLaw(Jump):
     """Tasks from a list, in its order: games, or (mode, difficulty) pairs of one game.
 
     Args:

@@ -35,15 +35,7 @@ from plasticity_probes.norms import (
 )
 from plasticity_probes.ntk import ntk, ntk_statistics
 from plasticity_probes.prober import Prober
-from plasticity_probes.rank import (
-    effective_rank,
-    feature_rank,
-    pca_rank,
-    ranks,
-    singular_values,
-    srank,
-    stable_rank,
-)
+from plasticity_probes.rank import effective_rank, feature_rank, pca_rank, ranks, singular_values, srank, stable_rank
 from plasticity_probes.subject import Readout, Subject
 from plasticity_probes.targets import q_statistics, target_statistics, td_error_statistics
 from plasticity_probes.trainability import held_out_accuracy, random_function_labels, trainability

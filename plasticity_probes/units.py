@@ -19,14 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from plasticity_probes.tracer import CONVOLUTIONS, NORMS, ForwardFunction, Tracer, count_units, module_kind, run
-from plasticity_probes.tracing import (
-    Layer,
-    Path,
-    Place,
-    Recorder,
-    along,
-    tensors,
-)
+from plasticity_probes.tracing import Layer, Path, Place, Recorder, along, tensors
 
 __all__ = [
     "CONVOLUTIONS",

@@ -23,13 +23,7 @@ from experiments.results.statistics import of_seeds, worst_quarter
 from experiments.results.tables import in_markdown
 from experiments.setup import build, check
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import (
-    Pairs,
-    completed,
-    draw,
-    in_parallel,
-    parser,
-)
+from experiments.studies.report import Pairs, completed, draw, in_parallel, parser
 from experiments.train import train
 
 PERIOD, GRADIENT_STEPS, TUNING_SEED, TUNING_TASKS = 10_000, 5_000, 1_001, 3

@@ -19,13 +19,7 @@ from envs.datasets import EMBEDDED, load_dataset
 from experiments.results.statistics import of_seeds, worst_quarter
 from experiments.results.tables import in_markdown
 from experiments.studies.arms import STRENGTHS, interventions
-from experiments.studies.report import (
-    Pairs,
-    completed,
-    draw,
-    in_parallel,
-    parser,
-)
+from experiments.studies.report import Pairs, completed, draw, in_parallel, parser
 from experiments.studies.supervised import SupervisedLearner
 
 IMAGES, TASK_STEPS, RATES = 1_000, 600, (3e-4, 1e-3, 3e-3)

@@ -330,7 +330,7 @@ def test_labels_are_described_by_what_they_are():
     assert law.distinct is None and not law.listed and not law.gradual
     with pytest.raises(ValueError, match="image.redraw = 1e-05: redraws none of 10000 labels"):
         LabelLaw(DATA.labels, 10, "true_label", 1e-5)
-    with pytest.raises(ValueError, match="share = 0.5: labels have nothing between"):
+    with pytest.raises(NotImplementedError, match="a jump"):
         law.between(law.draw(0, 0), law.draw(0, 1), 0.5)
 
 
