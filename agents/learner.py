@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agents.clock import Clock
-from agents.config import AdamConfig, LearningRate
+from agents.config import AgentConfig
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure, Lifecycle
 from agents.interventions.surgery import Surgery
@@ -17,14 +17,6 @@ from agents.networks import learning
 from agents.optimization import Optimization, autocast
 from agents.precision import set_precision
 from agents.randomness import Generators
-
-
-class Rates(Protocol):
-    """What of an agent's settings the optimizer needs."""
-
-    learning_rate: LearningRate
-    adam: AdamConfig
-    max_grad_norm: float
 
 
 class Step(NamedTuple):
@@ -48,7 +40,7 @@ class Learner:
     """A network with optimizer, guard, interventions and surgeon, and with a target copy where `target` asks for one.
 
     Args:
-        rates: learning rate at the start, Adam's constants, clipping.
+        rates: settings, of which learning rate, Adam's constants and clipping count.
         build: makes a freshly initialised network, given how interventions configure its torsos and a generator.
         example: two observations, to follow the network by.
         generators: streams "init" and "surgery" and those of interventions are taken from it.
@@ -60,7 +52,7 @@ class Learner:
 
     def __init__(
         self,
-        rates: Rates,
+        rates: AgentConfig,
         build: Callable[[Configure, torch.Generator], nn.Module],
         example: Tensor,
         generators: Generators,

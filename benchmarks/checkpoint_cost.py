@@ -79,14 +79,12 @@ class Filling:
         """A step."""
         self.step += 1
         noise = self.frames is None
-        self.stack[0, -1] = self.rng.integers(256, size=(84, 84), dtype=np.uint8) if noise else self._frame()
+        frame = self.rng.integers(256, size=(84, 84), dtype=np.uint8) if noise else self.frames[self.step % RECORDED]
+        self.stack[0, -1] = frame
         ends = self.yes if self.step % 500 == 0 else self.no
         actions, rewards = self.rng.integers(4, size=1), self.rng.random(1).astype(np.float32)
         transition = Transitions(self.stack, actions, rewards, ends, self.no, self.no, self.stack, self.stack)
         self.replay.add(transition, rewards, True)
-
-    def _frame(self) -> np.ndarray:
-        return self.frames[self.step % len(self.frames)]
 
 
 def size_of(folder: Path) -> int:

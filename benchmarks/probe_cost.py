@@ -30,9 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from agents.kinds import kind_of
 from agents.probing import subject_of
 from agents.randomness import Generators
-from agents.schedule import CONSTANT
-from agents.value_config import Epsilon
-from benchmarks.throughput import LEARNING_STARTS, Ours
+from benchmarks.throughput import LEARNING_STARTS, VALUE_CHANGES, Ours
 from experiments.config import RunConfig, TrainConfig
 from experiments.machine import device_argument
 from experiments.presets import preset_config
@@ -40,7 +38,6 @@ from plasticity_probes.prober import Prober
 
 LONG, SHORT = 1_000_000, 6_000
 """Steps of the runs whose shares are printed."""
-VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "epsilon": Epsilon(0.01, over=CONSTANT)}
 
 
 def rows(device: str) -> dict[str, tuple[TrainConfig, int, int]]:

@@ -33,6 +33,7 @@ from experiments.sb3_baseline import make_sb3
 from experiments.setup import build
 
 LEARNING_STARTS = 1_000
+VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "epsilon": Epsilon(0.01, over=CONSTANT)}
 ENDLESS = 2**40
 RUN = RunConfig(seed=1, threads=1, device="cpu")
 PACKAGES = ("torch", "envpool", "mujoco", "ale-py", "gymnasium", "stable-baselines3", "numpy")
@@ -69,10 +70,9 @@ def ppo_row(env: str, family: str, warmup: int, window: int) -> Row:
 
 def value_row(algorithm: str, window: int) -> Row:
     """DQN or C51 on Breakout, one environment, batch 32, a gradient step every 4 steps, beside their DQN."""
-    changes = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "epsilon": Epsilon(0.01, over=CONSTANT)}
 
     def settings(agent: AgentConfig) -> AgentConfig:
-        agent = replace(agent, network=replace(agent.network, padding="valid"), **changes)  # as theirs is
+        agent = replace(agent, network=replace(agent.network, padding="valid"), **VALUE_CHANGES)  # as theirs is
         return replace(agent, loss="huber") if kind_of(agent).value_loss else agent
 
     presets = (preset_config(name, "auto", "atari", "ALE/Breakout-v5") for name in (algorithm, "dqn"))

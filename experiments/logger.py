@@ -145,10 +145,7 @@ class Logger:
         """Keep what probes found at `step`, the latest where they looked twice, until the next flush."""
         if findings is None:
             return
-        kept = self.found.setdefault(step, Findings())
-        kept.scalars |= findings.scalars
-        kept.histograms |= findings.histograms
-        kept.images |= findings.images
+        self.found.setdefault(step, Findings()).merge(findings)
         self.write(step, {})  # its line has its place
 
     def _update(self, event: Update) -> None:

@@ -8,7 +8,6 @@ from agents.config import require
 from agents.kinds import kind_of
 from agents.sizes import FLOAT, network_size
 from agents.transitions import Spaces
-from envs.config import WorldConfig
 from envs.memory import available_memory
 from experiments.config import TrainConfig
 
@@ -117,7 +116,7 @@ def needed_bytes(config: TrainConfig, spaces: Spaces, sizes: Sizes, on_gpu: bool
     observation = math.prod(spaces.observation_shape) * (1 if spaces.is_image else FLOAT)
     copies = 1 if on_gpu else 4 + kind.target_network  # weights, gradients and Adam's two moments; a target network
     total = copies * network.parameters * FLOAT + depth * OF_A_LAYER
-    total += worlds_bytes(config.world, observation, sizes["num_envs"])
+    total += sizes["num_envs"] * (config.world.family.bytes_each + 2 * observation)
     if on_gpu:
         return total
     if kind.on_policy:
@@ -135,8 +134,3 @@ def needed_bytes(config: TrainConfig, spaces: Spaces, sizes: Sizes, on_gpu: bool
         elif name.endswith(".heads"):
             total += value * (sizes["width"] if depth else 1) * FLOAT * (copies - 1)
     return total
-
-
-def worlds_bytes(world: WorldConfig, observation: int, num_envs: int) -> int:
-    """Bytes that so many environments take at least; an observation has `observation` bytes."""
-    return num_envs * (world.family.bytes_each + 2 * observation)

@@ -20,15 +20,13 @@ def quick_norms(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Euclidean norm of each of `tensors`, 0-d, to about 1e-6, in the time of one pass in their own precision: what a
     gradient step can afford. On a CPU the norms of a large tensor's rows come first and then the norm of these; a GPU
     adds in a tree anyway."""
-    return list(torch._foreach_norm([_by_rows(tensor) if _is_long(tensor) else tensor for tensor in tensors]))
+    return list(torch._foreach_norm([_shortened(tensor) for tensor in tensors]))
 
 
-def _is_long(tensor: Tensor) -> bool:
-    return tensor.numel() > LONG and tensor.device.type == "cpu"
-
-
-def _by_rows(tensor: Tensor) -> Tensor:
-    """A short vector of the same norm as the long `tensor`."""
+def _shortened(tensor: Tensor) -> Tensor:
+    """`tensor`, or, of a long one on a CPU, a short vector of the same norm."""
+    if tensor.numel() <= LONG or tensor.device.type != "cpu":
+        return tensor
     rows = tensor.shape[0]
     if rows <= LONG and tensor.numel() // rows <= LONG:
         return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
@@ -52,11 +50,6 @@ def float64_sum(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return torch.stack([function(*(piece.double() for piece in together)).sum() for together in pieces]).sum()
 
 
-def _square_sums(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of squares of each, float64 [tensors]."""
-    return torch.stack([float64_sum(torch.square, tensor) for tensor in tensors])
-
-
 def _with_total(names: Iterable[str], each: Tensor, total: Tensor) -> dict[str, Tensor]:
     return {**dict(zip(names, each.float(), strict=True)), "total": total.float()}
 
@@ -72,7 +65,7 @@ def norms_by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Euclidean norm of each of `tensors` by name, and "total" over all; 0-d each. No tensors: ValueError."""
     if not tensors:
         raise ValueError("tensors = {}: must hold at least one tensor")
-    squares = _square_sums(tensors.values())
+    squares = torch.stack([float64_sum(torch.square, tensor) for tensor in tensors.values()])
     return _with_total(tensors, squares.sqrt(), squares.sum().sqrt())
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from plasticity_probes.gradients import cluster_order
 from plasticity_probes.subject import Readout, Subject
-from plasticity_probes.units import HiddenLayer, activations
+from plasticity_probes.units import HiddenLayer, activations, last_layers
 
 
 @dataclass
@@ -33,10 +33,11 @@ class Findings:
     images: dict[str, Tensor] = field(default_factory=dict)
     """Matrices [rows, columns] in [-1, 1] by tag."""
 
-    def merge(self, group: str, other: Findings) -> None:
-        """Take over `other`, its tags under `group`."""
+    def merge(self, other: Findings, group: str = "") -> None:
+        """Take over `other`, its tags under `group`, if any."""
+        before = f"{group}/" if group else ""
         for name in ("scalars", "histograms", "images"):
-            getattr(self, name).update({f"{group}/{tag}": value for tag, value in getattr(other, name).items()})
+            getattr(self, name).update({f"{before}{tag}": value for tag, value in getattr(other, name).items()})
 
     @property
     def tags(self) -> list[str]:
@@ -117,9 +118,7 @@ class ProbeInput:
     @cached_property
     def features(self) -> dict[str, Tensor]:
         """The last hidden layers' activations [samples, units]: those that no other hidden layer consumes."""
-        producers = {layer.producer for layer in self.layers}
-        last = [layer for layer in self.layers if not any(module in producers for module, _ in layer.consumers)]
-        names = [self.subject.layer_name(layer.name) for layer in last]
+        names = [self.subject.layer_name(layer.name) for layer in last_layers(self.layers)]
         return {name: self.activations[name].post.flatten(1) for name in names if name in self.activations}
 
     def readouts(self, function: Literal["losses", "regression"]) -> list[Readout]:

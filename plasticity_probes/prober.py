@@ -215,7 +215,7 @@ class Prober:
         self.starting(probe, of or group)
         found = self._try(probe, lambda probe: _with_its_tags(probe, find(probe)))
         if found is not None:
-            findings.merge(group, found)
+            findings.merge(found, group)
 
     def _try(self, probe: Probe, find: Callable[[Probe], Any]) -> Any:
         """A probe that fails says why once, and the rest goes on."""

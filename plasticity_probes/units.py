@@ -10,7 +10,7 @@ reported as `separable=False` with the reason. The model, its buffers and the ra
 were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "LayerActivations",
     "activations",
     "hidden_layers",
+    "last_layers",
 ]
 
 ACTIVATION_NAMES = {
@@ -142,6 +143,12 @@ def hidden_layers(model: nn.Module, example_input: Any, forward: ForwardFunction
     shared = {parameter for parameter, count in owners.items() if count > 1} | trace.read_directly
     found = (_describe(trace, layer, shared) for layer in trace.layers)
     return [layer for layer in found if layer is not None]
+
+
+def last_layers(layers: Sequence[HiddenLayer]) -> tuple[HiddenLayer, ...]:
+    """Those of `layers` that feed none of the others: the features of each branch."""
+    producers = {layer.producer for layer in layers}
+    return tuple(layer for layer in layers if not any(module in producers for module, _ in layer.consumers))
 
 
 def activations(

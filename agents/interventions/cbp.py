@@ -4,7 +4,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,11 @@ class CBP(Intervention):
     of a convolution |h| is also averaged over positions, unless the consumer has a column for each (after a flatten),
     and y is the mean over all outgoing weights of a unit, of whatever consumer. (The paper sums, the authors' code
     averages; the order within a layer is the same.) Units that anyone else replaces start at age 0 and utility 0 too.
+
+    The combination cbp_l2 has the settings of the authors' PPO. Three things their code does otherwise: it replaces
+    layer by layer, so that weights between two units replaced together are random there and 0 here (as in the paper's
+    algorithm); it cuts a share above 1 down to whole units, where here what is left is the chance of one more; and in
+    convolutions it takes the share of ALL units.
     """
 
     name = "cbp"
@@ -70,16 +75,6 @@ class CBP(Intervention):
         self.require(0 <= self.replacement_rate <= 1, "replacement_rate", "in [0, 1]")
         self.require(self.maturity >= 0, "maturity", ">= 0")
         self.require(0 <= self.decay < 1, "decay", "in [0, 1)")
-
-    @classmethod
-    def as_dohare24(cls, **changes: Any) -> Self:
-        """The settings of the authors' PPO: rate 1e-4, maturity 1e4, decay .99, contribution, Bernoulli draws, nothing
-        absorbed by the biases, Adam's moments left alone. (They run it with L2 1e-4 and betas .99, .99.)
-
-        Three things their code does otherwise: it replaces layer by layer, so that weights between two units replaced
-        together are random there and 0 here (as in the paper's algorithm); it cuts a share above 1 down to whole units,
-        where here what is left is the chance of one more; and in convolutions it takes the share of ALL units."""
-        return cls(**{"accumulation": "bernoulli", "moments": "keep", **changes})
 
     def check_beside(self, others: Sequence[Intervention]) -> None:
         """What a layer adds to a consumer is divided by a spectral norm's sigma, which no bias knows of."""

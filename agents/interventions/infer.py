@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from agents.initializers import linear
 from agents.interventions.base import Forward, Intervention
 from agents.randomness import Generators
-from plasticity_probes.units import HiddenLayer
-
-
-def last_layers(layers: Sequence[HiddenLayer]) -> tuple[HiddenLayer, ...]:
-    """Those of `layers` that feed none of the others: the features of each branch."""
-    producers = {layer.producer for layer in layers}
-    return tuple(layer for layer in layers if not any(module in producers for module, _ in layer.consumers))
+from plasticity_probes.units import HiddenLayer, last_layers
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

@@ -50,8 +50,5 @@ class Parseval(Intervention):
         """The distance from scaled orthogonality; nothing at rate 0."""
         if self.rate == 0:
             return None
-        learning = ((layer.weight, eye) for layer, eye in self._regularized if layer.weight.requires_grad)
-        return self.rate * sum(self._distance(weight.flatten(1), eye) for weight, eye in learning)
-
-    def _distance(self, rows: Tensor, identity: Tensor) -> Tensor:
-        return torch.addmm(identity, rows, rows.T, beta=-self.scale).square().sum()
+        learning = [(layer.weight.flatten(1), eye) for layer, eye in self._regularized if layer.weight.requires_grad]
+        return self.rate * sum(torch.addmm(eye, w, w.T, beta=-self.scale).square().sum() for w, eye in learning)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from agents.clock import Clock
 from agents.interventions.base import Forward, Intervention
-from agents.interventions.infer import frozen_copy, last_layers, tensors_of
+from agents.interventions.infer import frozen_copy, tensors_of
 from agents.interventions.l2_init import Followers
 from agents.interventions.slices import UnitSet
 from agents.interventions.surgery import Surgery
 from agents.randomness import Generators
 from agents.when import When
-from plasticity_probes.units import HiddenLayer
+from plasticity_probes.units import HiddenLayer, last_layers
 
 
 @dataclass(eq=False)

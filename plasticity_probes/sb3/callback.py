@@ -146,7 +146,7 @@ class PlasticityCallback(HookingCallback):
                 measured = part.prober.measure(step, boundary) or Findings()
                 measured.scalars |= part.prober.fresh_line()  # again and again, for a line in the chart
                 part.awaits_update = part.prober.awaits_update
-                _add(found, part.tagged(measured))
+                found.merge(part.tagged(measured))
         self._pending, self._measured_at = found, step
         if self.verbose >= 1:
             print(f"probes at step {step:,}: {time.perf_counter() - started:.2f} s")
@@ -161,7 +161,7 @@ class PlasticityCallback(HookingCallback):
         with own_random_state(self.model.device):
             found = part.prober.after_update()
         if found is not None and self._pending is not None:
-            _add(self._pending, part.tagged(found))
+            self._pending.merge(part.tagged(found))
         if not any(other.awaits_update for other in self._parts):
             self._write()
 
@@ -197,9 +197,3 @@ class PlasticityCallback(HookingCallback):
     @staticmethod
     def _tell(sentence: str) -> None:
         warnings.warn(sentence, stacklevel=2)
-
-
-def _add(found: Findings, other: Findings) -> None:
-    found.scalars |= other.scalars
-    found.histograms |= other.histograms
-    found.images |= other.images

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from agents import C51Config, DQNConfig, PPOConfig, build_agent
 from agents.config import NetworkConfig
-from agents.interventions import CBP, Forward, Intervention, LayerNorm, ReDo, Slots
+from agents.interventions import CBP, COMBINATIONS, Forward, Intervention, LayerNorm, ReDo, Slots
 from agents.randomness import Generators
 from plasticity_probes.units import activations
 from tests.agents.helpers import ATARI, CONTINUOUS, CPU, VECTOR, NoiseWorld, drive, same_tree
@@ -456,8 +456,7 @@ def test_what_cannot_absorb_is_refused_at_once():
 def test_the_authors_own_setting():
     expected = {"replacement_rate": 1e-4, "maturity": 10_000, "decay": 0.99, "utility": "contribution", "only": "all"}
     expected |= {"accumulation": "bernoulli", "correct_utility": True, "bias_correction": False, "moments": "keep"}
-    assert CBP.as_dohare24().parameters() == expected
-    assert CBP.as_dohare24(maturity=5).maturity == 5
+    assert CBP(**COMBINATIONS["cbp_l2"]["cbp"]).parameters() == expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from agents.config import NetworkConfig
 from agents.interventions import Forward
 from agents.interventions.adam_betas import AdamBetas
-from agents.interventions.infer import InFeR, last_layers
+from agents.interventions.infer import InFeR
 from agents.interventions.l2_init import L2Init
 from agents.interventions.optimizer_reset import OptimizerReset
 from agents.interventions.parseval import Parseval
@@ -17,6 +17,7 @@ from agents.interventions.popart import PopArt
 from agents.interventions.weight_decay import WeightDecay
 from agents.randomness import Generators
 from agents.value_config import DQNConfig
+from plasticity_probes.units import last_layers
 from tests.agents.helpers import CPU, SMALL_IMAGE, NoiseWorld, drive, same_tree, snapshot
 from tests.agents.interventions.models import MODELS, Patient
 from tests.agents.interventions.test_l2_init import patient_of
