@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from agents.checks import uses_nature_cnn
+from agents.checks import uses_convolutions
 from agents.config import NetworkConfig, require
 from agents.heads import ValueHead
 from agents.initializers import initialize, linear
@@ -173,7 +173,7 @@ def learning(network: nn.Module) -> AbstractContextManager[None]:
 
 def build_torso(spaces: Spaces, config: NetworkConfig, generator: torch.Generator) -> MLP | ConvolutionalTorso:
     """The torso that `config.torso` names in a world with these spaces."""
-    if uses_nature_cnn(config, spaces) or config.torso == "small_cnn":
+    if uses_convolutions(config, spaces):
         torso = SmallCNN if config.torso == "small_cnn" else NatureCNN
         return torso(spaces.observation_shape, config, generator).to(memory_format=torch.channels_last)
     return MLP(spaces.observation_shape, config, generator)

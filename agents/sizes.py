@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from agents.checks import uses_nature_cnn
+from agents.checks import uses_convolutions
 from agents.config import AgentConfig, NetworkConfig
 from agents.kinds import kind_of
 from agents.transitions import Spaces
@@ -44,7 +44,7 @@ def torso_size(config: NetworkConfig, spaces: Spaces, width: int, depth: int) ->
     inputs, parameters = math.prod(spaces.observation_shape), 0
     activations = inputs
     convolutions = ()
-    if uses_nature_cnn(config, spaces) or config.torso == "small_cnn":
+    if uses_convolutions(config, spaces):
         convolutions = SMALL_CNN if config.torso == "small_cnn" else NATURE_CNN
         inputs, height, across = spaces.observation_shape
     for filters, kernel, stride in convolutions:

@@ -92,12 +92,6 @@ class ForeignPool(PythonPool):
                     raise ValueError(f"env = {self.env!r}: all environments must be alike: {i}'s {kind} are {words}")
         return observation_form(self.env, spaces[0][0]), action_form(self.env, spaces[0][1])
 
-    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        return self._reset(self._all, seed)
-
-    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        return self._reset(ids, None)
-
     def _reset(self, ids: np.ndarray, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         observations = self._rows(len(ids))
         for row, i in enumerate(ids):

@@ -24,14 +24,14 @@ from gymnasium.spaces import Box, Discrete
 from envs.datasets import Dataset
 from envs.pools import Outcome, TaskPool
 from envs.snapshots import generator_state, new_generator
-from envs.task_laws import Jump
+from envs.task_laws import Chain
 from envs.tasks import Task, fingerprint, generator
 
 SCREEN = 280
 """About the height of a rendered image, in pixels."""
 
 
-class LabelLaw(Jump):
+class LabelLaw(Chain):
     """Which label each image has in each task; implements `envs.tasks.TaskLaw`, with the labels, int64 [N], as content.
 
     Task 0 has the true labels; with variant ``random_label`` it has labels drawn uniformly. In each later task
@@ -53,28 +53,17 @@ class LabelLaw(Jump):
         self.redrawn = round(redraw * len(labels))
         if not self.redrawn:
             raise ValueError(f"image.redraw = {redraw!r}: redraws none of {len(labels)} labels / must be greater")
-        self._last: tuple[int, int, np.ndarray] | None = None  # seed, variant and content of the last draw
 
-    def draw(self, seed: int, variant: int) -> np.ndarray:
-        """The labels int64 [N] of task `variant`, not to be written to. A later task builds on the one drawn last."""
-        first = 0
-        if self._last is not None and self._last[0] == seed and self._last[1] <= variant:
-            _, first, content = self._last
-        else:
-            content = self._first(seed)
-        for index in range(first + 1, variant + 1):
-            content = self._redraw(content, generator(seed, index))
-        self._last = (seed, variant, content)
-        return content
-
-    def _first(self, seed: int) -> np.ndarray:
+    def first(self, seed: int) -> np.ndarray:
+        """The labels of task 0."""
         if self.variant != "random_label":
             return self.labels
         return _frozen(generator(seed, 0).integers(self.num_classes, size=len(self.labels)))
 
-    def _redraw(self, labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        chosen = random.choice(len(labels), self.redrawn, replace=False)
-        labels = labels.copy()
+    def following(self, content: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Some labels are drawn anew."""
+        chosen = random.choice(len(content), self.redrawn, replace=False)
+        labels = content.copy()
         labels[chosen] = random.integers(self.num_classes, size=self.redrawn)
         return _frozen(labels)
 

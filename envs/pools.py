@@ -96,7 +96,8 @@ class TaskPool(Pool):
 
 
 class PythonPool(Pool):
-    """E Python environments, called one after the other; what they raise is told as theirs.
+    """E Python environments, called one after the other; what they raise is told as theirs. A subclass resets them, by
+    ``_reset(ids, seed)``: environment i with seed + i, where there is one.
 
     Args:
         make_one: builds one environment.
@@ -128,6 +129,12 @@ class PythonPool(Pool):
             raise
         except BaseException as error:  # a world may also call sys.exit, or panic in another language
             raise failed(self.env, int(i), moment(i), error) from error
+
+    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        return self._reset(self._all, seed)
+
+    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return self._reset(ids, None)
 
     def carried(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -172,9 +179,6 @@ class GymnasiumPool(PythonPool):
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
 
-    def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        return self._reset(self._all, seed)
-
     def advance(self, actions: np.ndarray, ids: np.ndarray | None = None) -> Outcome:
         ids = self._all if ids is None else ids
         actions = np.asarray(actions)
@@ -193,9 +197,6 @@ class GymnasiumPool(PythonPool):
             _lives(infos),
             columns,
         )
-
-    def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        return self._reset(ids, None)
 
     def _reset(self, ids: np.ndarray, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         rows = [

@@ -32,7 +32,24 @@ class UnseenLaw(Jump):
         return {}
 
 
-class PermutationLaw(Jump):
+class Chain(Jump):
+    """Each task is made of the one before it: `first(seed)`, then `following(content, random)` again and again. A later
+    task builds on the one drawn last."""
+
+    _last: tuple[int | None, int, Any] = (None, 0, None)  # seed, variant and what was drawn
+
+    def draw(self, seed: int, variant: int) -> np.ndarray:
+        """The content of task `variant`, not to be written to."""
+        begun_with, number, content = self._last
+        if begun_with != seed or number > variant:
+            number, content = 0, self.first(seed)
+        for k in range(number + 1, variant + 1):
+            content = self.following(content, generator(seed, k))
+        self._last = seed, variant, content
+        return content
+
+
+class PermutationLaw(Chain):
     """Orders of `size` things: task 0 leaves them as they are, every task rearranges the one before it by a permutation
     drawn uniformly from those that change something.
 
@@ -44,24 +61,17 @@ class PermutationLaw(Jump):
         if size < 2:
             raise ValueError(f"task.change: {size} thing cannot be permuted")
         self.size = size
-        self._last: tuple[int, int, np.ndarray] = (-1, 0, np.arange(size))  # seed, variant and what was drawn
 
-    def draw(self, seed: int, variant: int) -> np.ndarray:
-        """int64 [size]: position i shows what position permutation[i] held."""
-        begun_with, number, order = self._last
-        if begun_with != seed or number > variant:
-            number, order = 0, np.arange(self.size)
-        for k in range(number + 1, variant + 1):
-            order = order[self._rearrangement(seed, k)]
-        self._last = seed, variant, order
-        return order
+    def first(self, seed: int) -> np.ndarray:
+        """Every thing in its own place: int64 [size], position i shows what position content[i] held."""
+        return np.arange(self.size)
 
-    def _rearrangement(self, seed: int, variant: int) -> np.ndarray:
-        random = generator(seed, variant)
+    def following(self, content: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Something has changed its place."""
         while True:
             drawn = random.permutation(self.size)
             if (drawn != np.arange(self.size)).any():
-                return drawn
+                return content[drawn]
 
     def describe(self, content: np.ndarray) -> dict[str, str]:
         """{"permutation": eight hexadecimal digits}."""

@@ -74,6 +74,11 @@ class SwitchingPool(TaskPool):
     def _inhabited(self) -> list[tuple[Pool, np.ndarray]]:
         return [(self._pools[key], np.flatnonzero(self._homes == place)) for place, key in enumerate(self._order)]
 
+    def _shares(self, ids: np.ndarray) -> list[tuple[Pool, np.ndarray]]:
+        """The pools that the environments `ids` are in, each with a mask of those that it has."""
+        shares = ((pool, np.isin(ids, inhabitants)) for pool, inhabitants in self._inhabited())
+        return [(pool, mine) for pool, mine in shares if mine.any()]
+
     def start(self, seed: int | None) -> tuple[np.ndarray, np.ndarray | None]:
         if seed is not None:
             self._seed = seed
@@ -87,21 +92,14 @@ class SwitchingPool(TaskPool):
         if len(self._order) == 1:
             return self._pools[self._order[0]].advance(actions, ids)
         places = self._all if ids is None else ids
-        parts = []
-        for pool, inhabitants in self._inhabited():
-            mine = np.isin(places, inhabitants)
-            if mine.any():
-                parts.append((np.flatnonzero(mine), pool.advance(np.asarray(actions)[mine], places[mine])))
+        actions, shares = np.asarray(actions), self._shares(places)
+        parts = [(np.flatnonzero(mine), pool.advance(actions[mine], places[mine])) for pool, mine in shares]
         return _merge_outcomes(parts, len(places))
 
     def restart(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         if len(self._order) == 1:
             return self._pools[self._order[0]].restart(ids)
-        parts = []
-        for pool, inhabitants in self._inhabited():
-            mine = np.isin(ids, inhabitants)
-            if mine.any():
-                parts.append((np.flatnonzero(mine), *pool.restart(ids[mine])))
+        parts = [(np.flatnonzero(mine), *pool.restart(ids[mine])) for pool, mine in self._shares(ids)]
         return _merge_states(parts, len(ids))
 
     def render(self) -> tuple[np.ndarray, ...]:
@@ -208,8 +206,7 @@ def _merge_outcomes(parts: list[tuple[np.ndarray, Outcome]], rows: int) -> Outco
         return None if columns[0][1] is None else _scatter(columns, rows)
 
     infos = {key: merged(lambda outcome, key=key: outcome.infos[key]) for key in parts[0][1].infos}
-    *fields, _ = (merged(lambda outcome, i=i: outcome[i]) if i < 5 else None for i in range(6))
-    return Outcome(*fields, infos)
+    return Outcome(*(merged(lambda outcome, i=i: outcome[i]) for i in range(5)), infos)
 
 
 class Through:

@@ -191,7 +191,6 @@ class CBP(Intervention):
         return {"layers": layers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
         for each, left in zip(self._followed, self._left, strict=True):
             kept = state["layers"][each.layer.name]
             each.ages.copy_(kept["ages"])

@@ -106,6 +106,5 @@ class InFeR(Intervention):
         return {name: tensors_of(getattr(self, name)) for name in ("trained", "initial", "frozen")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
         for name in ("trained", "initial", "frozen"):
             getattr(self, name).load_state_dict(state[name])

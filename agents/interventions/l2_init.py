@@ -17,15 +17,17 @@ from plasticity_probes.norms import quick_norms
 from plasticity_probes.units import HiddenLayer
 
 
-class Followers:
-    """Copies of a network's tensors, given as (tensor, copy), that take over what is replaced or reset, and no more."""
+@dataclass(eq=False)
+class KeepsCopies(Intervention):
+    """Copies of the network's tensors that take over what is replaced or reset, and no more."""
 
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], layers: Sequence[HiddenLayer]) -> None:
+    def keep(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """These (tensor, copy) are the ones. For `attach`."""
         self._copies = dict(pairs)
-        self._slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
+        self._slices = {layer.name: Slices(layer) for layer in self.layers if layer.separable}
 
     @torch.no_grad()
-    def replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
+    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
         """The incoming and outgoing slices of `units` in the copies become what they are in the network now."""
         if layer.name not in self._slices:  # of another part, but it may be read by a layer of this one
             self._slices[layer.name] = Slices(layer)
@@ -36,7 +38,7 @@ class Followers:
                 owned.write(units, (copy, owned.read(owned.tensor, units)))
 
     @torch.no_grad()
-    def reset(self, parameters: Sequence[nn.Parameter]) -> None:
+    def on_reset(self, parameters: Sequence[nn.Parameter]) -> None:
         """The copies of these whole tensors become what they are in the network now."""
         for parameter in parameters:
             if parameter in self._copies:
@@ -65,7 +67,7 @@ class _Distance(torch.autograd.Function):
 
 
 @dataclass(eq=False)
-class L2Init(Intervention):
+class L2Init(KeepsCopies):
     """Adds rate * ||theta - theta_0||^2 to the loss, theta_0 being the initial parameters, taken together (Kumar23).
 
     What is replaced or reset gets a new theta_0: incoming and outgoing weights as they are right after the edit.
@@ -89,8 +91,7 @@ class L2Init(Intervention):
         parameters = pulled(self, networks["online"])
         self._parameters = list(parameters.values())
         self.start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        pairs = list(zip(self._parameters, self.start.values(), strict=True))
-        self._followers = Followers(pairs, self.layers)
+        self.keep(list(zip(self._parameters, self.start.values(), strict=True)))
 
     def penalty(self, forward: Forward) -> Tensor | None:
         """The distance to theta_0 of what learns now; nothing at rate 0."""
@@ -103,19 +104,10 @@ class L2Init(Intervention):
         start, parameters = zip(*learning, strict=True)
         return self.rate * _Distance.apply(self.norm == "squared", list(start), *parameters)
 
-    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
-        """Those slices of theta_0 are as they are now."""
-        self._followers.replaced(layer, units)
-
-    def on_reset(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Those tensors of theta_0 are as they are now."""
-        self._followers.reset(parameters)
-
     def state_dict(self) -> dict[str, Any]:
         """theta_0 by name."""
         return {"start": {name: tensor.clone() for name, tensor in self.start.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over theta_0."""
         for name, tensor in self.start.items():
             tensor.copy_(state["start"][name])

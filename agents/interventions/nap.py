@@ -69,7 +69,6 @@ class NaP(Intervention):
         return {layer.name: norm.clone() for layer, norm in zip(self.layers, self.norms, strict=True)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             norm.copy_(state[layer.name])
 

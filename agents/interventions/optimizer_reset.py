@@ -52,7 +52,6 @@ class OptimizerReset(Intervention):
             raise ValueError(f"optimizer_reset: no parameter to act on with only = {self.only!r}")
 
     def intervene(self, surgery: Surgery, clock: Clock) -> None:
-        """Forget."""
         if self.what in ("all", "moments"):
             surgery.zero_moments(self._parameters)
         if self.what in ("all", "step"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar, Literal
@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from agents.clock import Clock
-from agents.interventions.base import Forward, Intervention
+from agents.interventions.base import Forward
 from agents.interventions.infer import frozen_copy, tensors_of
-from agents.interventions.l2_init import Followers
-from agents.interventions.slices import UnitSet
+from agents.interventions.l2_init import KeepsCopies
 from agents.interventions.surgery import Surgery
 from agents.randomness import Generators
 from agents.when import When
-from plasticity_probes.units import HiddenLayer, last_layers
+from plasticity_probes.units import last_layers
 
 
 @dataclass(eq=False)
-class PFO(Intervention):
+class PFO(KeepsCopies):
     """Adds coefficient * ||z(s) - z_old(s)||^2 to the loss, z being the values that go into the nonlinearities
     (Moalla24), z_old those of the network at the last target copy (DQN, C51) or at the start of this update
     phase (PPO, as in the paper), at first of the network as it was made. Mean over the batch.
@@ -59,7 +58,7 @@ class PFO(Intervention):
         for layer in chosen:
             self._parts.setdefault(self.part_of(layer.name), []).append(layer.name)
         self.old = frozen_copy(networks["online"])
-        self._followers = Followers(self._pairs(networks["online"]), self.layers)
+        self.keep(self._pairs(networks["online"]))
 
     def _pairs(self, network: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """Each tensor of `network` and what it is in the old one."""
@@ -85,20 +84,11 @@ class PFO(Intervention):
         online, old = zip(*self._pairs(surgery.networks["online"]), strict=True)
         surgery.follow(old, online)
 
-    def on_replaced(self, layer: HiddenLayer, units: UnitSet) -> None:
-        """Those slices of the old network are as they are now."""
-        self._followers.replaced(layer, units)
-
-    def on_reset(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Those tensors of the old network are as they are now."""
-        self._followers.reset(parameters)
-
     def state_dict(self) -> dict[str, Any]:
         """The old network."""
         return {"old": tensors_of(self.old)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the old network."""
         self.old.load_state_dict(state["old"])
 
 

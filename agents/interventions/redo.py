@@ -54,7 +54,6 @@ class ReDo(Intervention):
         self._replaceable = replaceable(self.layers, self.name)
 
     def intervene(self, surgery: Surgery, clock: Clock) -> None:
-        """Recycle."""
         captured = surgery.activations(self.samples)
         layers = [layer for layer in self._replaceable if trains(layer)]
         dormant = {layer: scores(captured[layer.name][1], layer.units) <= self.tau for layer in layers}

@@ -78,6 +78,5 @@ class Reset(Intervention):
                 yield from (buffer for buffer in module.buffers(recurse=False))
 
     def intervene(self, surgery: Surgery, clock: Clock) -> None:
-        """Reset."""
         with_target = self.target and "target" in surgery.networks
         surgery.reset(self._tensors(), ("online", "target") if with_target else ("online",))

@@ -110,7 +110,6 @@ class ShrinkAndPerturb(Intervention):
 
     @torch.no_grad()
     def intervene(self, surgery: Surgery, clock: Clock) -> None:
-        """Shrink and perturb."""
         parameters = self._parameters(self.network)
         draw = surgery.fresh(parameters) if self.used["noise"] == "fresh" else self._normal(parameters, surgery)
         noise = dict(zip(parameters, draw, strict=True))

@@ -45,7 +45,6 @@ class WeightClip(Intervention):
             raise ValueError(f"{self.name}: there is no Linear or convolution to clip in only = {self.only!r}")
 
     def every_step(self, surgery: Surgery, forward: Forward, drawn: Mapping[str, Tensor]) -> None:
-        """Clip."""
         limits = {parameter: limit for parameter, limit in self.ranges if parameter.requires_grad}
         if limits:
             upper = list(limits.values())
