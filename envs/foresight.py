@@ -7,13 +7,13 @@ from envs.task_laws import RewardLaw, UnseenLaw
 from envs.tasks import TaskLaw, TaskSchedule
 
 
-def schedule_of(config: WorldConfig, law: TaskLaw, seed: int) -> TaskSchedule:
+def schedule_of(config: WorldConfig, law: TaskLaw, seed: int, num_envs: int) -> TaskSchedule:
     """The schedule that `config.task` asks for, of tasks by `law`; without a seed there they are drawn by `seed`."""
     task = config.task
     return TaskSchedule(
         law,
         period=task.period,
-        num_envs=config.num_envs,
+        num_envs=num_envs,
         at="now" if config.change == "reset" else task.at,
         count=task.count,
         order=task.order,
@@ -33,7 +33,7 @@ def tasks_of(config: WorldConfig) -> TaskSchedule | None:
         return None
     anywhere = RewardLaw(task.reward_step) if change == "rewards" else UnseenLaw()
     law = config.family.law(config) if change in config.family.own_changes else None
-    return schedule_of(config, law or anywhere, 0)
+    return schedule_of(config, law or anywhere, 0, num_envs=1)  # of how many may be more than fits into memory
 
 
 def check_tasks(config: WorldConfig) -> None:

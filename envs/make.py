@@ -39,7 +39,7 @@ def make_vec_from_config(config: WorldConfig, seed: int, threads: int = 0, rende
 
     def schedule(law: TaskLaw) -> TaskSchedule:
         if not schedules:  # a pool that is built again goes on in the tasks of the first one
-            schedules.append(schedule_of(config, law, seed))
+            schedules.append(schedule_of(config, law, seed, config.num_envs))
         return schedules[0]
 
     def build(seed: int) -> Parts:
