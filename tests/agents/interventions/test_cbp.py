@@ -368,6 +368,7 @@ def test_a_restored_run_goes_on_bit_for_bit_and_saving_changes_nothing(settings,
     second.patient.network.load_state_dict(first.patient.network.state_dict())
     second.cbp.load_state_dict(state["cbp"])
     second.patient.surgery.load_state_dict(state["surgery"])
+    second.patient.surgery.generator.set_state(first.patient.surgery.generator.get_state())  # a registry's in a run
     second.rng, second.steps = copy.deepcopy(first.rng), first.steps
     for _ in range(150):
         heard = [bench.step()[0] for bench in (first, second, third)]
@@ -557,9 +558,11 @@ def test_a_restored_agent_goes_on_bit_for_bit(moments):
     agent, spaces = agent_of("dqn", chosen, moments=moments)
     drive(agent, NoiseWorld(spaces, 2), 32)
     file = io.BytesIO()
-    torch.save(agent.state_dict(), file)
+    torch.save([agent.state_dict(), agent.generators.state_dict()], file)
     twin, _ = agent_of("dqn", chosen, seed=1, moments=moments)
-    twin.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    state, streams = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    twin.load_state_dict(state)
+    twin.generators.load_state_dict(streams)
     twin.replay = copy.deepcopy(agent.replay)
     for _ in range(30):
         agent.update()

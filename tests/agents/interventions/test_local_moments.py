@@ -256,6 +256,7 @@ def test_ages_are_part_of_the_state():
     second.network.load_state_dict(first.network.state_dict())
     second.adam.load_state_dict(copy.deepcopy(first.adam.state_dict()))
     second.surgery.load_state_dict(state)
+    second.surgery.generator.set_state(first.surgery.generator.get_state())  # a registry's in a run
     kept = copy.deepcopy(state)
     for patient in (first, second):
         advance(patient, steps=2)
