@@ -116,8 +116,9 @@ FOREIGN: dict[str, str | Mapping[str, str]] = {
     "save-model save-freq checkpoint-freq checkpoint-frequency checkpoint-interval save-interval save-every": SAVES,
     "upload-model hf-entity hub-model-id": "not offered",
     "progress progress-bar quiet": "progress is shown anyway",
-    "resume load load-checkpoint checkpoint trained-agent continue": "not offered: a run cannot be continued yet;"
-    " --config runs/NAME/config.json trains anew with its settings",
+    "resume load load-checkpoint checkpoint trained-agent continue": (
+        "--resume runs/NAME (to go on with a run) or --config runs/NAME/config.json (to train anew with its settings)"
+    ),
     "config-file conf yaml hyperparams hyperparameters": "--config FILE, or single flags",
     "version": "versions and commit of every run stand in its manifest.json",
     "frame-stack framestack frame-skip frameskip num-stack": "four frames are skipped and four stacked in Atari",
