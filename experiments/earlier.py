@@ -111,7 +111,8 @@ class EarlierRun:
             return ""
         if last.step < self.config.run.steps or not (done or last.not_resumable):
             return ""
-        return f"{self.directory} is finished: {last.step:,} steps; nothing was done (more --steps make it go on)"
+        more = "" if last.not_resumable else " (with more --steps it goes on)"
+        return f"{self.directory} is finished: {last.step:,} steps; nothing was done{more}"
 
     def take_up(self, say: Callable[[str], None]) -> None:
         """Lock the directory, and find the newest checkpoint that is sound; `say` is told of those that are not.

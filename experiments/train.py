@@ -135,7 +135,8 @@ class _Training:
             self.run = Run(agent, self.world, config.run.steps, self.watchers.all)
             settings = to_dict(config), made_by, config.run.keep_checkpoints, config.checkpoint.replay
             self.checkpoints = Checkpoints(self.directory.path, self.run, *settings, self.resumed)
-            self.watch.flush()
+            if self.resumed is not None:
+                self.watch.flush()
         except OSError as error:
             raise self.directory.without_room(error) from error
         except (ValueError, NonFiniteError) as error:

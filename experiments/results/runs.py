@@ -161,7 +161,7 @@ class Run:
             return "finished", ""
         gone_on = self.length > self.ending.get("step", 0)  # since that was written
         ending, why = (str("" if gone_on else self.ending.get(name, "")).strip() for name in ("ending", "why"))
-        if ending in ("not finite", "world failed", "not written"):
+        if ending in ("not finite", "world failed", "not written", "crashed"):
             return "not finite" if ending == "not finite" else "crashed", f"{ending} {at}: {why or 'no word of why'}"
         if ending == "interrupted":
             return "unfinished", f"interrupted {at}"

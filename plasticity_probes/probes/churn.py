@@ -29,8 +29,8 @@ class Churn(Probe):
         with torch.no_grad():
             behaviour = subject.behaviour(given.outputs)
             values = None if subject.critic is None else subject.critic(given.outputs).clone()
-        whole = isinstance(behaviour, tuple)
-        return (tuple(part.clone() for part in behaviour) if whole else behaviour.clone()), values
+            whole = isinstance(behaviour, tuple)
+            return (tuple(part.clone() for part in behaviour) if whole else behaviour.clone()), values
 
     def after_update(self, given: ProbeInput, before: tuple[Any, Tensor | None]) -> Findings:
         """How far they are from those now."""

@@ -222,6 +222,17 @@ def test_settings_that_were_changed_by_hand_are_noticed(here: Path) -> None:
     assert "config.json is not the one that it was saved with" in refused(["--resume", str(here)])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_all_of_it_is_restored_there(tmp_path: Path) -> None:
+    arguments = words("dqn", tmp_path, "--device", "cuda", "--interventions", "redo", "cbp")
+    done, _ = begun(arguments, 300)
+    saved = read(done.checkpoint).load("agent")
+    done, said = begun(arguments)
+    assert f"goes on from step {saved['clock']['steps']} " in said
+    assert "exactly as it was, but for the order in which a GPU's kernels add up" in said
+    assert done.ending == "finished"
+
+
 def test_what_broken_off_writes_left_is_removed_aloud(here: Path) -> None:
     (here / "probes" / "current.pt.partial").write_bytes(b"x")
     (here / "checkpoints" / "step_000000000555.partial").mkdir()

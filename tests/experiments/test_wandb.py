@@ -88,6 +88,25 @@ def test_an_offline_run_has_the_lines_as_rows_the_run_s_steps_config_and_summary
 
 @needs_wandb
 @pytest.mark.timeout(300)
+def test_a_run_that_goes_on_is_the_same_run_there_and_sends_no_row_twice(tmp_path: Path) -> None:
+    longer = ["--checkpoint.replay", "always", "--epsilon.over", "constant"]
+    for steps in ("400", "700"):
+        done = offline(tmp_path, *longer, "--steps", steps)
+        assert done.returncode == 0, done.stderr
+    ids, steps = set(), []
+    for file in sorted((tmp_path / "runs" / "one").rglob("*.wandb")):
+        for record in records(file):
+            if record.WhichOneof("record_type") == "run":
+                ids.add(record.run.run_id)
+            elif record.WhichOneof("record_type") == "history":
+                steps.append(items(record.history.item)["step"])
+    assert ids == {json.loads((tmp_path / "runs" / "one" / "manifest.json").read_text())["wandb_id"]}
+    lines = [line["step"] for _, line in lines_of(tmp_path / "runs" / "one" / "metrics.jsonl")]
+    assert sorted(set(steps)) == lines
+
+
+@needs_wandb
+@pytest.mark.timeout(300)
 def test_where_wandb_cannot_begin_a_sentence_says_so_and_nothing_is_left(tmp_path: Path) -> None:
     done = offline(tmp_path, "--wandb-project", "a/b", mode="offline")
     assert done.returncode == 2

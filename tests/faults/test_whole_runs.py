@@ -1,14 +1,17 @@
 """Runs of train.py that are killed anywhere end, when they are started again, as the run that was never killed."""
 
 import os
+import pty
 import random
+import select
 import signal
+import sys
 import time
 
 import pytest
 
 from experiments.signals import EXIT_SAVED
-from tests.faults.whole_runs import RUNS, WholeRun
+from tests.faults.whole_runs import ROOT, RUNS, WholeRun
 
 many = pytest.mark.faults
 
@@ -78,6 +81,22 @@ def test_killed_at_each_stage_of_a_save_it_ends_as_if_it_never_was(name, place, 
     assert run.finish() == 0, run.said.read_text()
     assert run.parts() == expected
     count(f"{name}: killed {place}", "ends as if never killed")
+
+
+def test_a_terminal_that_is_closed_is_a_run_that_is_saved(whole, tmp_path, count):
+    expected, _ = whole("ppo")
+    run = WholeRun("ppo", tmp_path / "runs")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "train.py", *run.words])
+    while not list(run.directory.glob("checkpoints/step_000000000300")) and select.select([terminal], [], [], 60)[0]:
+        os.read(terminal, 65_536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == EXIT_SAVED
+    assert run.finish() == 0, run.said.read_text()
+    assert run.parts() == expected
+    count("a terminal closed", "saved, and ends as if it never was")
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=[many, pytest.mark.timeout(900)])])

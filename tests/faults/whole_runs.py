@@ -20,6 +20,7 @@ from experiments.run import Run
 from experiments.setup import build
 from experiments.store import Checkpoint, newest
 
+ROOT = Path(__file__).parents[2]
 SMALL = "--width 16 --steps 1200 --log-every 60 --checkpoint-every 150 --threads 1 --probe.every 200 --probe.samples 32"
 VALUE = "--learning-starts 60 --batch-size 16 --buffer-size 300 --target-period 20 --checkpoint.replay always"
 CHANGES = "--env CartPole-v1 --task.change rewards --task.period 350"
@@ -42,7 +43,7 @@ def _train(words: list[str], said: str, stage: tuple[str, int] | None) -> None:
         os.dup2(file.fileno(), 2)
     if stage is not None:
         _die_at(*stage)
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(ROOT))
     import train
     from experiments.command import as_command
 
