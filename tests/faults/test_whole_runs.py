@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments.signals import EXIT_SAVED
-from tests.faults.whole_runs import ROOT, RUNS, WholeRun
+from tests.faults.whole_runs import ROOT, RUNS, WORLDS, WholeRun
 
 many = pytest.mark.faults
 
@@ -41,12 +41,13 @@ def killed_at_random(name, runs, kills, longest, rng):
     return run, done
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=[many, pytest.mark.timeout(1800)])])
+@many
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", RUNS)
-def test_killed_at_a_random_moment_it_ends_as_if_it_never_was(name, times, whole, tmp_path, count):
+def test_killed_at_a_random_moment_it_ends_as_if_it_never_was(name, whole, tmp_path, count):
     expected, seconds = whole(name)
-    rng = random.Random(f"{name} {times}")
-    for number in range(times):
+    rng = random.Random(name)
+    for number in range(20):
         run, done = killed_at_random(name, tmp_path / str(number), 1, seconds, rng)
         assert run.parts() == expected
         count(f"{name}: kill -9 {'at a random moment' if done else 'came after its end'}", "ends as if never killed")
@@ -58,6 +59,20 @@ def test_killed_many_times_in_one_run_it_ends_as_if_it_never_was(name, kills, wh
     expected, seconds = whole(name)
     run, done = killed_at_random(name, tmp_path / "runs", kills, seconds, random.Random(f"{name} {kills}"))
     assert run.parts() == expected
+    count(f"{name}: kill -9, {done} times in one run", "ends as if never killed")
+
+
+@many
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", WORLDS)
+def test_each_world_goes_on_where_it_was(name, whole, tmp_path, count):
+    expected, seconds = whole(name)
+    run, done = WholeRun(name, tmp_path / "runs"), 0
+    for share in (0.5, 0.6):  # where something is saved already
+        done += run.killed_after(share * seconds) == -signal.SIGKILL
+    assert run.finish() == 0, run.said.read_text()
+    assert run.parts() == expected
+    assert done and "exactly as it was" in run.said.read_text()
     count(f"{name}: kill -9, {done} times in one run", "ends as if never killed")
 
 

@@ -30,6 +30,23 @@ RUNS = {
     "c51": f"c51 --env ImageMDP-v0 --image.num-images 30 --max-episode-steps 25 --task.period 350 {SMALL} {VALUE}",
     "ppo": f"ppo {CHANGES} {SMALL} --num-envs 2 --rollout-steps 40 --num-minibatches 2 --normalize-observations",
 }
+PROBED = "--log-every 100 --probe.samples 32 --probe.heavy-samples 8 --threads 1 --checkpoint-every"
+FRAMES = f"--num-envs 2 --width 32 --learning-starts 100 --buffer-size 2000 --checkpoint.replay always {PROBED} 300"
+WORLDS = {
+    "Ant, envpool": f"ppo --env Ant-v5 --steps 6000 --num-envs 2 --rollout-steps 256 {PROBED} 1000",
+    "Ant, gymnasium": f"ppo --env Ant-v5 --backend gymnasium --steps 3000 --rollout-steps 256 {PROBED} 500",
+    "FrictionAnt": f"ppo --env FrictionAnt-v0 --steps 4000 --task.period 1500 --rollout-steps 128 {PROBED} 300",
+    "Breakout, envpool": f"dqn --env ALE/Breakout-v5 --steps 1600 {FRAMES} --sticky-actions 0.25",
+    "Breakout, envpool in segments": f"dqn --env ALE/Breakout-v5 --steps 1600 {FRAMES} --world-segment 500",
+    "Breakout, gymnasium": f"c51 --env ALE/Breakout-v5 --backend gymnasium --steps 1500 {FRAMES}",
+    "Pong, ALE": f"ppo --env ALE/Pong-v5 --backend ale --steps 1600 --num-envs 2 --rollout-steps 64 {PROBED} 300",
+    "Pong, Breakout in turn": f"dqn --env ALE/Pong-v5,ALE/Breakout-v5 --task.period 500 --steps 1600 {FRAMES}",
+    "modes": f"dqn --env ALE/Breakout-v5 --task.change modes --task.period 500 --steps 1600 {FRAMES}",
+    "CartPole, drifting rewards": f"dqn {CHANGES} --task.stages 4 {SMALL} {VALUE} --num-envs 3",
+    "CartPole, actions": f"dqn --env CartPole-v1 --task.change actions --task.period 350 {SMALL} {VALUE}",
+    "CartPole, observations": f"ppo --env CartPole-v1 --task.change observations --task.period 350 {SMALL} "
+    "--rollout-steps 40 --num-minibatches 2",
+}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["experiments.train", "experiments.setup", "experiments.earlier", "gymnasium"])
 OF_TIME = ("seconds", "sizes", "spaces")
@@ -72,7 +89,7 @@ class WholeRun:
     """A run of train.py in a directory of its own, `runs/run`; each start is the same command."""
 
     def __init__(self, name: str, runs: Path, *flags: str) -> None:
-        self.words = [*RUNS[name].split(), "--runs-dir", str(runs), "--name", "run", *flags]
+        self.words = [*(RUNS | WORLDS)[name].split(), "--runs-dir", str(runs), "--name", "run", *flags]
         self.directory, self.said = runs / "run", runs.parent / f"{runs.name}.txt"
 
     def start(self, stage: tuple[str, int] | None = None) -> Any:
