@@ -92,10 +92,10 @@ def test_evaluations_tell_a_pipe_how_far_they_are(tmp_path: Path) -> None:
     path, _, _ = run(tmp_path, "dqn", "CartPole-v1", 300, *flags, "--checkpoint-every", "150")
     command = [sys.executable, "evaluate.py", str(path), "--checkpoint", "each", "--json", "--probe"]
     done = subprocess.run([*command, "all", "--refit-steps", "3"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["steps"] == [150, 300]
+    assert json.loads(done.stdout)["steps"] == [0, 150, 300]
     told = done.stderr.splitlines()
-    assert told[0] == "checkpoint 1/2 (step 150): 10 probes"
-    assert "checkpoint 2/2 (step 300): trainability (probes)" in told
+    assert told[0] == "checkpoint 1/3 (step 0): 10 probes"
+    assert "checkpoint 3/3 (step 300): trainability (probes)" in told
     script = (
         "import sys, experiments.progress as p; p.PLAIN_SECONDS = 0.0; sys.argv[0] = 'evaluate.py'\n"
         "import runpy; runpy.run_path('evaluate.py', run_name='__main__')"

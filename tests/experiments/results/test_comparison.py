@@ -315,7 +315,8 @@ def test_final_probe_values_and_every_number_of_a_table(tmp_path):
     assert (flat["n"], flat["mean"], flat["mean_low"], flat["arm"]) == (2, 10.0, 10.0, "dqn")
 
 
-def test_of_many_tasks_the_screen_shows_the_first_and_the_last(tmp_path):
+def test_of_many_tasks_the_screen_shows_the_first_and_the_last(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     a_run(tmp_path, "a", [float(task + 1) for task in range(14)])
     header = next(line for line in on_screen(compared(tmp_path)) if "task 0" in line)
     assert "... 4 more in comparison.md" in "\n".join(on_screen(compared(tmp_path)))
