@@ -286,7 +286,7 @@ def test_the_flags_of_other_projects_are_answered_with_ours(agent: str, capsys: 
 
 def test_answers_name_flags_that_there_are() -> None:
     all_flags = {flag.name for kind in KINDS.values() for flag in flags_of(TrainConfig(agent=kind.settings()))}
-    deciding = {"--env", "--config", "--help", "--interventions", "--preset", "--device", "--video"}
+    deciding = {"--env", "--config", "--resume", "--help", "--interventions", "--preset", "--device", "--video"}
     of_interventions = {f"--{name}.{field.name}".replace("_", "-") for name in NAMES for field in parameters_of(name)}
     for table, extra in ((FOREIGN, of_interventions), (FOREIGN_TO_EVALUATE, set())):
         for answer in table.values():
