@@ -16,6 +16,7 @@ from agents.interventions import NAMES, parameters_of
 from experiments.config import NOT_IN_THE_NAME, TrainConfig, from_dict
 from experiments.flags import flags_of
 from experiments.json_file import read_json
+from experiments.lock import holder
 from experiments.older import translated
 from experiments.records import EpisodeFile, lines_of, read_metrics
 from experiments.store import listed, step_of
@@ -165,10 +166,19 @@ class Run:
             return "not finite" if ending == "not finite" else "crashed", f"{ending} {at}: {why or 'no word of why'}"
         if ending == "interrupted":
             return "unfinished", f"interrupted {at}"
-        if (self.path / "traceback.txt").exists():
+        if (who := holder(self.path)) is not None:
+            return "unfinished", f"unfinished {at}, running ({who})"
+        if self._crashed:
             lines = (self.path / "traceback.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return "crashed", f"crashed {at}: {shown(lines[-1])[1:-1] if lines else 'no word of why'}"
         return "unfinished", f"unfinished {at}, {self._last_written()}"
+
+    @property
+    def _crashed(self) -> bool:
+        """Whether there is a traceback of the run as it went last: the manifest is written whenever it goes on."""
+        traceback, manifest = self.path / "traceback.txt", self.path / "manifest.json"
+        before = manifest.exists() and traceback.exists() and traceback.stat().st_mtime < manifest.stat().st_mtime
+        return traceback.exists() and not before
 
     def _last_written(self) -> str:
         files = [path for path in (self.path / "metrics.jsonl", self.path / EpisodeFile.NAME) if path.exists()]

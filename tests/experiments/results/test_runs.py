@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.lock import RunLock
 from experiments.results.runs import RETURN, find, learned, read_run, read_runs, settings_of, tasks_of
 from tests.experiments import worlds  # noqa: F401  (registers them)
 from tests.experiments.results.made import a_run, cut, write
@@ -42,6 +43,24 @@ def test_a_crash_is_told_in_its_own_words(tmp_path):
     cut(path, 50)
     (path / "traceback.txt").write_text("Traceback\n  File ...\nRuntimeError: the world is gone\n")
     assert read_run(path).state == ("crashed", "crashed at step 50 of 100: RuntimeError: the world is gone")
+
+
+def test_a_crash_from_before_a_run_went_on_is_none_of_its_last(tmp_path):
+    path = a_run(tmp_path, "a", [1.0])
+    cut(path, 50)
+    (path / "traceback.txt").write_text("RuntimeError: the world is gone\n")
+    (path / "manifest.json").touch()
+    os.utime(path / "traceback.txt", (1e9, 1e9))
+    assert read_run(path).state[0] == "unfinished"
+
+
+def test_a_run_that_goes_on_now_is_told_by_its_lock(tmp_path):
+    path = a_run(tmp_path, "a", [1.0])
+    cut(path, 50)
+    with RunLock(path):
+        state, why = read_run(path).state
+    assert state == "unfinished" and why.startswith("unfinished at step 50 of 100, running (")
+    assert f"process {os.getpid()}" in why
 
 
 def test_a_return_that_is_not_finite_is_named(tmp_path):
