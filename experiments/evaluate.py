@@ -18,6 +18,7 @@ from agents.config import require, shown
 from envs.config import WorldConfig
 from envs.errors import WorldError
 from envs.family import Family
+from envs.patience import Patience, end_children
 from experiments.config import TrainConfig
 from experiments.evaluate_check import check_playing, playing_world
 from experiments.evaluate_config import EvaluateConfig
@@ -158,10 +159,16 @@ def evaluate(settings: EvaluateConfig) -> dict:
     check_playing(config, settings)
     generators = Generators(settings.seed)
     world = _world(config, settings, step, generators)
+
+    def say(error: WorldError) -> None:
+        print(f"error: {world_failure(error, folder_of(path), TRACEBACK)}", file=sys.stderr, flush=True)
+
+    failed = False
     try:
         player, placement = _player(config, settings, world, path, state["network"], generators)
         note(world.notes)
         with (
+            _watched(settings.world_timeout, config.world.env, world, say),
             video_frames(settings.video, world, config.world.family) as frames,
             GamesShown(settings.episodes) as shown,
         ):
@@ -169,9 +176,12 @@ def evaluate(settings: EvaluateConfig) -> dict:
     except NonFiniteError as error:
         raise ValueError(f"checkpoint = {str(path)!r}: {str(error).partition(';')[0]} of playing") from None
     except WorldError as error:
+        failed = True
         raise WorldError(world_failure(error, folder_of(path), TRACEBACK)) from error
     finally:
         unclosed = close(world, folder_of(path), TRACEBACK)
+        if failed:
+            end_children()  # whom a world that has failed ends no more
     return {
         **({"unclosed": unclosed} if unclosed else {}),
         "checkpoint": str(path),
@@ -189,6 +199,14 @@ def evaluate(settings: EvaluateConfig) -> dict:
         "returns": returns,
         "lengths": lengths,
     }
+
+
+@contextmanager
+def _watched(seconds: float, env: str, world: VectorEnv, give_up: Callable[[WorldError], object]) -> Iterator[None]:
+    """Within it `world` has to answer in time."""
+    with Patience(seconds, env) as patience:
+        patience.watch(world, give_up)
+        yield
 
 
 def _world(config: TrainConfig, settings: EvaluateConfig, step: int, generators: "Generators") -> VectorEnv:

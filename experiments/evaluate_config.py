@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from agents.config import AsFlag, require
 from envs.config import MOST_TASKS
-from experiments.config import MOST_THREADS
+from experiments.config import DAY, MOST_THREADS, SHORTEST_TIMEOUT, TIMEOUTS
 from experiments.machine import Device, check_device
 
 
@@ -47,6 +47,9 @@ class EvaluateConfig:
     threads: int = 0
     """Threads for torch and, each, for the world; 0: of torch one for an MLP, up to 4 of the usable cores for a CNN; of
     the world its own choice."""
+    world_timeout: float = 0.0
+    """Seconds in which the world has to answer a step or a reset; one that does not ends the playing. 0: it is waited
+    for without end."""
     video: Path | None = None
     """Write the first game as an MP4 to this file; its directory is made where there is none."""
     dataset: str | None = None
@@ -65,6 +68,8 @@ class EvaluateConfig:
         require(self.task is None or 0 <= self.task <= MOST_TASKS, "task", self.task, f"in [0, {MOST_TASKS:,}]")
         check_device(self.device)
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, f"in [0, {MOST_THREADS}]")
+        timeout = self.world_timeout
+        require(timeout == 0 or SHORTEST_TIMEOUT <= timeout <= DAY, "world_timeout", timeout, TIMEOUTS)
         if self.video is not None:
             require(self.video.suffix == ".mp4", "video", str(self.video), "a file name ending in .mp4")
             allowed = "same or gymnasium beside video: the others cannot draw"

@@ -22,13 +22,17 @@ MARK = "FAILING_WORLD_TEST"
 
 
 def play(world, folder, *flags):
-    """(finished process of train.py, seconds it took, processes that are left of it)."""
+    """What `run` gives of train.py in that world."""
+    command = ["train.py", "dqn", "--env", f"tests.failing_worlds:{world}-v0", *SMALL.split()]
+    return run([*command, "--probes", "none", "--runs-dir", str(folder), "--name", "run", *flags], folder)
+
+
+def run(command, folder):
+    """(exit code, what was printed, seconds it took, processes that are left of it)."""
     mark = f"{os.getpid()}-{folder}"  # in the environment of whatever it starts
-    command = [sys.executable, "train.py", "dqn", "--env", f"tests.failing_worlds:{world}-v0", *SMALL.split()]
-    command += ["--probes", "none", "--runs-dir", str(folder), "--name", "run", *flags]
     began = time.monotonic()
     process = subprocess.Popen(
-        command,
+        [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, MARK: mark, "COLUMNS": "300"},
         stdout=subprocess.PIPE,
@@ -105,6 +109,20 @@ def test_native_code_that_hangs_is_left_behind(world, tmp_path, count):
     assert f"did not answer within {TIMEOUT} s" in sentence
     assert "It hangs here" in told and "failing_worlds.py" in told and "in fail" in told
     count("a world that hangs in C, --world-timeout", "left behind, a sentence, nothing left over")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("world", ["Sleeps", "NativeLock"])
+def test_playing_in_a_world_that_hangs_ends_too(world, tmp_path, count):
+    assert play(world, tmp_path, "--steps", "20")[0] == 0
+    flags = ["--episodes", "10", "--num-envs", "1", "--world-timeout", str(TIMEOUT)]
+    code, printed, _, left = run(["evaluate.py", str(tmp_path / "run"), *flags], tmp_path)
+    assert code == EXIT_CODE and not left and "Traceback" not in printed
+    (sentence,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert f"did not answer within {TIMEOUT} s" in sentence
+    told = tmp_path / "run" / "traceback_evaluate.txt"
+    assert f"(traceback: {told})" in sentence and "in fail" in told.read_text()
+    count("playing in a world that hangs, --world-timeout", "ended, a sentence, nothing left over")
 
 
 @pytest.mark.faults
