@@ -103,9 +103,12 @@ class Guard:
                 torch._foreach_copy_(self._before, self._held)
         self._begun = True
 
+    def end(self) -> None:
+        """The gradient step was made."""
+        self._begun = False
+
     def check(self, gradient_step: int, gradient: Gradient, **scalars: Tensor) -> None:
         """Examine `scalars` (0-d) and the gradient of the gradient step about to be taken."""
-        self._begun = False
         if self.immediate:
             for name, value in scalars.items():
                 if not torch.isfinite(value):
@@ -144,7 +147,7 @@ class Guard:
 
     @torch.no_grad()
     def _refuse(self, name: str, owner: int | None, gradient_step: int) -> NoReturn:
-        self.refused = gradient_step
+        self.refused, self._begun = gradient_step, False
         if self.immediate and self._held:
             torch._foreach_copy_(self._held, self._before)
         if name != "gradient":

@@ -13,10 +13,26 @@ from agents.config import AgentConfig
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure, Lifecycle
 from agents.interventions.surgery import Surgery
+from agents.layers import Captured
 from agents.networks import learning
 from agents.optimization import Optimization, autocast
 from agents.precision import set_precision
 from agents.randomness import Generators
+
+
+class Loss(NamedTuple):
+    """What a batch's loss is made of; tensors are part of the autograd graph."""
+
+    total: Tensor
+    """What is minimised: the loss and what interventions add to it."""
+    loss: Tensor
+    """Without penalties."""
+    penalties: dict[str, Tensor]
+    """What interventions add, by their names."""
+    aside: Any
+    """What `loss_of` gave beside the loss."""
+    captured: Captured
+    """What interventions asked to see of the forward pass."""
 
 
 class Step(NamedTuple):
@@ -34,6 +50,11 @@ class Step(NamedTuple):
     def penalty_metrics(self) -> dict[str, Tensor]:
         """The penalties under the log's names."""
         return {f"losses/penalty/{name}": penalty for name, penalty in self.penalties.items()}
+
+
+LossOf = Callable[[Any, Any], tuple[Tensor, Any]]
+"""(Outputs of the network, batch) -> (scalar loss, anything beside it); a pure function of tensors, the same one at
+every step."""
 
 
 class Learner:
@@ -111,25 +132,47 @@ class Learner:
         """What was told to `hold` may move from now on; otherwise it begins with the step itself."""
         self.optimization.guard.begin()
 
-    def step(self, observations: Tensor, loss_of: Callable[[Any], tuple[Tensor, Any]], **watched: Tensor) -> Step:
-        """One gradient step; the only way in which weights move.
+    def update(self, learn: Callable[[Any], Any], batch: Any) -> Any:
+        """One gradient step; the only way in which weights move. Returns `learn(batch)`, which calls `step` once.
 
-        `loss_of(outputs of the network for observations [batch, ...])` gives (the scalar loss, anything beside it).
-        Raises `NonFiniteError` before anything moves where loss, gradient or one of the 0-d `watched` is not finite.
+        `learn` is what happens on the device: a function of tensors of fixed shapes in which nothing is counted, drawn
+        or decided by the host. What the host decides follows. Raises `NonFiniteError` before anything moves where the
+        loss or its gradient is not finite.
         """
+        self.interventions.draw()
+        found = learn(batch)
+        self.optimization.count()
+        self.interventions.intervene()
+        return found
+
+    def step(self, observations: Tensor, loss_of: LossOf, batch: Any, **watched: Tensor) -> Step:
+        """What happens on the device in a gradient step on `observations` [examples, ...] and the `batch` that they
+        belong to. The 0-d `watched` must be finite, as the loss and its gradient must."""
         self.begin()
+        found = self.gradient(observations, loss_of, batch)
+        norm = self.optimization.step(**watched, loss=found.total)
+        self.interventions.every_step(self.interventions.forward(observations, found.captured))
+        penalties = {name: penalty.detach() for name, penalty in found.penalties.items()}
+        return Step(found.loss.detach(), norm, penalties, found.aside)
+
+    def gradient(self, observations: Tensor, loss_of: LossOf, batch: Any) -> Loss:
+        """The loss, and its gradient in the parameters' `grad`."""
+        found = self.loss(observations, loss_of, batch)
+        self.optimization.backward(found.total)
+        return found
+
+    def loss(self, observations: Tensor, loss_of: LossOf, batch: Any) -> Loss:
+        """The loss as a function of the network's parameters, `observations` and `batch`: nothing else moves, but the
+        running statistics of a batch norm."""
         interventions, captured = self.interventions, {}
         with autocast(self.device, self.precision), learning(self.network):
             if interventions.wanted is None:
                 outputs = self.network(observations)
             else:
                 outputs, captured = self.network(observations, interventions.wanted)
-        loss, aside = loss_of(outputs)
-        forward = interventions.forward(observations, captured)
-        penalties = interventions.penalties(forward)
-        norm = self.optimization.step(sum(penalties.values(), start=loss), **watched)
-        interventions.after_step(forward)
-        return Step(loss.detach(), norm, {name: penalty.detach() for name, penalty in penalties.items()}, aside)
+        loss, aside = loss_of(outputs, batch)
+        penalties = interventions.penalties(interventions.forward(observations, captured))
+        return Loss(sum(penalties.values(), start=loss), loss, penalties, aside, captured)
 
     @torch.no_grad()
     def sync_target(self, tau: float = 1.0) -> None:

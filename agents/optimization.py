@@ -25,8 +25,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 class Optimization:
     """Clips, checks and applies the gradient of a loss; `groups` are parameters, or torch's groups of them.
 
-    `step(loss)` returns the gradient's global norm before clipping; `clock` counts the steps that were taken.
-    `network`: whose names the parameters have in messages and in `state_dict`.
+    A gradient step is `backward`, `step`, which happen on the device, and `count`, which happens on the host; `clock`
+    counts the steps that were taken. `network`: whose names the parameters have in messages and in `state_dict`.
     """
 
     def __init__(
@@ -46,21 +46,28 @@ class Optimization:
         self.guard = Guard(self.adam, self.parameters[0].device, self.names)
         self.clock = clock or Clock()
 
-    def step(self, loss: Tensor, **watched: Tensor) -> Tensor:
-        """One gradient step on the scalar `loss`. Raises `NonFiniteError` before any weight moves where the loss, its
-        gradient or one of the 0-d `watched` is not finite."""
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of the scalar `loss`, in place of the one before."""
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
+
+    def step(self, **watched: Tensor) -> Tensor:
+        """Adam's step along the gradient; returns its global norm before clipping. Raises `NonFiniteError` before any
+        weight moves where it or one of the 0-d `watched`, the loss among them, is not finite."""
         owners = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
         gradients = [self.parameters[place].grad for place in owners]
         norms = torch.stack(quick_norms(gradients))
         norm = torch.linalg.vector_norm(norms)
-        self.guard.check(self.clock.gradient_steps + 1, Gradient(owners, norms, norm), **watched, loss=loss)
-        self.clock.gradient_steps += 1
+        self.guard.check(self.clock.gradient_steps + 1, Gradient(owners, norms, norm), **watched)
         if self.max_norm > 0:
             torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
         self.adam.step()
         return norm
+
+    def count(self) -> None:
+        """A gradient step was made."""
+        self.clock.gradient_steps += 1
+        self.guard.end()
 
     def flush(self) -> None:
         """Raise `NonFiniteError` where the guard has refused a step on a device; the count is then what it was."""

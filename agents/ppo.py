@@ -153,38 +153,38 @@ class PPO:
         for _ in range(config.update_epochs):
             order = torch.randperm(self.batch_size, generator=self.shuffle, device=self.device)
             for rows in order.chunk(config.num_minibatches):
-                steps.append(self.learn({name: tensor[rows] for name, tensor in data.items()}))
+                minibatch = {name: tensor[rows] for name, tensor in data.items()}
+                steps.append(self.learner.update(self.learn, minibatch))
         if self.network.normalizer is not None:
             self.network.normalizer.update(data["observations"], self.learner.allowed)
         rollout.clear()
         return self._metrics(steps, data)
 
     def learn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One gradient step on a minibatch; metrics as 0-d tensors on the device."""
-        config = self.config
-
-        def loss_of(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            policy, values = outputs
-            log_probs, entropies = self.policy.log_prob_entropy(self.network, policy, batch["actions"])
-            log_ratio, advantages = log_probs - batch["log_probs"], batch["advantages"]
-            if config.norm_adv == "minibatch":
-                advantages = losses.standardize(advantages)
-            policy_loss = losses.ppo_policy_loss(log_ratio, advantages, config.clip_coef).mean()
-            value_loss = self.value_loss(values, batch).mean()
-            entropy = entropies.mean()
-            loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
-            aside = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "log_ratio": log_ratio}
-            return loss, {name: tensor.detach() for name, tensor in aside.items()}
-
-        step = self.learner.step(batch["observations"], loss_of)
+        """One gradient step on a minibatch, as far as it happens on the device; metrics as 0-d tensors there."""
+        step = self.learner.step(batch["observations"], self.loss, batch)
         log_ratio = step.aside.pop("log_ratio")
         ratio = log_ratio.exp()
         metrics = {f"losses/{name}": value for name, value in step.aside.items()} | {
             "losses/approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's low-variance estimator
-            "losses/clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean(),
+            "losses/clipfrac": ((ratio - 1).abs() > self.config.clip_coef).float().mean(),
             "losses/gradient_norm": step.norm,
         }
         return metrics | step.penalty_metrics()
+
+    def loss(self, outputs: tuple[Tensor, Tensor], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(Loss, what it is made of), from the network's outputs for a minibatch."""
+        config, (policy, values) = self.config, outputs
+        log_probs, entropies = self.policy.log_prob_entropy(self.network, policy, batch["actions"])
+        log_ratio, advantages = log_probs - batch["log_probs"], batch["advantages"]
+        if config.norm_adv == "minibatch":
+            advantages = losses.standardize(advantages)
+        policy_loss = losses.ppo_policy_loss(log_ratio, advantages, config.clip_coef).mean()
+        value_loss = self.value_loss(values, batch).mean()
+        entropy = entropies.mean()
+        loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
+        aside = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "log_ratio": log_ratio}
+        return loss, {name: tensor.detach() for name, tensor in aside.items()}
 
     def value_loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Loss per example [batch]."""

@@ -113,26 +113,27 @@ class ValueAgent:
     def update(self) -> dict[str, Tensor]:
         """One gradient step; metrics as 0-d tensors on the device."""
         self.learner.anneal(self.clock.steps)
-        metrics = self.learn(self.replay.sample(self.config.batch_size))
+        metrics = self.learner.update(self.learn, self.replay.sample(self.config.batch_size))
         if self.clock.gradient_steps % self.config.target_period == 0:
             self.learner.sync_target(self.config.tau)
         return metrics
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
-        """One gradient step on `batch`, of whatever size."""
+        """One gradient step on `batch`, of whatever size, as far as it happens on the device."""
         target = self.target(batch.rewards, batch.discounts, batch.next_observations)
         self.learner.begin()
         self.head.meet(target.values, self.learner.surgery)
         statistics = target_statistics(target.values)
-
-        def loss_of(outputs: Tensor) -> tuple[Tensor, Tensor]:
-            taken = take(outputs, batch.actions)
-            return self.head.loss(taken, target.regressand).mean(), taken.detach()
-
         # a support clips an infinite target, and the loss does not show it
         watched = {} if target.clipped_share is None else {"target": statistics[0]}
-        step = self.learner.step(batch.observations, loss_of, **watched)
+        step = self.learner.step(batch.observations, self.loss, (batch.actions, target.regressand), **watched)
         return self._metrics(step, self.head.values(step.aside), target, statistics)
+
+    def loss(self, outputs: Tensor, wanted: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(Mean loss, outputs of the actions taken), from the network's outputs and (actions, regressand) [batch]."""
+        actions, regressand = wanted
+        taken = take(outputs, actions)
+        return self.head.loss(taken, regressand).mean(), taken.detach()
 
     @torch.no_grad()
     def target(self, rewards: Tensor, discounts: Tensor, next_observations: Tensor) -> Target:

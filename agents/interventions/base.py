@@ -12,8 +12,8 @@ The order of the calls (lifecycle.py makes them):
                          every environment has entered a new task
     on_replaced, on_reset  within every_step and intervene, after somebody's edit is complete
 
-Interventions are called in the order in which they were given; after a gradient step each has its every_step and then,
-where it is due, its intervene, before the next one has its turn. `penalty` alone runs with autograd.
+Interventions are called in the order in which they were given: after a gradient step each one's every_step, and then
+each one's intervene, where it is due. `penalty` alone runs with autograd.
 
 What happens at every gradient step is `every_step`: on the device, with static shapes, nothing counted in Python and no
 value read back, so that it can be captured in a graph; what it draws comes as an argument, see `draws`. What the host

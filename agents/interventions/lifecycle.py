@@ -134,10 +134,9 @@ class Lifecycle:
         self.wanted: Capture | None = next((kind for kind in ("preactivations", "hidden") if kind in asked), None)
         """What the update's forward pass is to return beside the outputs."""
         # what is called at every gradient step is called on nobody for nothing
-        self._penalizing, stepping = map(self._who, ("penalty", "every_step"))
-        timed = [(member, member in stepping, member.timing) for member in self.members]
-        self._stepping = [entry for entry in timed if any(entry[1:])]
-        self._draws: dict[str, tuple[torch.Generator, dict[str, tuple[int, ...]]]] = {}
+        self._penalizing, self._stepping = map(self._who, ("penalty", "every_step"))
+        self._timed = [(member, member.timing) for member in self.members if member.timing is not None]
+        self._drawn: dict[str, tuple[torch.Generator, dict[str, Tensor]]] = {}  # where each step's draws go
         self._before: int | None = None  # steps when the last gradient step was made
 
     def _who(self, hook: str) -> list[Intervention]:
@@ -179,7 +178,9 @@ class Lifecycle:
             member.layers = tuple(layer for layer in self.layers if member.within(layer.name))
             member.attach(networks, generators)
             if shapes := member.draws():
-                self._draws[member.name] = generators.torch(f"{member.name}'s draws", example.device), shapes
+                options = {"dtype": torch.float64, "device": example.device}
+                drawn = {name: torch.empty(shape, **options) for name, shape in shapes.items()}
+                self._drawn[member.name] = generators.torch(f"{member.name}'s draws", example.device), drawn
         role = roles(self.network)
         groups = [{"params": [p], "name": n, "role": role[n]} for n, p in self.network.named_parameters()]
         for member in self.members:
@@ -230,25 +231,27 @@ class Lifecycle:
                 )
         return found
 
-    def after_step(self, forward: Forward | None) -> None:
-        """The optimizer has made a step, and the clock has counted it."""
+    def draw(self) -> None:
+        """Draw what `every_step` is given at the gradient step to come: outside of what may be captured in a graph."""
+        for generator, drawn in self._drawn.values():
+            for tensor in drawn.values():
+                tensor.uniform_(generator=generator)
+
+    def every_step(self, forward: Forward | None) -> None:
+        """The optimizer has made a step: what happens on the device at every one."""
         if self.surgery is not None:
             self.surgery.after_optimizer_step()
-        for member, stepping, timing in self._stepping:
+        for member in self._stepping:
             self.surgery.acting = member.name
-            if stepping:
-                member.every_step(self.surgery, forward, self._drawn(member.name))
-            if timing is not None and timing.due(self.clock, self._before):
+            member.every_step(self.surgery, forward, self._drawn[member.name][1] if member.name in self._drawn else {})
+
+    def intervene(self) -> None:
+        """The clock has counted the step: what the host decides."""
+        for member, timing in self._timed:
+            if timing.due(self.clock, self._before):
+                self.surgery.acting = member.name
                 member.intervene(self.surgery, self.clock)
         self._before = self.clock.steps
-
-    def _drawn(self, name: str) -> dict[str, Tensor]:
-        """What the member called `name` draws in this step, outside of what may be captured in a graph."""
-        if name not in self._draws:
-            return {}
-        generator, shapes = self._draws[name]
-        options = {"dtype": torch.float64, "generator": generator, "device": generator.device}
-        return {key: torch.rand(shape, **options) for key, shape in shapes.items()}
 
     def on_target_sync(self) -> None:
         """The target network has just been copied; an update phase begins."""
@@ -259,8 +262,8 @@ class Lifecycle:
         self._at("task change")
 
     def _at(self, moment: str) -> None:
-        for member in self.members:
-            if member.timing is not None and member.timing.moment == moment:
+        for member, timing in self._timed:
+            if timing.moment == moment:
                 self.surgery.acting = member.name
                 member.intervene(self.surgery, self.clock)
 

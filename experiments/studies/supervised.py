@@ -10,7 +10,7 @@ from agents.guard import Watch
 from agents.heads import ValueHead
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure
-from agents.learner import Learner
+from agents.learner import Learner, Step
 from agents.losses import squared_error
 from agents.networks import MLP, QNetwork
 from agents.randomness import Generators
@@ -59,10 +59,15 @@ class SupervisedLearner:
             if not rows:
                 rows = list(torch.randperm(len(labels), generator=self.order).split(batch_size))[::-1]
             chosen = rows.pop()
-            wanted = labels[chosen]
             self.learner.clock.steps += 1
-            self.learner.step(self.images[chosen], lambda outputs, wanted=wanted: (self.loss(outputs, wanted), None))
+            self.learner.update(self._learn, (self.images[chosen], labels[chosen]))
         self.watch.flush()
+
+    def _learn(self, batch: tuple[Tensor, Tensor]) -> Step:
+        return self.learner.step(batch[0], self._loss_of, batch[1])
+
+    def _loss_of(self, outputs: Tensor, wanted: Tensor) -> tuple[Tensor, None]:
+        return self.loss(outputs, wanted), None
 
     @torch.no_grad()
     def outputs(self) -> Tensor:

@@ -67,6 +67,14 @@ class NoiseWorld:
         return Transitions(before, actions, rewards, terminated, truncated, life_lost & ~ended, after, final)
 
 
+def gradient_step(optimization, loss, **watched):
+    """One, as a learner takes it; the gradient's norm."""
+    optimization.backward(loss)
+    norm = optimization.step(**watched, loss=loss)
+    optimization.count()
+    return norm
+
+
 def drive(agent, world, ticks, learn=True):
     """Act, observe and (where due) learn for `ticks` steps of every environment."""
     for _ in range(ticks):

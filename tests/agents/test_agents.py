@@ -24,6 +24,7 @@ from tests.agents.helpers import (
     build,
     drive,
     global_random_states,
+    gradient_step,
     needs_cuda,
     same_tree,
     snapshot,
@@ -113,7 +114,7 @@ def test_state_restores_the_greedy_policy_and_the_next_step(name):
     for a in (agent, other):  # the same gradient moves both the same way: Adam's moments and step are there
         outputs = a.network(torch.from_numpy(inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        a.learner.optimization.step(sum(output.square().mean() for output in outputs))
+        gradient_step(a.learner.optimization, sum(output.square().mean() for output in outputs))
     assert same_tree(snapshot(other), snapshot(agent))
 
 

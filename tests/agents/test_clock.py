@@ -45,7 +45,8 @@ def test_an_agent_moves_the_clock_it_is_given(kind):
     tick(agent, [1, 0], [1, 1])
     agent.on_task_change()
     assert clock == Clock(steps=6, task=1, task_began=6)
-    agent.learner.step(torch.zeros(4, 5), lambda outputs: (loss(outputs), None))
+    learner, batch = agent.learner, torch.zeros(4, 5)
+    learner.update(lambda batch: learner.step(batch, lambda outputs, _: (loss(outputs), None), None), batch)
     assert clock == Clock(steps=6, gradient_steps=1, task=1, task_began=6)
 
 

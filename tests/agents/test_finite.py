@@ -8,7 +8,7 @@ from torch import nn
 from agents.config import AdamConfig
 from agents.finite import names_in_words, not_finite
 from agents.optimization import Optimization
-from tests.agents.helpers import needs_cuda
+from tests.agents.helpers import gradient_step, needs_cuda
 
 NAN, INF = float("nan"), float("inf")
 
@@ -57,7 +57,7 @@ def test_what_is_large_empty_whole_or_no_number_is_fine():
 def test_adams_moments_are_named_by_the_parameter_that_they_belong_to():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     optimization = Optimization(network.parameters(), 1e-3, AdamConfig(), 0.0, network)
-    optimization.step(network(torch.ones(1, 2)).sum())
+    gradient_step(optimization, network(torch.ones(1, 2)).sum())
     optimization.adam.state[network[1].weight]["exp_avg_sq"][0, 1] = INF
     assert not_finite({"optimization": optimization.state_dict()}) == ["Adam's exp_avg_sq of 1.weight"]
 

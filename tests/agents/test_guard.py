@@ -21,6 +21,7 @@ from tests.agents.helpers import (
     NoiseWorld,
     build,
     drive,
+    gradient_step,
     needs_cuda,
     same_tree,
     snapshot,
@@ -51,14 +52,14 @@ def prepared(network, latching, max_norm=0.5):
     if latching:
         latch(optimization)
     for _ in range(2):
-        optimization.step(good_loss(network))
+        gradient_step(optimization, good_loss(network))
     return optimization
 
 
 def step(optimization, *losses):
     """A gradient step on each of `losses`, and what the next flush has to say."""
     for loss in losses:
-        optimization.step(loss)
+        gradient_step(optimization, loss)
     optimization.flush()
 
 
@@ -103,7 +104,7 @@ def test_on_a_cpu_the_step_raises_and_changes_nothing(kind, max_norm):
     optimization = prepared(network, latching=False, max_norm=max_norm)
     weights, moments = snapshot(network), snapshot(optimization.adam)
     with pytest.raises(NonFiniteError, match=rf"{kind} is not finite at gradient step 3"):
-        optimization.step(loss_of_kind(network, kind))
+        gradient_step(optimization, loss_of_kind(network, kind))
     assert same_tree(snapshot(network), weights) and same_tree(snapshot(optimization.adam), moments)
 
 
@@ -111,10 +112,10 @@ def check_latching(network, kind, max_norm):
     optimization = prepared(network, latching=network.weight.device.type == "cpu", max_norm=max_norm)
     optimization.guard.flush()  # nothing to report yet
     weights, moments = snapshot(network), snapshot(optimization.adam)
-    optimization.step(loss_of_kind(network, kind))
+    gradient_step(optimization, loss_of_kind(network, kind))
     assert same_tree(snapshot(network), weights) and same_tree(snapshot(optimization.adam), moments)
-    optimization.step(good_loss(network))  # later steps must not go on as if nothing had been
-    optimization.step(loss_of_kind(network, "loss"))  # a later culprit must not replace the first
+    gradient_step(optimization, good_loss(network))  # later steps must not go on as if nothing had been
+    gradient_step(optimization, loss_of_kind(network, "loss"))  # a later culprit must not replace the first
     assert same_tree(snapshot(network), weights) and same_tree(snapshot(optimization.adam), moments)
     for _ in range(2):  # and the flag stays up
         with pytest.raises(NonFiniteError, match=rf"{kind} is not finite at gradient step 3"):
@@ -132,7 +133,7 @@ def test_the_gradient_that_is_not_finite_is_named_by_its_parameter(latching):
     network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1))
     optimization = Optimization(network.parameters(), 0.1, AdamConfig(), 0.5, network)
     optimization = latch(optimization) if latching else optimization
-    optimization.step(network(torch.ones(1, 3)).sum())
+    gradient_step(optimization, network(torch.ones(1, 3)).sum())
     with pytest.raises(NonFiniteError, match=r"gradient is not finite at gradient step 2 \(that of 1\.bias\)"):
         step(optimization, network(torch.ones(1, 3)).sum() + (network[1].bias * 0.0).abs().sqrt().sum())
 
@@ -163,9 +164,9 @@ def test_a_refused_step_is_not_counted(latching):
 def test_the_latch_names_the_parameter_though_others_learn_later():
     network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     optimization = latch(Optimization(network.parameters(), 0.1, AdamConfig(), 0.0, network))
-    optimization.step(network(torch.ones(1, 3)).sum() + (network[1].weight * 0.0).abs().sqrt().sum())
+    gradient_step(optimization, network(torch.ones(1, 3)).sum() + (network[1].weight * 0.0).abs().sqrt().sum())
     network[0].requires_grad_(False)
-    optimization.step(network(torch.ones(1, 3)).sum())
+    gradient_step(optimization, network(torch.ones(1, 3)).sum())
     with pytest.raises(NonFiniteError, match=r"step 1 \(that of 1\.weight\)"):
         optimization.flush()
 
@@ -177,7 +178,7 @@ def test_what_is_held_is_put_back(latching):
     optimization.guard.hold([moved[0], moved[1], moved[0]])
     optimization.guard.begin()
     moved[0].fill_(5.0), moved[1].fill_(8)
-    optimization.step(good_loss(network))
+    gradient_step(optimization, good_loss(network))
     assert moved[0].tolist() == [5.0, 5.0] and moved[1] == 8  # a good step keeps them
     optimization.guard.begin()
     moved[0].fill_(INF), moved[1].fill_(9)
@@ -205,7 +206,7 @@ def test_no_step_on_cuda_waits_for_the_device():
         for factor in (1.0, NAN, 1.0):
             optimization.guard.begin()
             loss = network(inputs).square().mean() * factor
-            optimization.step(loss, target=loss.detach())
+            gradient_step(optimization, loss, target=loss.detach())
     finally:
         torch.cuda.set_sync_debug_mode("default")
     with pytest.raises(NonFiniteError, match="target is not finite at gradient step 4"):
@@ -465,10 +466,10 @@ def test_a_result_that_is_not_finite_is_found_at_the_flush_between_its_gradient_
     network = model()
     optimization, watch = watched(network)
     for _ in range(3):
-        optimization.step(good_loss(network))
+        gradient_step(optimization, good_loss(network))
     watch.flush()
     optimization.set_learning_rate(3e38)  # Adam divides it by 1 - .9^4 = .34, which float32 cannot hold
-    optimization.step(good_loss(network))
+    gradient_step(optimization, good_loss(network))
     with pytest.raises(
         NonFiniteError, match=r"not finite: network\.weight.*between gradient steps 3 .* and 4"
     ) as error:
@@ -481,7 +482,7 @@ def test_infinite_second_moments_are_found_though_the_weights_may_only_stand_sti
     network = model(device)
     optimization, watch = watched(network)
     optimization.adam.param_groups[0]["weight_decay"] = 1e30
-    optimization.step(good_loss(network))
+    gradient_step(optimization, good_loss(network))
     if device == "cpu":  # CUDA's fused kernel makes the weights not finite as well
         assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
     with pytest.raises(NonFiniteError, match=r"Adam's exp_avg_sq of weight.*between gradient steps 0 .* and 1"):
@@ -491,9 +492,9 @@ def test_infinite_second_moments_are_found_though_the_weights_may_only_stand_sti
 def test_a_loss_that_follows_from_an_earlier_result_is_explained_by_it():
     network = model()
     optimization, watch = watched(network, learning_rate=1e38)
-    optimization.step(good_loss(network))
+    gradient_step(optimization, good_loss(network))
     with pytest.raises(NonFiniteError) as error:
-        optimization.step(good_loss(network))
+        gradient_step(optimization, good_loss(network))
     said = watch.explain(error.value)
     assert said.startswith("not finite: network.weight") and "between gradient steps 0" in said
     assert said.endswith("met as: loss is not finite at gradient step 2")
@@ -503,7 +504,7 @@ def test_a_loss_alone_is_explained_by_itself():
     network = model()
     optimization, watch = watched(network)
     with pytest.raises(NonFiniteError) as error:
-        optimization.step(good_loss(network) * NAN)
+        gradient_step(optimization, good_loss(network) * NAN)
     assert watch.explain(error.value) == "loss is not finite at gradient step 1; the weights are as before it"
 
 

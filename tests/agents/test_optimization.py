@@ -6,7 +6,7 @@ from torch import nn
 
 from agents.config import AdamConfig
 from agents.optimization import Optimization, autocast
-from tests.agents.helpers import CPU, same_tree, snapshot
+from tests.agents.helpers import CPU, gradient_step, same_tree, snapshot
 
 
 def model(seed=0):
@@ -34,7 +34,7 @@ def test_steps_are_clip_grad_norm_and_plain_adam(max_norm, betas):
         loss_of(plain, step).backward()
         expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), max_norm or float("inf"))
         adam.step()
-        norm = optimization.step(loss_of(network, step))
+        norm = gradient_step(optimization, loss_of(network, step))
         torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -44,7 +44,7 @@ def test_steps_are_clip_grad_norm_and_plain_adam(max_norm, betas):
 def test_the_norm_returned_is_that_before_clipping():
     network = nn.Linear(2, 1, bias=False)
     optimization = Optimization(network.parameters(), 0.1, AdamConfig(), max_norm=1.0)
-    norm = optimization.step((network.weight * torch.tensor([[3.0, 4.0]])).sum())  # gradient (3, 4)
+    norm = gradient_step(optimization, (network.weight * torch.tensor([[3.0, 4.0]])).sum())  # gradient (3, 4)
     assert norm.item() == pytest.approx(5.0)
     torch.testing.assert_close(network.weight.grad, torch.tensor([[0.6, 0.8]]), atol=1e-5, rtol=0)
 
@@ -55,14 +55,15 @@ def test_adams_first_step_is_the_learning_rate_by_sign():
     before = network.weight.detach().clone()
     optimization = Optimization(network.parameters(), 0.5, AdamConfig(), 0.0)
     optimization.set_learning_rate(0.01)
-    optimization.step((network.weight * torch.tensor([[3.0, -4.0]])).sum())
+    gradient_step(optimization, (network.weight * torch.tensor([[3.0, -4.0]])).sum())
     torch.testing.assert_close(network.weight.detach() - before, torch.tensor([[-0.01, 0.01]]), atol=1e-6, rtol=0)
 
 
 def test_parameters_without_a_gradient_are_left_alone():
     network = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
     idle = snapshot(network[1])
-    Optimization(network.parameters(), 0.1, AdamConfig(), 0.5).step(network[0].weight.square().sum())
+    optimization = Optimization(network.parameters(), 0.1, AdamConfig(), 0.5)
+    gradient_step(optimization, network[0].weight.square().sum())
     assert same_tree(snapshot(network[1]), idle)
 
 
@@ -70,12 +71,12 @@ def test_state_goes_on_where_it_was():
     first, second = model(), model(1)
     a, b = (Optimization(network.parameters(), 0.01, AdamConfig(), 0.5) for network in (first, second))
     for step in range(5):
-        a.step(loss_of(first, step))
+        gradient_step(a, loss_of(first, step))
     second.load_state_dict(first.state_dict())
     b.load_state_dict(snapshot(a))
     for step in range(5, 8):
-        a.step(loss_of(first, step))
-        b.step(loss_of(second, step))
+        gradient_step(a, loss_of(first, step))
+        gradient_step(b, loss_of(second, step))
     assert same_tree(snapshot(first), snapshot(second))
 
 

@@ -79,8 +79,7 @@ def spoiled(after: int, stop: type[BaseException] | None):
     original = Run.advance
 
     def advance(self):
-        def blind(loss, **watched):
-            self.clock.gradient_steps += 1
+        def blind(**watched):
             return torch.zeros(())
 
         original(self)

@@ -272,7 +272,9 @@ class InterventionCallback(HookingCallback):
         forward, self._forward = self._forward, None
         self.clock.gradient_steps += 1
         with self._acting():
-            self.lifecycle.after_step(forward)
+            self.lifecycle.draw()
+            self.lifecycle.every_step(forward)
+            self.lifecycle.intervene()
 
     def state_dict(self) -> dict[str, Any]:
         """What the interventions remember, as tensors and primitives; beside what `model.save` writes. {} before any

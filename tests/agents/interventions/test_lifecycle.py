@@ -101,9 +101,8 @@ class Once(Diary):
 def written(*kinds, step, steps, due=()):
     """What a gradient step leaves in the book; `due` are those whose time it is."""
     page = [f"{kind.name}: penalty" for kind in kinds]
-    for kind in kinds:
-        page += [f"{kind.name}: every step"] + [(kind.name, steps, step, None)] * (kind.name in due)
-    return page
+    page += [f"{kind.name}: every step" for kind in kinds]
+    return page + [(kind.name, steps, step, None) for kind in kinds if kind.name in due]
 
 
 @every_agent
@@ -251,7 +250,7 @@ def test_each_draws_from_a_stream_of_its_own_among_the_runs():
             return {"b": (2, 3), "a": (1,)}
 
         def every_step(self, surgery, forward, drawn):
-            self.page.append(drawn)
+            self.page.append({name: tensor.clone() for name, tensor in drawn.items()})  # one place for all steps
 
     class Other(Draw):
         name = "other"

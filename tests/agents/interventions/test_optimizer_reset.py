@@ -9,7 +9,7 @@ from agents import build_agent
 from agents.clock import Clock
 from agents.interventions.optimizer_reset import OptimizerReset
 from agents.randomness import Generators
-from tests.agents.helpers import CPU, NoiseWorld, drive, same_tree, snapshot
+from tests.agents.helpers import CPU, NoiseWorld, drive, gradient_step, same_tree, snapshot
 from tests.agents.interventions.models import MODELS, Patient
 from tests.agents.interventions.test_weight_decay import AGENTS, every_agent, goes_on_after_a_restart, make
 
@@ -36,7 +36,8 @@ def forgotten(before, after):
 def test_what_is_forgotten_when(name, what, moment):
     agent = make(name, OptimizerReset(when=f"at {moment}s", what=what))
     drive(agent, NoiseWorld(AGENTS[name][1], 2), 18)
-    agent.learner.optimization.step(sum(p.square().sum() for p in agent.network.parameters()))  # no state is zero
+    loss = sum(p.square().sum() for p in agent.network.parameters())
+    gradient_step(agent.learner.optimization, loss)  # no state is zero
     agent.learner.interventions.surgeries()
     lifecycle = agent.learner.interventions
     right, wrong = (lifecycle.on_target_sync, lifecycle.on_task_change)[:: 1 if moment == "target sync" else -1]

@@ -117,7 +117,7 @@ def test_dohare_decays_every_parameter_inside_adam_and_spares_log_std_the_noise(
     assert group["weight_decay"] == 0.02 and not group.get("decoupled_weight_decay", False)
     assert len(group["params"]) == len(list(agent.network.parameters()))
     before = {name: p.detach().clone() for name, p in agent.network.named_parameters()}
-    agent.learner.interventions.after_step(agent.learner.interventions.forward(None, None))
+    agent.learner.interventions.intervene()
     for name, parameter in agent.network.named_parameters():
         assert torch.equal(parameter, before[name]) == (name == "log_std")
     actor = agent_with("ppo, two torsos", ShrinkAndPerturb(form="dohare", only="actor"))

@@ -39,21 +39,21 @@ def test_it_does_what_it_says(l1, kind):
     hidden = [weight for name, weight in agent.network.named_parameters() if "dense" in name and weight.ndim == 2]
     assert len(hidden) == 2
     sizes, pruned = [], []
-    step, after = agent.learner.optimization.step, agent.learner.interventions.after_step
+    backward, intervene = agent.learner.optimization.backward, agent.learner.interventions.intervene
 
-    def stepped(loss):
+    def differentiated(loss):
         sizes.append(sum(weight.detach().double().abs().sum().item() for weight in hidden))
-        return step(loss)
+        return backward(loss)
 
-    def checked(forward):
+    def checked():
         before = [weight.detach().clone() for weight in hidden]
-        after(forward)
+        intervene()
         for weight, old in zip(hidden, before, strict=True):
             kept = torch.where(old.abs() < 0.05, 0.0, old) if agent.clock.gradient_steps % 4 == 0 else old
             assert torch.equal(weight, kept)
         pruned.append(sum((weight == 0).sum().item() for weight in hidden))
 
-    agent.learner.optimization.step, agent.learner.interventions.after_step = stepped, checked
+    agent.learner.optimization.backward, agent.learner.interventions.intervene = differentiated, checked
     metrics, update = [], agent.update
     agent.update = lambda: metrics.append(update())
     drive(agent, NoiseWorld(VECTOR, 2), 60)

@@ -127,7 +127,7 @@ class History:
         _wrap(head, "loss", before=lambda *given: self.given.append(given))
         _wrap(head, "_loss", before=lambda *compared: self.compared.append(compared))
         _wrap(self.lifecycle, "on_target_sync", before=self._on_target_sync)
-        _wrap(self.agent.learner.optimization, "step", before=lambda loss: self.losses.append(float(loss.detach())))
+        _wrap(self.agent.learner.optimization, "backward", before=lambda loss: self.losses.append(float(loss.detach())))
         _wrap(self.agent, "update", after=lambda logged: self.metrics.append({k: float(v) for k, v in logged.items()}))
         _wrap(self.lifecycle.surgery, "activations", after=self._on_activations)
         self.adam.register_step_pre_hook(lambda *_: self.adam_steps.append((self._gradients(), self.take())))
@@ -143,7 +143,7 @@ class History:
             before = self.take()
             self._replaced, self._reset, self._seen = [], [], {}
             call(*args)
-            step = self.agent.clock.gradient_steps
+            step = self.agent.clock.gradient_steps + (hook == "every_step")  # which is before it is counted
             told = (self._replaced, self._reset, self._seen)
             self.edits.append(Edit(name, hook, step, before, self.take(), *told))
 
