@@ -57,7 +57,7 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
             fail(f"algorithm = {algorithm!r}: must be one of {', '.join(KINDS)}{hint}")
     try:
         refuse_empty_paths(arguments, PATHS)
-        line = _Line(algorithm, arguments)
+        line = TrainLine(algorithm, arguments)
         env = line.env
         if line.wants_help:
             print(_help(line, f"{program} {line.algorithm}"))
@@ -65,25 +65,26 @@ def parse_train(arguments: list[str], program: str = "train.py") -> TrainConfig:
         config, notes = line.config()
         require_float32(config)
     except ValueError as error:
-        fail(_the_world_first(env) or str(error))
+        fail(what_is_wrong(env, error))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return config
 
 
-def _the_world_first(env: str) -> str:
-    """What is wrong with the name of the world, if anything: other sentences speak of a world that there is not."""
+def what_is_wrong(env: str, error: ValueError) -> str:
+    """What is wrong with the name of the world, if anything, since other sentences speak of a world that there is not;
+    else what `error` says."""
     from envs.registry import check_known
 
     try:
         if env and "," not in env:
             check_known(env)
-    except ValueError as error:
-        return str(error)
-    return ""
+    except ValueError as unknown:
+        return str(unknown)
+    return str(error)
 
 
-class _Line:
+class TrainLine:
     """The words of a command line, and the settings that they make."""
 
     def __init__(self, algorithm: str | None, arguments: list[str]) -> None:
@@ -150,6 +151,12 @@ class _Line:
 
     def config(self) -> tuple[TrainConfig, list[str]]:
         """(the settings, what should be said although it is allowed). ValueError: a sentence about what is wrong."""
+        config, own, notes = self.without_interventions()
+        return replace(config, interventions=made(self.listed, own)), notes
+
+    def without_interventions(self) -> tuple[TrainConfig, dict[tuple[str, str], Any], list[str]]:
+        """(the settings but for the interventions, whose classes bring torch; the parameters that these are given, by
+        name and parameter; what should be said although it is allowed). ValueError: a sentence about what is wrong."""
         blank = self.loaded or TrainConfig(agent=KINDS[self.algorithm].settings())
         flags = [*self.flags(blank), *DECIDING]
         refuse_unlisted(self.words, self.listed)
@@ -166,7 +173,7 @@ class _Line:
         config = rebuilt(default, {path: value for path, value in values.items() if path[0] != "interventions"})
         said = {path[1] for path in values if path[0] == "world"}
         config = replace(config, world=config.world.family.settled(config.world, said))
-        return replace(config, interventions=_made(self.listed, own)), given.notes
+        return config, own, given.notes
 
     def _unknown(self, flags: list[Flag], written: str) -> NoReturn:
         visible = [flag.name for flag in flags if not hidden(flag, self.algorithm, self.env)]
@@ -248,7 +255,7 @@ def listed_interventions(arguments: list[str]) -> tuple[list[str] | None, list[s
     return names, rest
 
 
-def _made(listed: Mapping[str, Mapping[str, Any]], own: Mapping[tuple[str, str], Any]) -> tuple["Intervention", ...]:
+def made(listed: Mapping[str, Mapping[str, Any]], own: Mapping[tuple[str, str], Any]) -> tuple["Intervention", ...]:
     """Those `listed`, with the parameters there and, over them, their `own` flags."""
     said: dict[str, dict[str, Any]] = {name: dict(parameters) for name, parameters in listed.items()}
     for (name, parameter), value in own.items():
@@ -287,7 +294,7 @@ def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
             )
 
 
-def _help(line: _Line, program: str) -> str:
+def _help(line: TrainLine, program: str) -> str:
     """Every flag that means something to the agent in the world, with its default there."""
     flags = [*line.flags(line.loaded or TrainConfig(agent=KINDS[line.algorithm].settings())), PRESET]
     words = {flag.name: [word] for flag in flags if (word := _word_after(line.words, flag.name))}

@@ -7,6 +7,7 @@ and underscores are the same. A truth value takes no word (--double, --no-double
 
 import contextlib
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -74,7 +75,7 @@ def flags_of(settings: Any, path: tuple[str, ...] = (), prefix: str = "") -> lis
     """A flag for every field of the dataclass object `settings`, whose values are their defaults. A class does where
     each field has a default."""
     kind = settings if isinstance(settings, type) else type(settings)
-    hints, found = typing.get_type_hints(kind, include_extras=True), []
+    hints, found = _hints(kind), []
     for field in dataclasses.fields(kind):
         hint, marks = hints[field.name], ()
         if typing.get_origin(hint) is Annotated:
@@ -89,6 +90,12 @@ def flags_of(settings: Any, path: tuple[str, ...] = (), prefix: str = "") -> lis
         else:
             found.append(Flag(f"--{name}", here, hint, value, kind, AsFlag.POSITIONAL in marks))
     return found
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass and their types, marks included."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def rebuilt(settings: Any, values: Mapping[tuple[str, ...], Any]) -> Any:

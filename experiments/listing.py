@@ -49,10 +49,11 @@ def listing(place: Path) -> list[Listed]:
     except OSError as error:
         raise ValueError(f"run = {shown(str(place))}: {error.strerror or error}") from None
     require(bool(runs), "run", str(place), "a directory of runs beside --list: none is here")
-    return [_listed(path) for path in runs]
+    return [listed_run(path) for path in runs]
 
 
-def _listed(path: Path) -> Listed:
+def listed_run(path: Path) -> Listed:
+    """How the run in the directory `path` stands."""
     try:
         steps = _steps(path / "config.json")
     except ValueError as error:

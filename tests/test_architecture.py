@@ -36,6 +36,8 @@ LIGHT_MODULES = [
     "experiments.cli",
     "experiments.presets",
     "experiments.results.written",
+    "experiments.sweep.plan",
+    "experiments.sweep.settings",
 ]
 HEAVY = {"torch", "envpool", "mujoco", "stable_baselines3"}
 

@@ -109,6 +109,7 @@ def require_known(name: str) -> None:
     raise ValueError(f"interventions = {name!r}: must be some of {', '.join(NAMES)}; or of {together}{hint}")
 
 
+@functools.cache
 def parameters_of(name: str) -> list[Field]:
     """The parameters of the intervention called `name`, read in its file: torch is imported only where that file says
     them in a way that has to be run."""

@@ -1,17 +1,12 @@
 """What compare.py is asked. Standard library alone, so that a bad flag is answered at once."""
 
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 from agents.config import AsFlag, require
-from agents.spelling import did_you_mean
-from experiments.flags import Flag, flags_of, read, value_of
-from experiments.help import rendered, sections_of
 from experiments.places import require_writable
-
-HELP = Flag("--help", ("help",), bool, False)
+from experiments.simple_command import parsed
 
 
 @dataclass(frozen=True)
@@ -46,23 +41,7 @@ class CompareConfig:
 def parse_compare(arguments: list[str]) -> CompareConfig:
     """The settings of `compare.py arguments`. ValueError: what is wrong with them, in a sentence; --help is printed and
     leaves with code 0."""
-    flags = [*flags_of(CompareConfig), HELP]
-    words = ["--help" if word == "-h" else word for word in arguments]
-    if "--help" in words:
-        sections = sections_of([flag for flag in flags if flag is not HELP], {})
-        introduction = " ".join((CompareConfig.__doc__ or "").split())
-        titled = [replace(section, title="Flags.") for section in sections]
-        print(rendered(["compare.py RUNS... [FLAGS]"], introduction, titled))
-        raise SystemExit(0)
-
-    def unknown(written: str) -> NoReturn:
-        names = [flag.name for flag in flags if not flag.positional]
-        raise ValueError(f"{written}: no such flag; there are {', '.join(names)}{did_you_mean(written, names)}")
-
-    given = read(words, flags, unknown)
-    values = {flag.path[0]: value_of(flag, given.words[flag.name]) for flag in flags if flag.name in given.words}
-    settings = CompareConfig(tuple(word for word, _ in given.stray), **values)
+    values, places = parsed(CompareConfig, arguments, "compare.py RUNS... [FLAGS]")
+    settings = CompareConfig(tuple(places), **values)
     require_writable("out", settings.out)
-    for note in given.notes:
-        print(f"note: {note}", file=sys.stderr)
     return settings

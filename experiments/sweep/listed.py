@@ -1,0 +1,59 @@
+"""A plan in words, and as commands. Imports no torch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.listing import listed_run
+from experiments.sweep.plan import Plan, Trial
+
+
+class Standing(NamedTuple):
+    """How a trial stands."""
+
+    state: str
+    """new, or as evaluate.py --list says: running, finished, interrupted, crashed, unreadable."""
+    step: int
+    why: str
+
+
+def standing(trial: Trial) -> Standing:
+    """How `trial` stands on the disk."""
+    if not (trial.directory / "config.json").is_file():
+        return Standing("new", 0, "")
+    found = listed_run(trial.directory)
+    if found.state == "finished" and found.steps < trial.config.run.steps:
+        return Standing("interrupted", found.step, "is to be longer")
+    return Standing(found.state, found.step, found.why)
+
+
+def overview(plan: Plan) -> list[str]:
+    """The question, and every trial with how it stands."""
+    study = plan.study
+    size = f", size {study.size} (of {', '.join(study.sizes)}; --size)" if study.size else ""
+    lines = [study.question, f"study {study.name}{size}, in {plan.directory}"]
+    lines += [f"it is said to take {study.takes}"] if study.takes else []
+    for trials, words in ((plan.tuning, "tune"), (plan.trials, "are reported")):
+        if trials:
+            lines += ["", f"{len(trials):,} trials {words}", *_table(trials)]
+    lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
+    return lines
+
+
+def _table(trials: Sequence[Trial]) -> list[str]:
+    states = [standing(trial) for trial in trials]
+    lines = [
+        f"  {state.state:11} {trial.config.run.steps:>13,} steps  {trial.config.run.name}"
+        for trial, state in zip(trials, states, strict=True)
+    ]
+    counted = Counter(state.state for state in states)
+    return [*lines, "  in all: " + ", ".join(f"{count:,} {state}" for state, count in counted.items())]
+
+
+def commands(plan: Plan) -> list[str]:
+    """A line for each trial that is not finished; where some tune, for these alone, until the last of them is."""
+    for trials in (plan.tuning, plan.trials):
+        left = [trial.command for trial in trials if standing(trial).state != "finished"]
+        if left:
+            return left
+    return []
