@@ -1,10 +1,7 @@
 """Play with saved weights: `python evaluate.py runs/NAME --episodes 10 --video game.mp4`."""
 
 import json
-import os
 import sys
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from experiments.cli import fail, parse_evaluate
 from experiments.command import as_command

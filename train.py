@@ -1,9 +1,6 @@
 """Train DQN, C51 or PPO: `python train.py dqn --env ALE/Pong-v5 --steps 1000000 --seed 1`."""
 
-import os
 import sys
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down many times over
 
 from experiments.cli import fail, parse_train
 from experiments.command import as_command
@@ -25,7 +22,7 @@ def main() -> int:
                 return 0
             earlier.take_up(print)
         check(config, anew=earlier is None)
-        world, agent = build(config)
+        world, agent = build(config, earlier.threads if earlier else 0)
     except ValueError as error:
         fail(str(error))
     from experiments.progress import RunConsole

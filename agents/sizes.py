@@ -25,6 +25,8 @@ class Size(NamedTuple):
     """What comes out."""
     activations: int
     """Numbers that a forward pass makes of one observation, its input included."""
+    products: int
+    """Multiply-adds of that forward pass."""
 
 
 def units_of(features: int, config: NetworkConfig) -> int:
@@ -41,7 +43,7 @@ def columns_of(units: int, config: NetworkConfig) -> int:
 
 def torso_size(config: NetworkConfig, spaces: Spaces, width: int, depth: int) -> Size:
     """Of the torso that `config` names, with so many dense layers of that width."""
-    inputs, parameters = math.prod(spaces.observation_shape), 0
+    inputs, parameters, products = math.prod(spaces.observation_shape), 0, 0
     activations = inputs
     convolutions = ()
     if uses_convolutions(config, spaces):
@@ -54,6 +56,7 @@ def torso_size(config: NetworkConfig, spaces: Spaces, width: int, depth: int) ->
             height, across = -(-height // stride), -(-across // stride)
         else:
             height, across = (height - kernel) // stride + 1, (across - kernel) // stride + 1
+        products += units * inputs * kernel * kernel * height * across
         inputs = columns_of(units, config)
         activations += inputs * height * across
     if convolutions:
@@ -61,10 +64,12 @@ def torso_size(config: NetworkConfig, spaces: Spaces, width: int, depth: int) ->
     if depth:
         units = units_of(width, config)
         columns = columns_of(units, config)
-        parameters += units * (inputs + 1) + (depth - 1) * units * (columns + 1)
+        weights = units * inputs + (depth - 1) * units * columns
+        parameters += weights + depth * units
+        products += weights
         activations += depth * columns
         inputs = columns
-    return Size(parameters, inputs, activations)
+    return Size(parameters, inputs, activations, products)
 
 
 def network_size(agent: AgentConfig, spaces: Spaces, width: int, depth: int, num_atoms: int) -> Size:
@@ -77,4 +82,5 @@ def network_size(agent: AgentConfig, spaces: Spaces, width: int, depth: int, num
     outputs = spaces.action_size + atoms if "actor" in parts else spaces.action_size * atoms
     free = spaces.action_size if spaces.actions == "continuous" else 0
     parameters = torsos * torso.parameters + (torso.features + 1) * outputs + free
-    return Size(parameters, outputs, torsos * torso.activations + outputs)
+    products = torsos * torso.products + torso.features * outputs
+    return Size(parameters, outputs, torsos * torso.activations + outputs, products)

@@ -15,13 +15,10 @@ all. Then, for a run whose checkpoints come every ``--every`` steps:
 """
 
 import argparse
-import os
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 

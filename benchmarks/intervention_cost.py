@@ -22,8 +22,6 @@ import time
 from dataclasses import replace
 from statistics import median
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import torch
 
@@ -151,7 +149,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(rows()), help="one row alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    device = choose_device(arguments.device, convolutional=True)
+    device = choose_device(arguments.device)
     processor = platform.processor() or platform.machine()
     print(f"{processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, 1 thread")
     print(f"{'':12} {'':18} {'without us':>10} {'with us':>10} {'ratio':>8}   least .. greatest")

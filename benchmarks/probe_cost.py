@@ -22,8 +22,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import torch
 from torch.profiler import ProfilerActivity, profile
 

@@ -18,8 +18,6 @@ from importlib.metadata import version
 from statistics import median
 from typing import NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow a shared machine down
-
 import torch
 
 from agents.config import AgentConfig

@@ -99,6 +99,11 @@ class EarlierRun:
         self.lock: RunLock | None = None
 
     @property
+    def threads(self) -> int:
+        """Of torch, that it had before: with others its sums would be others. 0: nobody knows."""
+        return self.checkpoint.made_by.get("torch_threads", 0) if self.checkpoint else 0
+
+    @property
     def finished(self) -> str:
         """That nothing is left to do, in a sentence; empty where something is."""
         ending: Any = {}

@@ -13,7 +13,6 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from scipy.stats import trim_mean
 
-from agents.checks import uses_convolutions
 from agents.config import require, shown
 from envs.config import WorldConfig
 from envs.errors import WorldError
@@ -25,6 +24,7 @@ from experiments.evaluate_config import EvaluateConfig
 from experiments.progress import GamesShown
 from experiments.run import finished_episodes
 from experiments.run_directory import find_checkpoint, fitting, load_checkpoint
+from experiments.sizes import products_of_a_batch
 
 if TYPE_CHECKING:
     from agents.policies import Player
@@ -233,7 +233,7 @@ def _player(
     from experiments.setup import spaces_of
 
     spaces = spaces_of(world)
-    placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
+    placement = place(settings.device, settings.threads, products_of_a_batch(config, spaces))
     greedy, how = settings.policy == "greedy", (placement.device, config.run.precision, config.interventions)
     with fitting(path):
         return build_player(config.agent, spaces, weights, greedy, generators, *how), placement.words

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from agents.checks import check_network, uses_convolutions
+from agents.checks import check_network
 from agents.config import AgentConfig, require
 from agents.kinds import kind_of
 from envs import describe
@@ -27,7 +27,7 @@ from experiments.peek import peek
 from experiments.places import NAME_BYTES, own_file, require_here, require_text, require_writable
 from experiments.run_directory import all_checkpoints, checked_content, find_checkpoint, not_ours
 from experiments.setup import spaces_from
-from experiments.sizes import check_sizes
+from experiments.sizes import check_sizes, products_of_a_batch
 
 BATCHES = ("reference.pt", "current.pt")
 """In the folder probes of a run: what its probes measured on."""
@@ -64,8 +64,8 @@ def check_playing(config: TrainConfig, settings: EvaluateConfig) -> None:
     small = replace(config, world=played, agent=small_memory(config.agent, played.num_envs), interventions=())
     silent = replace(small, run=replace(small.run, probes=("none",)))
     check_network(config.agent.network, spaces)
-    convolutional = uses_convolutions(config.agent.network, spaces)
-    check_sizes(silent, spaces, may_be_a_gpu(settings.device, convolutional) and has_gpu_driver())
+    on_gpu = may_be_a_gpu(settings.device, products_of_a_batch(config, spaces)) and has_gpu_driver()
+    check_sizes(silent, spaces, on_gpu)
 
 
 def check_task(world: WorldConfig, asked: int | None) -> None:

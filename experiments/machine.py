@@ -1,7 +1,9 @@
-"""What a run uses of the machine: its device and its threads, chosen by its network where they are not given.
+"""What a run uses of the machine: its device and its threads, chosen by the size of its updates where they are not
+given.
 
-A network of dense layers learns in updates so small that handing them to a GPU, or to a second thread, costs more than
-it saves; convolutions gain from both. Importing this module brings no torch.
+A small update costs less than handing it to a GPU, or to a second thread. How small was measured: `python -m
+benchmarks.scaling --only threads`, and docs/performance.md for GPUs. A run keeps the threads that it began with, for
+sums depend on them. Importing this module brings no torch.
 """
 
 import ctypes
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
 Device = NewType("Device", str)
 """auto, cpu, cuda (the current one) or cuda:N."""
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
+A_THREAD_EACH = 100_000_000
+"""Multiply-adds in the forward pass of a batch that keep a thread busy."""
 A_FEW_THREADS = 4
-"""Of a CNN; more are seldom worth their cores in updates of this size."""
+"""More are seldom worth their cores."""
+GPU_FROM = 50_000_000
+"""Multiply-adds of a batch whose update takes a CPU thread longer than launching it takes a GPU (about 5 ms)."""
 CUDA_ELSEWHERE = ("gpu", "gpus", "nvidia", "rocm", "hip", "amd", "cuda0", "gpu0")
 """What others write for cuda."""
 
@@ -33,6 +39,13 @@ class Placement(NamedTuple):
     device: "torch.device"
     words: str
     """Device and threads, each with the reason, for the line that a run begins with."""
+
+
+class Threads(NamedTuple):
+    """How many threads torch computes with."""
+
+    number: int
+    reason: str
 
 
 def check_device(name: str, field: str = "device") -> str:
@@ -61,20 +74,20 @@ def has_gpu_driver() -> bool:
     return True
 
 
-def may_be_a_gpu(name: str, convolutional: bool) -> bool:
-    """Whether device `name` can turn out to be a GPU for such a network, as far as can be known without torch."""
-    return name.startswith("cuda") or (name == "auto" and convolutional and has_gpu_driver())
+def may_be_a_gpu(name: str, products: int) -> bool:
+    """Whether device `name` can turn out to be a GPU for such batches, as far as can be known without torch."""
+    return name.startswith("cuda") or (name == "auto" and products >= GPU_FROM and has_gpu_driver())
 
 
-def choose_device(name: str, convolutional: bool) -> "torch.device":
-    """The torch device that `name` means here: auto is a GPU where there is one and the network is `convolutional`.
+def choose_device(name: str, products: int = GPU_FROM) -> "torch.device":
+    """The torch device that `name` means here: auto is a GPU where there is one and a batch has `products` enough.
 
     A GPU with a number becomes torch's current one. ValueError: there is no such device.
     """
     import torch
 
     check_device(name)
-    if name == "cpu" or (name == "auto" and not (convolutional and torch.cuda.is_available())):
+    if name == "cpu" or (name == "auto" and not (products >= GPU_FROM and torch.cuda.is_available())):
         return torch.device("cpu")
     require(name == "auto" or torch.cuda.is_available(), "device", name, "cpu or auto: torch sees no CUDA device here")
     device = torch.device("cuda" if name == "auto" else name)
@@ -88,42 +101,46 @@ def choose_device(name: str, convolutional: bool) -> "torch.device":
     return device
 
 
-def choose_threads(asked: int, convolutional: bool) -> int:
-    """Torch's threads: those `asked` for; else 1 for dense layers alone, and up to 4 of the usable cores for
-    convolutions, within OMP_NUM_THREADS where that is set."""
+def choose_threads(asked: int, products: int, before: int = 0) -> "Threads":
+    """Torch's threads, and why: those `asked` for; those that the run had `before`, where it goes on; else one for
+    every `A_THREAD_EACH` of a batch's `products`, within `A_FEW_THREADS`, the usable cores and OMP_NUM_THREADS."""
     if asked:
-        return asked
-    if not convolutional:
-        return 1
-    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    few = min(A_FEW_THREADS, usable_cores())
-    return min(few, int(limit)) if limit.isdecimal() and int(limit) else few
+        return Threads(asked, "as asked")
+    cores = usable_cores()
+    if before:
+        return Threads(before, "as before" + (f", on {cores} usable core{'s' * (cores > 1)}" if cores < before else ""))
+    wanted = min(A_FEW_THREADS, max(1, products // A_THREAD_EACH))
+    if wanted == 1:
+        return Threads(1, f"a batch of {_counted(products)} multiply-adds is slower with more")
+    reason = f"a batch of {_counted(products)} multiply-adds, {cores} usable core{'s' * (cores > 1)}"
+    number, limit = min(wanted, cores), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if limit.isdecimal() and 0 < int(limit) < number:
+        return Threads(int(limit), f"{reason}, OMP_NUM_THREADS {limit}")
+    return Threads(number, reason)
 
 
-def place(name: str, threads: int, convolutional: bool) -> Placement:
-    """Choose device and threads (0: by the network) and tell torch. ValueError: there is no such device."""
+def _counted(products: int) -> str:
+    return f"{products / 1e6:,.1f}M" if products < 10e6 else f"{products / 1e6:,.0f}M"
+
+
+def place(name: str, threads: int, products: int, before: int = 0) -> Placement:
+    """Choose device and threads (0: by the network) and tell torch. `before`: the threads of the run that goes on.
+    ValueError: there is no such device."""
     import torch
 
-    device, number = choose_device(name, convolutional), choose_threads(threads, convolutional)
-    torch.set_num_threads(number)
-    return Placement(device, placement_in_words(name, threads, convolutional, device))
+    device = choose_device(name, products)
+    torch.set_num_threads(choose_threads(threads, products, before).number)
+    return Placement(device, placement_in_words(name, threads, products, device, before))
 
 
-def placement_in_words(name: str, threads: int, convolutional: bool, device: "torch.device") -> str:
-    """Device and threads, each with the reason: "cpu (auto: an MLP), 1 thread (an MLP is slower with more)"."""
+def placement_in_words(name: str, threads: int, products: int, device: "torch.device", before: int = 0) -> str:
+    """Device and threads, each with the reason: "cpu (as asked), 2 torch threads (as asked)"."""
     if name != "auto":
         why = "as asked"
-    elif not convolutional:
-        why = "auto: an MLP's small updates are slower on a GPU"
+    elif products < GPU_FROM:
+        why = f"auto: a batch of {_counted(products)} multiply-adds is slower on a GPU"
     else:
-        why = "auto: a CNN" if device.type == "cuda" else "auto: torch sees no GPU here"
-    number = choose_threads(threads, convolutional)
-    if threads:
-        reason = "as asked"
-    elif not convolutional:
-        reason = "an MLP is slower with more"
-    else:
-        reason = f"a CNN, {usable_cores()} usable cores"
-        if number < min(A_FEW_THREADS, usable_cores()):
-            reason += f", OMP_NUM_THREADS {os.environ['OMP_NUM_THREADS']}"
-    return f"{device} ({why}), {number} torch thread{'s' * (number > 1)} ({reason})"
+        sees = f"a batch of {_counted(products)} multiply-adds" if device.type == "cuda" else "torch sees no GPU here"
+        why = f"auto: {sees}"
+    chosen = choose_threads(threads, products, before)
+    return f"{device} ({why}), {chosen.number} torch thread{'s' * (chosen.number > 1)} ({chosen.reason})"

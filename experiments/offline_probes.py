@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from agents.checks import uses_convolutions
 from agents.config import require
 from agents.probing import subject_of
 from agents.randomness import Generators
@@ -22,6 +21,7 @@ from experiments.probing import FILES
 from experiments.progress import Lines
 from experiments.run_directory import all_checkpoints, find_checkpoint, fitting, load_checkpoint
 from experiments.setup import agent_of, spaces_from
+from experiments.sizes import products_of_a_batch
 from plasticity_probes.norms import snapshot
 from plasticity_probes.probe import Findings, Probe, RefitSettings
 from plasticity_probes.prober import REFERENCE, Prober
@@ -51,7 +51,7 @@ def probe_checkpoints(settings: EvaluateConfig) -> dict:
             words = f"checkpoint {number}/{len(paths)} (step {step:,})"
             lines.say(lambda words=words: f"{words}: {len(names)} probes", now=True)
             spaces = spaces_from(describe(playing_world(config.world, settings)[0]))
-            placement = place(settings.device, settings.threads, uses_convolutions(config.agent.network, spaces))
+            placement = place(settings.device, settings.threads, products_of_a_batch(config, spaces))
             shown = _Shown(bars, lines, words, len(names) * len(batches))
             with fitting(path):
                 prober = _prober(config, state, spaces, placement.device, settings, names, shown)

@@ -9,13 +9,10 @@ step here, and explores in all environments at once or in none there.
 """
 
 import math
-import os
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow a shared machine down
 
 import stable_baselines3
 import torch
@@ -26,7 +23,6 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
-from agents.checks import uses_convolutions
 from agents.initializers import initialize
 from agents.kinds import kind_of
 from agents.precision import set_precision
@@ -45,6 +41,7 @@ from experiments.run_directory import RunDirectory, write_json
 from experiments.sb3_settings import OFF, dqn_settings, following, ppo_settings
 from experiments.sb3_world import SB3World
 from experiments.setup import check, spaces_from, spaces_of, world_settings
+from experiments.sizes import products_of_a_batch
 
 
 def _redraw(model: PPO | DQN, initializer: str, generator: torch.Generator) -> None:
@@ -88,8 +85,7 @@ def make_sb3(config: TrainConfig) -> PPO | DQN:
     set_random_seed(generators.integer("sb3"))
     env, spaces = _sb3_world(config, generators)
     try:
-        convolutional = uses_convolutions(config.agent.network, spaces)
-        device = place(config.run.device, config.run.threads, convolutional).device
+        device = place(config.run.device, config.run.threads, products_of_a_batch(config, spaces)).device
         set_precision(config.run.precision, device)
         if kind_of(config.agent).on_policy:
             model: PPO | DQN = PPO(env=env, device=device, **ppo_settings(config, spaces))
@@ -167,8 +163,8 @@ def main(arguments: list[str]) -> int:
         directory = RunDirectory(config, prefix="" if config.run.name else "sb3_")
     except PlaceError as error:
         fail(str(error))
-    convolutional = uses_convolutions(config.agent.network, spaces_from(describe(config.world)))
-    placement = placement_in_words(config.run.device, config.run.threads, convolutional, model.device)
+    products = products_of_a_batch(config, spaces_from(describe(config.world)))
+    placement = placement_in_words(config.run.device, config.run.threads, products, model.device)
     directory.write_manifest(model.device, placement)
     print(f"on {placement}")
     _learn(model, config, directory.path)

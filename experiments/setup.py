@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.checks import check_network, uses_convolutions
+from agents.checks import check_network
 from agents.config import require, require_float32
 from agents.kinds import check_agent, kind_of
 from agents.schedule import in_steps, schedules_of
@@ -21,7 +21,7 @@ from experiments.foreign_flags import about_probe
 from experiments.machine import has_gpu_driver, may_be_a_gpu, place
 from experiments.places import check_runs_dir, require_here
 from experiments.probe_names import probe_costs
-from experiments.sizes import check_sizes, check_whole_numbers
+from experiments.sizes import check_sizes, check_whole_numbers, products_of_a_batch
 from experiments.wandb_log import wandb_is_installed
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def check(config: TrainConfig, anew: bool = True) -> None:
     check_tasks(config.world)
     spaces = spaces_from(describe(config.world))
     check_network(config.agent.network, spaces)
-    on_gpu = may_be_a_gpu(config.run.device, uses_convolutions(config.agent.network, spaces)) and has_gpu_driver()
+    on_gpu = may_be_a_gpu(config.run.device, products_of_a_batch(config, spaces)) and has_gpu_driver()
     check_sizes(config, spaces, on_gpu)
     check_agent(config.agent, spaces, config.world.num_envs)
     if not kind_of(config.agent).on_policy:
@@ -191,8 +191,9 @@ def spaces_of(world: "VectorEnv") -> Spaces:
     )
 
 
-def build(config: TrainConfig) -> "tuple[VectorEnv, Agent]":
-    """The world and the agent of `config`, every random stream derived from its seed."""
+def build(config: TrainConfig, threads: int = 0) -> "tuple[VectorEnv, Agent]":
+    """The world and the agent of `config`, every random stream derived from its seed. `threads`: those of torch that a
+    run which goes on had before."""
     from agents.randomness import Generators
     from envs import make_vec_from_config
 
@@ -201,7 +202,7 @@ def build(config: TrainConfig) -> "tuple[VectorEnv, Agent]":
     world = make_vec_from_config(settings, seed, threads=config.run.threads)
     spaces = spaces_of(world)
     try:
-        device = place(config.run.device, config.run.threads, uses_convolutions(config.agent.network, spaces)).device
+        device = place(config.run.device, config.run.threads, products_of_a_batch(config, spaces), threads).device
         check_precision(config.run.precision, device.type == "cuda")
         require_device_memory(config, spaces, device)
     except ValueError:

@@ -108,6 +108,14 @@ def sizes_of(config: TrainConfig) -> Sizes:
     return found
 
 
+def products_of_a_batch(config: TrainConfig, spaces: Spaces) -> int:
+    """Multiply-adds of the forward pass of one gradient step, interventions left out: what threads, or a GPU, share."""
+    agent, kind = config.agent, kind_of(config.agent)
+    network = network_size(agent, spaces, agent.network.width, agent.network.depth, kind.atoms(agent))
+    rows = agent.rollout_steps * config.world.num_envs // agent.num_minibatches if kind.on_policy else agent.batch_size
+    return rows * network.products
+
+
 def needed_bytes(config: TrainConfig, spaces: Spaces, sizes: Sizes, on_gpu: bool) -> int:
     """Bytes that a run with these sizes takes at least, soon after its start, without its replay."""
     agent, kind = config.agent, kind_of(config.agent)

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from agents.agent import Agent
-from agents.checks import uses_convolutions
 from agents.guard import NonFiniteError, Watch
 from envs.errors import WorldError
 from envs.patience import Patience, end_children
@@ -27,6 +26,7 @@ from experiments.run import Run, TaskChange
 from experiments.run_directory import RunDirectory
 from experiments.setup import never_learns, spaces_of
 from experiments.signals import EXIT_SAVED, StopRequests
+from experiments.sizes import products_of_a_batch
 from experiments.store import Unsound, differences
 from experiments.surgery_report import idle, sentences, surgery_in_short
 from experiments.task_report import table
@@ -111,8 +111,8 @@ class _Training:
         self.exact = True  # between two steps, and all can be saved
         self.ended: tuple[Ending, str] | None = None
         self.raised: Exception | None = None  # of what is neither the world's nor a file's
-        convolutional = uses_convolutions(config.agent.network, spaces_of(world))
-        self.placement = placement_in_words(config.run.device, config.run.threads, convolutional, agent.device)
+        products, before = products_of_a_batch(config, spaces_of(world)), earlier.threads if earlier else 0
+        self.placement = placement_in_words(config.run.device, config.run.threads, products, agent.device, before)
         self.watch = Watch(agent.learner.optimization, agent.state_dict)
         try:
             self._begin(earlier)

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments import machine
 from experiments.cli import parse_train
 from experiments.earlier import EarlierRun, earlier_run
 from experiments.lock import Locked, RunLock
@@ -49,7 +50,7 @@ def begun(arguments: list[str], stop_at: int = 0, error: BaseException | None = 
         config = earlier.config
         earlier.take_up(lambda sentence: said.write(sentence + "\n"))
     check(config, anew=earlier is None)
-    world, agent = build(config)
+    world, agent = build(config, earlier.threads if earlier else 0)
 
     class Stops(type(agent)):
         def act(self, observations):
@@ -73,6 +74,21 @@ def signals_heard() -> bool:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_keeps_the_threads_that_it_began_with(tmp_path: Path, one_thread, monkeypatch) -> None:  # noqa: F811
+    """Those that were chosen, where nobody asked for a number: with others its sums would be others."""
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    arguments = words("dqn", tmp_path, "--threads", "0")
+    with monkeypatch.context() as larger:
+        larger.setattr(machine, "A_THREAD_EACH", 100)
+        stopped, said = begun(arguments, 170)
+    assert "2 torch threads (a batch of " in said and read(stopped.checkpoint).made_by["torch_threads"] == 2
+    done, said = begun(arguments)
+    assert (done.ending, torch.get_num_threads()) == ("finished", 2)
+    assert "2 torch threads (as before)" in said and "exactly as it was" in said
+    assert "1 torch thread (" in begun(words("dqn", tmp_path / "new", "--threads", "0", "--steps", "40"))[1]
 
 
 @pytest.mark.parametrize("name", FLAGS)

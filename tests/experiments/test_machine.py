@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,14 +12,18 @@ import torch
 from rich.console import Console
 
 from agents.transitions import Spaces
-from envs import cores
+from envs import cores, describe
 from experiments import machine
 from experiments.cli import parse_evaluate, parse_train
 from experiments.config import RunConfig, from_dict, to_dict
 from experiments.evaluate_config import EvaluateConfig
 from experiments.machine import choose_device, choose_threads, may_be_a_gpu, place, placement_in_words
-from experiments.setup import build, check, check_memory
+from experiments.setup import build, check, check_memory, spaces_from
+from experiments.sizes import products_of_a_batch
 from experiments.train import train
+
+SMALL, LARGE = 700_000, 2_392_000_000
+"""Multiply-adds of a batch."""
 
 
 @pytest.fixture
@@ -63,24 +70,24 @@ def test_a_gpu_that_is_called_so_is_answered_with_cuda() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "convolutional", "count", "chosen"),
+    ("name", "products", "count", "chosen"),
     [
-        ("auto", True, 1, "cuda"),
-        ("auto", False, 1, "cpu"),
-        ("auto", True, 0, "cpu"),
-        ("auto", False, 0, "cpu"),
-        ("cpu", True, 1, "cpu"),
-        ("cuda", False, 1, "cuda"),
-        ("cuda:0", True, 1, "cuda:0"),
-        ("cuda:1", False, 2, "cuda:1"),
+        ("auto", LARGE, 1, "cuda"),
+        ("auto", SMALL, 1, "cpu"),
+        ("auto", LARGE, 0, "cpu"),
+        ("auto", SMALL, 0, "cpu"),
+        ("cpu", LARGE, 1, "cpu"),
+        ("cuda", SMALL, 1, "cuda"),
+        ("cuda:0", LARGE, 1, "cuda:0"),
+        ("cuda:1", SMALL, 2, "cuda:1"),
     ],
 )
-def test_the_device_of_each_name(name: str, convolutional: bool, count: int, chosen: str, gpus) -> None:
+def test_the_device_of_each_name(name: str, products: int, count: int, chosen: str, gpus) -> None:
     current = gpus(count)
-    device = choose_device(name, convolutional)
+    device = choose_device(name, products)
     assert device == torch.device(chosen)
     assert current == ([device] if ":" in chosen else [])
-    assert may_be_a_gpu(name, convolutional) == (device.type == "cuda")
+    assert may_be_a_gpu(name, products) == (device.type == "cuda")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_the_device_of_each_name(name: str, convolutional: bool, count: int, cho
 def test_a_gpu_that_is_not_there_is_refused_with_how_many_there_are(name: str, count: int, sentence: str, gpus) -> None:
     gpus(count)
     with pytest.raises(ValueError, match=sentence):
-        choose_device(name, True)
+        choose_device(name, LARGE)
 
 
 def test_without_a_driver_cuda_is_refused_before_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,43 +124,87 @@ def test_a_replay_on_the_device_is_measured_where_it_will_lie(gpus, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("asked", "convolutional", "cores", "openmp", "chosen"),
+    ("asked", "products", "cores", "openmp", "before", "chosen"),
     [
-        (0, False, 16, None, 1),
-        (0, False, 16, "8", 1),
-        (0, True, 16, None, 4),
-        (0, True, 2, None, 2),
-        (0, True, 1, None, 1),
-        (0, True, 16, "3", 3),
-        (0, True, 16, "1", 1),
-        (0, True, 2, "8", 2),
-        (0, True, 16, "2,1", 2),
-        (0, True, 16, "nonsense", 4),
-        (7, False, 2, "1", 7),
-        (1, True, 16, None, 1),
+        (0, SMALL, 16, None, 0, 1),
+        (0, SMALL, 16, "8", 0, 1),
+        (0, 199_999_999, 16, None, 0, 1),
+        (0, 200_000_000, 16, None, 0, 2),
+        (0, LARGE, 16, None, 0, 4),
+        (0, LARGE, 2, None, 0, 2),
+        (0, LARGE, 1, None, 0, 1),
+        (0, LARGE, 16, "3", 0, 3),
+        (0, LARGE, 16, "1", 0, 1),
+        (0, LARGE, 2, "8", 0, 2),
+        (0, LARGE, 16, "2,1", 0, 2),
+        (0, LARGE, 16, "nonsense", 0, 4),
+        (7, SMALL, 2, "1", 0, 7),
+        (1, LARGE, 16, None, 0, 1),
+        (0, LARGE, 16, "3", 2, 2),  # what a run began with it keeps
+        (0, SMALL, 2, None, 4, 4),
+        (3, SMALL, 2, None, 4, 3),
     ],
 )
-def test_threads_by_the_network(asked, convolutional, cores, openmp, chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_by_the_update(asked, products, cores, openmp, before, chosen, monkeypatch) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if openmp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", openmp)
-    assert choose_threads(asked, convolutional) == chosen
-    assert f"{chosen} torch thread{'s' if chosen > 1 else ''} (" in placement_in_words(
-        "cpu", asked, convolutional, torch.device("cpu")
-    )
+    assert choose_threads(asked, products, before).number == chosen
+    words = placement_in_words("cpu", asked, products, torch.device("cpu"), before)
+    assert f"{chosen} torch thread{'s' if chosen > 1 else ''} (" in words
+
+
+@pytest.mark.parametrize(
+    ("line", "products", "threads"),
+    [
+        # 4-128-128-2, batch 64
+        ("dqn --env CartPole-v1", 64 * (4 * 128 + 128 * 128 + 128 * 2), 1),
+        # 784-512-512-10, batch 32
+        ("dqn --env ImageMDP-v0 --task.period 10000", 32 * (784 * 512 + 512 * 512 + 512 * 10), 1),
+        # two torsos of 105-64-64, 8 means and a value, minibatches of 2048 / 32
+        ("ppo --env Ant-v5", 64 * (2 * (105 * 64 + 64 * 64) + 64 * (8 + 1)), 1),
+        # 8 x 8 x 4 x 32 on 20 x 20, 4 x 4 x 32 x 64 on 9 x 9, 3 x 3 x 64 x 64 on 7 x 7, 3136-512-4, batch 32
+        ("dqn --env ALE/Breakout-v5 --padding valid", 32 * (3_276_800 + 2_654_208 + 1_806_336 + 1_605_632 + 2_048), 2),
+        # maps of 21, 11 and 11, 7744-512-4
+        ("dqn --env ALE/Breakout-v5", 32 * (3_612_672 + 3_964_928 + 4_460_544 + 3_964_928 + 2_048), 4),
+        # minibatches of 8 x 128 / 4; heads of 4 and 1
+        ("ppo --env ALE/Breakout-v5", 256 * (3_276_800 + 2_654_208 + 1_806_336 + 1_605_632 + 2_560), 4),
+    ],
+)
+def test_what_a_batch_multiplies_is_counted_by_hand(line, products, threads, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = parse_train(line.split())
+    assert products_of_a_batch(config, spaces_from(describe(config.world))) == products
+    assert choose_threads(0, products).number == threads
+
+
+@pytest.mark.parametrize("package", ["experiments", "benchmarks"])
+def test_threads_wait_passively_in_every_command(package: str) -> None:
+    """Whoever imports a module of either has it set before torch, which reads it once."""
+    code = f"import os, sys, {package}; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run(env=kept).stdout.split() == ["passive", "False"]
+    assert run(env=kept | {"OMP_WAIT_POLICY": "active"}).stdout.split() == ["active", "False"]
 
 
 def test_what_was_chosen_is_said_with_its_reason(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(2)
     monkeypatch.setattr(machine, "usable_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert place("auto", 0, True).words == "cuda (auto: a CNN), 4 torch threads (a CNN, 16 usable cores)"
-    mlp = "cpu (auto: an MLP's small updates are slower on a GPU), 1 torch thread (an MLP is slower with more)"
-    assert place("auto", 0, False).words == mlp
-    assert place("cuda:1", 3, False).words == "cuda:1 (as asked), 3 torch threads (as asked)"
+    batch = "a batch of 2,392M multiply-adds"
+    assert place("auto", 0, LARGE).words == f"cuda (auto: {batch}), 4 torch threads ({batch}, 16 usable cores)"
+    small = "a batch of 0.7M multiply-adds is slower"
+    assert place("auto", 0, SMALL).words == f"cpu (auto: {small} on a GPU), 1 torch thread ({small} with more)"
+    assert place("cuda:1", 3, SMALL).words == "cuda:1 (as asked), 3 torch threads (as asked)"
+    assert place("cpu", 0, SMALL, before=4).words == "cpu (as asked), 4 torch threads (as before)"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert place("cpu", 0, True).words.endswith("2 torch threads (a CNN, 16 usable cores, OMP_NUM_THREADS 2)")
+    assert place("cpu", 0, LARGE).words.endswith(f"2 torch threads ({batch}, 16 usable cores, OMP_NUM_THREADS 2)")
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
+    assert place("cpu", 0, LARGE).words.endswith(f"1 torch thread ({batch}, 1 usable core)")
+    assert place("cpu", 0, LARGE, before=2).words.endswith("2 torch threads (as before, on 1 usable core)")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +244,7 @@ def test_a_run_prints_and_records_where_it_ran(flags, threads, tmp_path, capsys)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    said = f"cpu (auto: an MLP's small updates are slower on a GPU), {threads} torch thread"
+    said = f"cpu (auto: a batch of 1.1M multiply-adds is slower on a GPU), {threads} torch thread"
     assert f"on {said}" in capsys.readouterr().out
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["placement"].startswith(said)
