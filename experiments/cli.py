@@ -18,12 +18,13 @@ from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, val
 from experiments.foreign_flags import EVALUATE, about_agent, about_flag
 from experiments.help import rendered, sections_of
 from experiments.presets import PRESETS, preset_config, steady
+from experiments.store import checkpoint_of
 from experiments.train_help import hidden, of_training, overview
 
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
-PATHS = ("--config", "--resume", "--runs-dir", "--dataset")
+PATHS = ("--config", "--resume", "--fork", "--runs-dir", "--dataset")
 """Flags whose values are paths."""
 USUAL_WORLD = "ALE/Breakout-v5"
 """Whose defaults a help shows where no world is named."""
@@ -95,10 +96,14 @@ class TrainLine:
         self.file, self.resumed = _word_after(self.words, "--config"), _resumed(self.words)
         if self.resumed is not None:
             self.file = str(self.resumed / "config.json")
+        forked = _word_after(self.words, "--fork")
+        self.forked = None if forked is None else checkpoint_of("fork", forked)
+        if self.file is None and self.forked is not None:
+            self.file = str(self.forked.parent.parent / "config.json")
         self.loaded = None if self.file is None else _loaded(self.file, algorithm)
         self.algorithm = algorithm if self.loaded is None else self.loaded.agent_name
         if self.algorithm is None:
-            for flag in {"--config", "--resume"} & set(self.words):
+            for flag in {"--config", "--resume", "--fork"} & set(self.words):
                 raise ValueError(f"{flag}: must be followed by a path")
             named = [word for word in self.words if word in KINDS]
             where = f" first: train.py {named[0]} ..." if named else " first, or give --config FILE"
@@ -108,7 +113,7 @@ class TrainLine:
     @property
     def beside(self) -> str:
         """The flag that says everything."""
-        return "--config" if self.resumed is None else "--resume"
+        return "--resume" if self.resumed else "--config" if _word_after(self.words, "--config") else "--fork"
 
     @property
     def listed(self) -> dict[str, dict[str, Any]]:
@@ -173,6 +178,8 @@ class TrainLine:
         config = rebuilt(default, {path: value for path, value in values.items() if path[0] != "interventions"})
         said = {path[1] for path in values if path[0] == "world"}
         config = replace(config, world=config.world.family.settled(config.world, said))
+        if self.forked is not None:
+            config = replace(config, fork=replace(config.fork, run=str(self.forked)))
         return config, own, given.notes
 
     def _unknown(self, flags: list[Flag], written: str) -> NoReturn:

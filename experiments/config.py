@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from agents.config import AgentConfig, AsFlag, Flat, Hidden, Precision, SurgeryConfig, require
+from agents.config import AgentConfig, AsFlag, First, Flat, Hidden, Precision, SurgeryConfig, require
 from agents.kinds import KINDS, kind_of
 from agents.schedule import schedules_of
 from agents.spelling import Spelled, did_you_mean
@@ -41,6 +41,7 @@ NOT_IN_THE_NAME = (
 )
 """Settings of the run that do not shape its result (or stand in the name anyway)."""
 Keep = Literal["until-finished", "always", "off"]
+KEPT = ("weights", "optimizer", "replay")
 SHORTEST_TIMEOUT, DAY = 0.1, 86_400
 TIMEOUTS = f"0 (off) or in [{SHORTEST_TIMEOUT}, {DAY}] seconds"
 MOST_THREADS = 1024
@@ -138,6 +139,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ForkConfig:
+    """Begin where another run stands at a task change, to see which of its parts cannot learn the next task."""
+
+    run: str = ""
+    """The run directory that is forked (its newest checkpoint, which must be one of a task change), or such a
+    checkpoint of it. Its settings are the defaults; step and task go on where it stands."""
+    keep: tuple[str, ...] = KEPT
+    """What is kept of it: some of weights, optimizer, replay, or none; the rest is new, as at step 0. A rollout counts
+    as replay, and what interventions and normalisation remember as weights."""
+
+    def __post_init__(self) -> None:
+        known = ("none",) if "none" in self.keep else KEPT
+        good = bool(self.keep) and all(part in known for part in self.keep) and len(set(self.keep)) == len(self.keep)
+        require(good, "fork.keep", " ".join(self.keep), f"some of {', '.join(KEPT)}, or none alone")
+        ordered = tuple(part for part in (*KEPT, "none") if part in self.keep)
+        object.__setattr__(self, "keep", ordered)  # one spelling for one thing: names and comparisons see it
+        require(bool(self.run) or ordered == KEPT, "fork.keep", " ".join(ordered), "left out without --fork")
+
+
+@dataclass(frozen=True)
 class TrainConfig(Generic[AgentT]):
     """One run: world, agent, and how it is run."""
 
@@ -146,6 +167,7 @@ class TrainConfig(Generic[AgentT]):
     run: Annotated[RunConfig, Flat] = RunConfig()
     probe: ProbeConfig = ProbeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    fork: Annotated[ForkConfig, First] = ForkConfig()
     surgery: SurgeryConfig = SurgeryConfig()
     interventions: Annotated[tuple[Intervention, ...], AsFlag.NONE] = ()
     """In the order in which they are called; made from --interventions and their own flags (see cli.py)."""

@@ -60,6 +60,9 @@ def digest(config: TrainConfig) -> str:
         del settings["surgery"]
     if not config.interventions:
         del settings["interventions"]
+    fork = settings.pop("fork")
+    if config.fork.run:  # which run it is of its seed does not count: seeds of one setting share the digest
+        settings["fork"] = [Path(fork["run"]).name, fork["keep"]]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
 
 
@@ -105,7 +108,7 @@ def _assigned(name: str, value: object) -> str:
     if isinstance(value, bool):
         part, dot, last = name.rpartition(".")
         return name if value else f"{part}{dot}no-{last}"
-    return f"{name}={in_a_word(Path(value) if name == 'dataset' else value)}"
+    return f"{name}={in_a_word(Path(value) if name in ('dataset', 'fork') else value)}"
 
 
 def in_a_word(value: object) -> str:

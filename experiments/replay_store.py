@@ -151,31 +151,8 @@ class ReplayStore:
 
         Raises Unsound where a segment is not as it was written, ValueError where they are of another replay.
         """
-        self.replay.load_state_dict(state)
-        for segment in segments:
-            start, stop = np.array(segment.start), np.array(segment.stop)
-            self.replay.put_back(start, stop, self._read(segment, int((stop - start).sum())))
+        _put_back(self.replay, self.directory, state, segments)
         self._sealed, self._reached = list(segments), self.replay.written.copy()
-
-    def _read(self, segment: Segment, slots: int) -> dict[str, np.ndarray]:
-        path = self.directory / segment.name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise Unsound(path, error.strerror or str(error)) from None
-        if Recorded.of(content) != segment.recorded:
-            raise Unsound(path, "is not as it was written")
-        content = memoryview(bytearray(zlib.decompress(content) if self.packed else content))
-        part, place = {}, 0
-        for name, like in _empty(self.replay).items():
-            size = slots * like.itemsize * int(np.prod(like.shape[1:]))
-            part[name] = np.frombuffer(content[place : place + size], like.dtype).reshape(slots, *like.shape[1:])
-            place += size
-        if place != len(content):
-            raise ValueError(
-                f"{path}: holds {len(content):,} bytes, not the {place:,} of {slots:,} slots of this replay"
-            )
-        return part
 
     def let_go(self, needed: Iterable[str]) -> None:
         """Remove the segments that no checkpoint needs (`needed`: `Store.needed()`) and none to come will."""
@@ -189,6 +166,40 @@ class ReplayStore:
     def close(self) -> None:
         """Wait for the thread. What kept its last segment from being written is not told: nothing needs that one."""
         self._thread.shutdown()
+
+
+def bring_back(replay: Replay, directory: Path, checkpoint: Checkpoint) -> None:
+    """Make `replay`, another run's, what that of the run in `directory` was at `checkpoint`; nothing is written there.
+    Raises as `ReplayStore.restore` does."""
+    _put_back(replay, directory, checkpoint.load("replay"), segments_of(checkpoint))
+
+
+def _put_back(replay: Replay, directory: Path, state: dict[str, torch.Tensor], segments: Sequence[Segment]) -> None:
+    replay.load_state_dict(state)
+    for segment in segments:
+        start, stop = np.array(segment.start), np.array(segment.stop)
+        replay.put_back(start, stop, _read(replay, directory, segment, int((stop - start).sum())))
+
+
+def _read(replay: Replay, directory: Path, segment: Segment, slots: int) -> dict[str, np.ndarray]:
+    """The `slots` slots in a segment's file, by the name of what they hold."""
+    path = directory / segment.name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Unsound(path, error.strerror or str(error)) from None
+    if Recorded.of(content) != segment.recorded:
+        raise Unsound(path, "is not as it was written")
+    packed = replay.observations.dtype == torch.uint8
+    content = memoryview(bytearray(zlib.decompress(content) if packed else content))
+    part, place = {}, 0
+    for name, like in _empty(replay).items():
+        size = slots * like.itemsize * int(np.prod(like.shape[1:]))
+        part[name] = np.frombuffer(content[place : place + size], like.dtype).reshape(slots, *like.shape[1:])
+        place += size
+    if place != len(content):
+        raise ValueError(f"{path}: holds {len(content):,} bytes, not the {place:,} of {slots:,} slots of this replay")
+    return part
 
 
 def remove_segments(directory: Path) -> None:

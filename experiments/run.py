@@ -195,16 +195,20 @@ class Run:
         ValueError: it is of other random streams or watchers than this run has.
         """
         require(set(state["watchers"]) == set(self.watchers), "watchers", list(self.watchers), list(state["watchers"]))
+        warning = self.begin_from(state)
+        for name, watcher in self.watchers.items():
+            watcher.load_state_dict(state["watchers"][name])
+        return warning
+
+    def begin_from(self, state: Mapping[str, Any]) -> str:
+        """As `load_state_dict`, but for the watchers, who have seen nothing yet."""
         loop = as_arrays(state["loop"])
         change, self.unfinished = loop["change"], loop["unfinished"]
         self.hindmost = tuple(loop["hindmost"])
         self.change = change and {"TaskChange": TaskChange, "TaskDrift": TaskDrift}[change[0]](*change[1:])
         self.agent.load_state_dict(state["agent"])
         self.generators.load_state_dict(state["generators"])
-        warning = self._resume_world(state["world"], loop["observations"])
-        for name, watcher in self.watchers.items():
-            watcher.load_state_dict(state["watchers"][name])
-        return warning
+        return self._resume_world(state["world"], loop["observations"])
 
     def _resume_world(self, state: Any, reached: np.ndarray | None) -> str:
         if state is None:

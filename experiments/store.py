@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.config import shown
+from agents.config import require, shown
 from experiments.durable import (
     HashedFile,
     Recorded,
@@ -190,6 +190,19 @@ def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint:
         why = "holds the agent but neither world nor replay: evaluate.py plays them, and no run can go on from them"
         raise Unsound(folder, f"its checkpoints are of the older format that {why}")
     raise Unsound(folder, "holds no checkpoint that a run can go on from")
+
+
+def checkpoint_of(field: str, place: str) -> Path:
+    """The checkpoint that `place`, a setting called `field`, names: itself, or the newest one of a run directory, by
+    its absolute path. ValueError: there is none."""
+    path = Path(os.path.abspath(place))
+    allowed = "a run directory with checkpoints, or one of its checkpoints"
+    if is_one(path):
+        return path
+    require(os.path.isdir(path / "checkpoints"), field, place, allowed)
+    found = listed(path / "checkpoints")
+    require(bool(found), field, place, allowed)
+    return found[-1]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

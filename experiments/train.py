@@ -17,6 +17,7 @@ from envs.patience import Patience, end_children
 from experiments.checkpoints import Checkpoints
 from experiments.config import TrainConfig, to_dict
 from experiments.earlier import EarlierRun
+from experiments.fork import take_over
 from experiments.lock import RunLock
 from experiments.machine import placement_in_words
 from experiments.naming import preset_in_words
@@ -133,6 +134,7 @@ class _Training:
             also = self.wandb and self.wandb.line
             self.watchers = Watchers(config, agent, self.directory, self.watch, self.say, also, step)
             self.run = Run(agent, self.world, config.run.steps, self.watchers.all)
+            self.forked = take_over(self.run, config.fork) if config.fork.run and self.resumed is None else ""
             settings = to_dict(config), made_by, config.run.keep_checkpoints, config.checkpoint.replay
             self.checkpoints = Checkpoints(self.directory.path, self.run, *settings, self.resumed)
             if self.resumed is not None:
@@ -182,6 +184,11 @@ class _Training:
             self.say(f"removed, of writes that were broken off: {', '.join(self.checkpoints.leftovers)}")
         if self.resumed is not None:
             self._introduce_resumed()
+        elif config.fork.run:
+            kept = ", ".join(config.fork.keep)
+            self.say(f"forked at step {self.step:,} from {config.fork.run}, keeping {kept}")
+            if self.forked:
+                self.say(f"[bold red]not exactly[/]: {escape(self.forked)}", markup=True)
 
     def _introduce_resumed(self) -> None:
         """Say from where the run goes on, and how exactly."""

@@ -11,7 +11,7 @@ from experiments.help import Entry, HelpSection, entry_of, rendered, sections_of
 from experiments.presets import PRESETS
 from experiments.probe_names import about_the_probes
 
-PARTS = ("run", "world", "agent", "probe", "checkpoint", "surgery")
+PARTS = ("run", "world", "agent", "probe", "checkpoint", "fork", "surgery")
 """The order of the parts of the settings there; interventions follow."""
 
 

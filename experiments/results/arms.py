@@ -197,10 +197,11 @@ def random_in(world: Run, controls: Controls) -> list[Run]:
 
 
 def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """(the runs, of those with the same settings and seed the longest and newest alone; the others with why not)."""
+    """(the runs, of those with the same settings and seed the longest and newest alone, before one that was forked with
+    all kept the whole one; the others with why not)."""
     kept: dict[tuple, Run] = {}
     dropped = []
-    for run in sorted(runs, key=lambda run: (run.length, _age(run))):
+    for run in sorted(runs, key=lambda run: (run.length, not run.settings["fork"], _age(run))):
         key = alike_but(run, "steps")
         if key in kept:
             dropped.append((kept[key].path, f"the same settings and seed as {run.name}, and not longer"))

@@ -27,7 +27,7 @@ STILL_WRITTEN = 120
 RETURN = "charts/episodic_return"
 FINAL = ("final.pt", "sb3.zip")
 """What a run that has ended as it should leaves among its checkpoints."""
-BESIDE = ("probe", "device", "threads", "replay-device", *(name.replace("_", "-") for name in NOT_IN_THE_NAME))
+BESIDE = ("probe", "fork", "device", "threads", "replay-device", *(name.replace("_", "-") for name in NOT_IN_THE_NAME))
 """Settings that shape no result,"""
 OF_BESIDE = ("probe.", "checkpoint.")
 """and how the names of others begin."""
