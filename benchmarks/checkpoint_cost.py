@@ -24,7 +24,6 @@ import numpy as np
 
 from agents.replay import Replay
 from agents.transitions import Transitions
-from benchmarks.throughput import LEARNING_STARTS
 from experiments.config import RunConfig, TrainConfig, to_dict
 from experiments.presets import preset_config
 from experiments.replay_store import ReplayStore, bytes_on_disk, in_manifest, segments_of
@@ -40,7 +39,7 @@ SAVES = 3
 def settings(slots: int) -> TrainConfig:
     """DQN on Breakout, learning from the start."""
     preset = preset_config("dqn", "auto", "atari", "ALE/Breakout-v5", 1_000_000)
-    agent = replace(preset.agent, buffer_size=slots, learning_starts=LEARNING_STARTS)
+    agent = replace(preset.agent, buffer_size=slots, learning_starts=1_000)
     run = RunConfig(seed=1, threads=1, device="cpu", steps=1_000_000)
     return replace(preset, agent=agent, run=run)
 

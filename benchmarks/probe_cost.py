@@ -28,12 +28,16 @@ from torch.profiler import ProfilerActivity, profile
 from agents.kinds import kind_of
 from agents.probing import subject_of
 from agents.randomness import Generators
-from benchmarks.throughput import LEARNING_STARTS, VALUE_CHANGES, Ours
+from agents.schedule import CONSTANT
+from agents.value_config import Epsilon
+from benchmarks.learners import Ours
 from experiments.config import RunConfig, TrainConfig
 from experiments.machine import device_argument
 from experiments.presets import preset_config
 from plasticity_probes.prober import Prober
 
+LEARNING_STARTS = 1_000
+VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "epsilon": Epsilon(0.01, over=CONSTANT)}
 LONG, SHORT = 1_000_000, 6_000
 """Steps of the runs whose shares are printed."""
 

@@ -1,208 +1,263 @@
-"""Steps per second with learning on, beside Stable-Baselines3, on the same worlds with the same settings.
+"""Steps per second with learning on, beside Stable-Baselines3 on the same worlds with the same settings, beside CleanRL
+where a checkout of it is given, and beside the bare loops of the same work.
 
-Measured: the wall-clock time of whole rollouts (PPO) or of a fixed number of steps with their gradient steps (DQN and
-C51, after learning has begun), everything included: acting, the world, memory, updates. One thread each for torch and
-for the world. The learners of a row live in one process and take turns, each turn a warm-up and then a counted window,
-so that a busy machine slows both alike. The table gives medians over the turns; a ratio is the median over turns of the
-ratio within a turn, by wall clock and, steadier where others use the machine too, by CPU time.
+Measured: whole rollouts with their updates (PPO) or a number of steps with their gradient steps (DQN and C51, after
+learning has begun), everything included: acting, the world, memory, updates. One thread each for torch and for the
+world. All of a row take turns, each turn a warm-up and then a counted window, so that a busy machine slows all alike;
+what is no part of this process (CleanRL, an earlier version) stands still while others have theirs. Speeds are medians
+over the turns by wall clock; a ratio is the median over turns of the ratio within a turn, by processor time, steadier
+where others use the machine too, and by wall clock.
 
-    python -m benchmarks.throughput [--quick] [--turns N] [--only ROW]
+The second table has what a step costs in its parts, each in a loop of its own (`bare.py`), and whole: the last column
+is what all that makes a learner of them costs beside.
+
+    python -m benchmarks.throughput [--quick] [--turns N] [--only ROW ...] [--cleanrl CHECKOUT] [--against CHECKOUT]
 """
 
 import argparse
 import os
-import platform
-import time
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import partial
+from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
 
 import torch
 
-from agents.config import AgentConfig
-from agents.kinds import kind_of
-from agents.schedule import CONSTANT
-from agents.value_config import Epsilon
-from experiments.config import RunConfig, TrainConfig
-from experiments.presets import preset_config
-from experiments.run import Run, Update
-from experiments.sb3_baseline import make_sb3
-from experiments.setup import build
+from benchmarks import cleanrl
+from benchmarks.bare import BareLoops
+from benchmarks.learners import Elsewhere, Ours, Theirs, earlier
+from benchmarks.turns import FEWEST, Found, Spent, machine, ratio, speed, take_turns, timed
+from experiments.cli import parse_train
+from experiments.config import TrainConfig
 
-LEARNING_STARTS = 1_000
-VALUE_CHANGES = {"buffer_size": 20_000, "learning_starts": LEARNING_STARTS, "epsilon": Epsilon(0.01, over=CONSTANT)}
-ENDLESS = 2**40
-RUN = RunConfig(seed=1, threads=1, device="cpu")
-PACKAGES = ("torch", "envpool", "mujoco", "ale-py", "gymnasium", "stable-baselines3", "numpy")
+COMMON = "--steps 20000 --seed 1 --threads 1 --device cpu"
+VALUE = "--buffer-size 20000 --learning-starts 1000 --epsilon.start 0.01 --epsilon.end 0.01 --epsilon.over constant"
+BREAKOUT = f"--env ALE/Breakout-v5 --padding valid {VALUE}"  # padding as theirs
+PPO = "--learning-rate.over constant --no-life-loss-discount"
+CLEANRL_VALUE = "--env-id BreakoutNoFrameskip-v4 --buffer-size 20000 --learning-starts 1000 --start-e 0.01"
+PARTS = ("update", "act", "world")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: settings of ours and of theirs, and how long a turn is."""
+    """One line of the table."""
 
-    name: str
-    ours: TrainConfig
-    theirs: TrainConfig
+    title: str
+    flags: str
+    """Settings of ours, as train.py takes them."""
     unit: int
     """Steps of the smallest whole piece: a rollout, or the steps between gradient steps."""
-    start: int
-    """Steps run before the first turn, so that learning is under way."""
-    warmup: int
-    """Units run before each counted window."""
     window: int
-    """Units counted."""
-    note: str = ""
+    """Units counted in a turn."""
+    warmup: int = 1
+    """Units run before each counted window."""
+    start: int = 0
+    """Steps run before the first turn, so that learning is under way."""
+    bf16: bool = False
+    theirs: str = ""
+    """Settings of Stable-Baselines3's, where it has not our agent."""
+    script: str = ""
+    """CleanRL's, with its flags."""
+    line: int = 0
+    """Steps between two of the script's lines."""
+
+    def config(self, precision: str = "fp32") -> TrainConfig:
+        """Our settings."""
+        config = settings_of(self.flags)
+        return replace(config, run=replace(config.run, precision=precision))
 
 
-def ppo_row(env: str, family: str, warmup: int, window: int) -> Row:
-    """PPO with CleanRL's settings for the world."""
-    config = replace(preset_config("ppo", "auto", family, env), run=RUN)
-    agent = config.agent
-    shape = f"{config.world.num_envs}x{agent.rollout_steps}, {agent.update_epochs}x{agent.num_minibatches}"
-    constant = replace(agent, learning_rate=agent.learning_rate.start, life_loss_discount=False)  # no speed in these
-    config = replace(config, agent=constant)
-    rollout = agent.rollout_steps * config.world.num_envs
-    return Row(f"PPO {env.removeprefix('ALE/')} ({shape})", config, config, rollout, rollout, warmup, window)
+def settings_of(flags: str) -> TrainConfig:
+    """What train.py makes of such flags."""
+    return parse_train(shlex.split(f"{flags} {COMMON}"))
 
 
-def value_row(algorithm: str, window: int) -> Row:
-    """DQN or C51 on Breakout, one environment, batch 32, a gradient step every 4 steps, beside their DQN."""
-
-    def settings(agent: AgentConfig) -> AgentConfig:
-        agent = replace(agent, network=replace(agent.network, padding="valid"), **VALUE_CHANGES)  # as theirs is
-        return replace(agent, loss="huber") if kind_of(agent).value_loss else agent
-
-    presets = (preset_config(name, "auto", "atari", "ALE/Breakout-v5") for name in (algorithm, "dqn"))
-    ours, theirs = (replace(preset, agent=settings(preset.agent), run=replace(RUN, steps=20_000)) for preset in presets)
-    note = "" if algorithm == "dqn" else "beside their DQN: Stable-Baselines3 has no C51"
-    name = f"{algorithm.upper()} Breakout-v5 (1, batch 32, every 4)"
-    return Row(name, ours, theirs, 4, LEARNING_STARTS + 40, 15, window, note)
-
-
-def rows(quick: bool) -> dict[str, Row]:
+def rows(quick: bool = False) -> dict[str, Row]:
     """The lines of the table by short name."""
-    short = 2 if quick else 1
+    part, learning = 2 if quick else 1, {"unit": 4, "window": 120, "warmup": 15, "start": 1_040}
+    value = learning | {"window": 120 // part}
+    cleanrl_ppo = "ppo_continuous_action.py --env-id Ant-v5 --total-timesteps 100000000"
+    atari = "ppo_atari_envpool.py --env-id Breakout-v5 --total-timesteps 100000000"
     return {
-        "ppo-ant": ppo_row("Ant-v5", "mujoco", 1, 4 // short),
-        "ppo-breakout": ppo_row("ALE/Breakout-v5", "atari", 1, 2 // short),
-        "dqn-breakout": value_row("dqn", 120 // short),
-        "c51-breakout": value_row("c51", 120 // short),
+        "dqn-breakout": Row(
+            "DQN Breakout (1 env, batch 32, every 4)",
+            f"dqn {BREAKOUT} --loss huber",
+            **value,
+            bf16=True,
+            script=f"dqn_atari.py {CLEANRL_VALUE}",
+            line=100,
+        ),
+        "c51-breakout": Row(
+            "C51 Breakout (beside SB3's DQN: it has no C51)",
+            f"c51 {BREAKOUT}",
+            **value,
+            bf16=True,
+            theirs=f"dqn {BREAKOUT} --loss huber",
+            script=f"c51_atari.py {CLEANRL_VALUE}",
+            line=100,
+        ),
+        "ppo-breakout": Row(
+            "PPO Breakout (8x128, 4x4)",
+            f"ppo --env ALE/Breakout-v5 {PPO}",
+            1_024,
+            2 // part,
+            start=1_024,
+            bf16=True,
+            script=f"{atari} --num-envs 8",
+            line=1_024,
+        ),
+        "ppo-ant": Row(
+            "PPO Ant-v5 (1x2048, 10x32)",
+            f"ppo --env Ant-v5 {PPO}",
+            2_048,
+            4 // part,
+            start=2_048,
+            script=f"{cleanrl_ppo} --num-envs 1",
+            line=2_048,
+        ),
+        "ppo-ant-8": Row(
+            "PPO Ant-v5 (8x2048, 10x32)",
+            f"ppo --env Ant-v5 --num-envs 8 {PPO}",
+            16_384,
+            1,
+            start=16_384,
+            warmup=0,
+            script=f"{cleanrl_ppo} --num-envs 8",
+            line=16_384,
+        ),
+        "dqn-image": Row(
+            "DQN ImageMDP (MLP 512-512, batch 32, every 1)",
+            f"dqn --env ImageMDP-v0 {VALUE} --loss huber",
+            **learning | {"unit": 1, "window": 400 // part, "warmup": 40},
+            bf16=True,
+        ),
     }
 
 
-class Ours:
-    """Our learner, run on by whole units."""
+class Contest:
+    """All who take turns in one row; `close` when done."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.world, self.agent = build(config)
-        self.events, self.step = iter(Run(self.agent, self.world, ENDLESS)), 0
+    def __init__(self, row: Row, checkout: Path | None, tree: Path | None, bare: bool, folder: Path) -> None:
+        self.row, self.learners, self.bare = row, {}, {}
+        precisions = ["fp32", "bf16"] if row.bf16 else ["fp32"]
+        for precision in precisions:
+            self.learners[precision] = Ours(row.config(precision))
+        self.learners["SB3"] = Theirs(settings_of(row.theirs or row.flags))
+        if checkout is not None and row.script:
+            name, *flags = row.script.split()
+            self.learners["CleanRL"] = cleanrl.script(checkout, name, flags, row.line, folder)
+        if tree is not None:
+            unit = max(row.unit, 40)
+            self.learners["before"] = earlier(tree, shlex.split(f"{row.flags} {COMMON}"), unit)
+        if bare:
+            self.bare = {precision: BareLoops(row.config(precision)) for precision in precisions}
 
-    def run(self, steps: int) -> int:
-        """Run on for at least `steps` steps, up to the end of the update that follows; the steps made."""
-        begun = self.step
-        for event in self.events:
-            if isinstance(event, Update) and event.step - begun >= steps:
-                self.step = event.step
-                return self.step - begun
-        raise RuntimeError("the run ended")
+    def run(self, turns: int, told: Callable[[str], None]) -> Found:
+        """What each found in each turn: learners by name, bare loops as "fp32 update"."""
+        row = self.row
+        for learner in self.learners.values():
+            # a process is waited for until it learns: its first line
+            learner.run(learner.steps if isinstance(learner, Elsewhere) else row.start)
+        steps = row.warmup * row.unit, row.window * row.unit
+        windows: dict[str, Callable[[], Spent]] = {
+            name: partial(learner.window, *steps) for name, learner in self.learners.items()
+        }
+        for precision, loops in self.bare.items():
+            windows |= {f"{precision} {part}": partial(self._loop, loops, part) for part in PARTS}
+        return take_turns(windows, turns, told)
+
+    def _loop(self, loops: BareLoops, part: str) -> Spent:
+        """A bare loop over the window's units; of those that nothing else warms up the first are not counted."""
+        work, units = loops.loops[part], self.row.window
+
+        def whole() -> int:
+            work(units)
+            return units * loops.steps
+
+        work(max(1, units // 10) if part != "world" else 0)
+        return timed(whole)
 
     def close(self) -> None:
-        """Close the world."""
-        self.world.close()
+        """Close all worlds, end all processes."""
+        for each in [*self.learners.values(), *self.bare.values()]:
+            each.close()
 
 
-class Theirs:
-    """Stable-Baselines3's learner, run on by whole units."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.model = make_sb3(config)
-
-    def run(self, steps: int) -> int:
-        """Run on for at least `steps` steps, updates included; the steps made."""
-        begun = self.model.num_timesteps
-        self.model.learn(steps, reset_num_timesteps=False)
-        return self.model.num_timesteps - begun
-
-    def close(self) -> None:
-        """Close the world."""
-        self.model.env.close()
+def speeds_line(title: str, found: Found) -> str:
+    """Of the first table."""
+    cells = [f"{speed(found[name]):8,.0f}" if name in found else f"{'-':>8}" for name in SHOWN]
+    ratios = []
+    for of, by in RATIOS:
+        both = of in found and by in found
+        values = (ratio(found[of], found[by]), ratio(found[of], found[by], "wall")) if both else ()
+        ratios.append(f"{'-':>13}" if not both else "{:5.2f}x ({:.2f})".format(*values))
+    return f"{title:46}" + " ".join(cells) + "  " + "  ".join(ratios)
 
 
-class MeasuredSpeed(NamedTuple):
-    """Steps per second of one window."""
-
-    wall: float
-    cpu: float
-    """By the CPU seconds of all threads of this process."""
+SHOWN = ("fp32", "bf16", "SB3", "CleanRL", "before")
+RATIOS = (("fp32", "SB3"), ("bf16", "SB3"), ("fp32", "CleanRL"), ("fp32", "before"))
 
 
-def speed(learner: Ours | Theirs, row: Row) -> MeasuredSpeed:
-    """The speed over one window, after a warm-up."""
-    learner.run(row.warmup * row.unit)
-    wall, cpu = time.perf_counter(), time.process_time()
-    steps = learner.run(row.window * row.unit)
-    return MeasuredSpeed(steps / (time.perf_counter() - wall), steps / (time.process_time() - cpu))
+def parts_line(title: str, precision: str, found: Found) -> str:
+    """Of the second table, in microseconds a step by processor time."""
+    parts = [found[f"{precision} {part}"] for part in PARTS]
+    sums = [sum(each.cpu for each in turn) for turn in zip(*parts, strict=True)]
+    whole = [each.cpu for each in found[precision]]
+    micro = [median(each.cpu for each in part) * 1e6 for part in parts]
+    cells = " ".join(f"{value:9,.0f}" for value in [*micro, median(sums) * 1e6, median(whole) * 1e6])
+    share = median(one / both for one, both in zip(whole, sums, strict=True))
+    return f"{title:46}{precision:5} {cells} {share:9.2f}x"
 
 
-class Result(NamedTuple):
-    """Medians over the turns: steps/s, and ours by theirs within a turn."""
-
-    ours: float
-    theirs: float
-    ratio: float
-    cpu_ratio: float
-
-
-def measure(row: Row, turns: int) -> Result:
-    """Both learners of `row` in turns, each turn printed as it ends."""
-    learners = Ours(row.ours), Theirs(row.theirs)
-    for learner in learners:
-        learner.run(row.start)
-    pairs = []
-    for turn in range(turns):
-        # who goes first changes, so that neither always follows the other
-        order = learners if turn % 2 == 0 else learners[::-1]
-        speeds = {type(learner): speed(learner, row) for learner in order}
-        ours, theirs = speeds[Ours], speeds[Theirs]
-        pairs.append((ours, theirs))
-        print(f"  {row.name}  turn {turn + 1}/{turns}: ours {ours.wall:,.0f}, SB3 {theirs.wall:,.0f}", flush=True)
-    for learner in learners:
-        learner.close()
-    return Result(
-        median(ours.wall for ours, _ in pairs),
-        median(theirs.wall for _, theirs in pairs),
-        median(ours.wall / theirs.wall for ours, theirs in pairs),
-        median(ours.cpu / theirs.cpu for ours, theirs in pairs),
-    )
+def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line's."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="windows of half the length")
+    parser.add_argument("--turns", type=int, default=FEWEST, help=f"alternations a row (default {FEWEST})")
+    parser.add_argument("--only", nargs="+", choices=list(rows()), default=list(rows()), help="some rows alone")
+    parser.add_argument("--cleanrl", type=Path, metavar="CHECKOUT", help="of CleanRL, to be measured beside")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="of an earlier version of this suite")
+    parser.add_argument("--no-bare", action="store_true", help="without the bare loops")
+    found = parser.parse_args(words)
+    if found.turns < 1:
+        parser.error(f"argument --turns: {found.turns} must be at least 1")
+    for flag, place in (("cleanrl", "cleanrl/dqn_atari.py"), ("against", "experiments/run.py")):
+        if (path := getattr(found, flag)) is not None and not (path / place).is_file():
+            parser.error(f"argument --{flag}: {path} holds no {place}")
+    return found
 
 
-def machine() -> str:
-    """What the figures depend on besides the code."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    cpus = f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} torch thread"
-    return f"{platform.processor() or platform.machine()}, {cpus}, Python {platform.python_version()}\n{versions}"
+def measured(row: Row, arguments: argparse.Namespace) -> Found:
+    """The row's turns, each printed as it ends."""
+    with TemporaryDirectory() as folder:
+        contest = Contest(row, arguments.cleanrl, arguments.against, not arguments.no_bare, Path(folder))
+        try:
+            return contest.run(arguments.turns, lambda words: print(f"  {row.title}  {words}", flush=True))
+        finally:
+            contest.close()
 
 
 def main() -> None:
-    """Measure the rows asked for and print the table."""
-    parser = argparse.ArgumentParser(description="Steps per second with learning on, beside Stable-Baselines3.")
-    parser.add_argument("--quick", action="store_true", help="windows of half the length")
-    parser.add_argument("--turns", type=int, default=5, help="alternations a row (default 5)")
-    parser.add_argument("--only", choices=list(rows(False)), help="one row alone")
-    arguments = parser.parse_args()
-    if arguments.turns < 1:
-        parser.error(f"argument --turns: {arguments.turns} must be at least 1")
+    """Measure the rows asked for and print the tables."""
+    arguments = arguments_of()
     torch.set_num_threads(1)
-    print(machine(), flush=True)
-    chosen = {name: row for name, row in rows(arguments.quick).items() if arguments.only in (None, name)}
-    results = {name: measure(row, arguments.turns) for name, row in chosen.items()}
-    print(f"\n{'steps/s with learning on':40} {'ours':>7} {'SB3':>7} {'ratio':>7} {'by CPU time':>12}")
-    for name, result in results.items():
-        ratios = f"{result.ratio:6.2f}x {result.cpu_ratio:11.2f}x"
-        print(
-            f"{chosen[name].name:40} {result.ours:7,.0f} {result.theirs:7,.0f} {ratios}  {chosen[name].note}".rstrip()
-        )
+    print(machine("envpool", "mujoco", "ale-py", "gymnasium", "stable-baselines3"), flush=True)
+    chosen = {name: row for name, row in rows(arguments.quick).items() if name in arguments.only}
+    found = {name: measured(row, arguments) for name, row in chosen.items()}
+    pairs = "  ".join(f"{f'{of}/{by}':>13}" for of, by in RATIOS)
+    print(f"\n{'steps/s with learning on':46}" + " ".join(f"{name:>8}" for name in SHOWN) + f"  {pairs}")
+    for name, row in chosen.items():
+        print(speeds_line(row.title, found[name]))
+    print("ratios by processor time (by wall clock)")
+    if not arguments.no_bare:
+        heads = " ".join(f"{name:>9}" for name in (*PARTS, "sum", "whole", "whole/sum"))
+        print(f"\n{'microseconds a step, in loops of their own':51} {heads}")
+        for name, row in chosen.items():
+            for precision in ("fp32", "bf16") if row.bf16 else ("fp32",):
+                print(parts_line(row.title, precision, found[name]))
     print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 

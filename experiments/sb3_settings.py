@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from torch import nn
 
 from agents.actions import scaled_dimensions
-from agents.checks import uses_nature_cnn
+from agents.checks import uses_convolutions, uses_nature_cnn
 from agents.config import require
 from agents.kinds import kind_of
 from agents.networks import ACTIVATIONS
@@ -47,8 +47,9 @@ def _refuse_common(config: TrainConfig, spaces: Spaces) -> None:
         require(network.padding == "valid", "padding", network.padding, "valid in Stable-Baselines3's NatureCNN")
         require(network.depth >= 1, "depth", network.depth, ">= 1 in Stable-Baselines3's NatureCNN")
     elif spaces.is_image:
-        allowed = "auto or nature_cnn, on images, for uint8 observations in Stable-Baselines3"
-        raise ValueError(f"torso = {network.torso!r}: must be {allowed}")
+        allowed = "nature_cnn, or an mlp on images of 1, 3 or 4 channels, for uint8 observations in Stable-Baselines3"
+        flat = not uses_convolutions(network, spaces) and spaces.observation_shape[0] in (1, 3, 4)
+        require(flat, "torso", network.torso, allowed)
 
 
 def _policy_settings(config: TrainConfig, spaces: Spaces) -> tuple[str, dict[str, Any]]:

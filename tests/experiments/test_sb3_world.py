@@ -138,6 +138,7 @@ NETWORKS = {
     "cnn, shared": ("ALE/Breakout-v5", small_ppo(network=NetworkConfig(width=32))),
     "cnn, apart": ("ALE/Breakout-v5", small_ppo(network=NetworkConfig(width=32, depth=2), shared_torso=False)),
     "dqn, mlp": ("CartPole-v1", small_dqn()),
+    "dqn, mlp of pixels": ("ImageMDP-v0", small_dqn()),
     "dqn, cnn": ("ALE/Breakout-v5", small_dqn(network=NetworkConfig(width=32, depth=2))),
 }
 
@@ -151,6 +152,11 @@ def test_networks_have_our_layers(name):
     theirs = model.policy if isinstance(model, PPO) else model.policy.q_net
     shapes = [sorted(tuple(p.shape) for p in network.parameters()) for network in (ours.network, theirs)]
     assert shapes[0] == shapes[1]
+    if name.startswith("dqn"):  # whose layers lie in one order there and here
+        for weight, other in zip(ours.network.parameters(), theirs.parameters(), strict=True):
+            weight.data.copy_(other.data)
+        observations = torch.from_numpy(world.reset()[0])
+        torch.testing.assert_close(ours.network(observations), theirs(observations), rtol=1e-4, atol=1e-6)
     world.close()
     model.env.close()
 
