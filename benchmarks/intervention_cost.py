@@ -21,6 +21,7 @@ import platform
 import time
 from dataclasses import replace
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,9 +80,9 @@ class TimedAgent:
     """An agent with data to learn from."""
 
     def __init__(
-        self, config: AgentConfig, spaces: Spaces, interventions: list[Intervention], device: torch.device
+        self, config: AgentConfig, spaces: Spaces, interventions: list[Intervention], device: torch.device, **how: str
     ) -> None:
-        self.agent = build_agent(config, spaces, 1, Generators(0), device, interventions=interventions)
+        self.agent = build_agent(config, spaces, 1, Generators(0), device, interventions=interventions, **how)
         self.cuda = device.type == "cuda"
         rng, observations = np.random.default_rng(0), np.zeros((1, *spaces.observation_shape), spaces.observation_dtype)
         if spaces.is_image:
@@ -119,25 +120,46 @@ class TimedAgent:
         return (clock() - begun) / (self.agent.clock.gradient_steps - before)
 
 
-def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:
-    """The line of the table for the row `name` and one intervention."""
-    config, spaces, updates, stretches = rows()[name]
+class Compared(NamedTuple):
+    """Of several turns: seconds of a gradient step without and with, and the ratio in each turn, ascending."""
+
+    without: float
+    beside: float
+    ratios: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Their median."""
+        return median(self.ratios)
+
+
+def compare(
+    row: tuple[AgentConfig, Spaces, int, int], chosen: str, turns: int, device: torch.device, warmup: int = 2
+) -> Compared:
+    """The intervention `chosen` beside none in a row's settings; `warmup` stretches go before each turn."""
+    config, spaces, updates, stretches = row
     pairs = []
     for turn in range(turns):
         plain = TimedAgent(config, spaces, [], device)
         subject = TimedAgent(config, spaces, [intervention_class(chosen)()], device)
         for each in (plain, subject):
-            each.seconds(2 * updates)
+            each.seconds(warmup * updates)
         subject.mature(turn)
         seconds = {plain: 0.0, subject: 0.0}
         for stretch in range(stretches):
             for each in (plain, subject) if stretch % 2 else (subject, plain):
                 seconds[each] += each.seconds(updates) / stretches
         pairs.append((seconds[plain], seconds[subject]))
-    without, beside = (median(times) * 1e6 for times in zip(*pairs, strict=True))
-    ratios = sorted(after / before for before, after in pairs)
-    spread = f"{ratios[0]:.3f} .. {ratios[-1]:.3f}"
-    return f"{name:12} {chosen:18} {without:10,.0f} {beside:10,.0f} {median(ratios):8.3f}   {spread}"
+    without, beside = (median(times) for times in zip(*pairs, strict=True))
+    return Compared(without, beside, sorted(after / before for before, after in pairs))
+
+
+def measure(name: str, chosen: str, turns: int, device: torch.device) -> str:
+    """The line of the table for the row `name` and one intervention."""
+    found = compare(rows()[name], chosen, turns, device)
+    spread = f"{found.ratios[0]:.3f} .. {found.ratios[-1]:.3f}"
+    without, beside = found.without * 1e6, found.beside * 1e6
+    return f"{name:12} {chosen:18} {without:10,.0f} {beside:10,.0f} {found.ratio:8.3f}   {spread}"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,8 +19,6 @@ from experiments.sb3_baseline import make_sb3
 from experiments.setup import build
 
 ENDLESS = 2**40
-SLOWEST = 600.0
-"""Seconds in which a process of other code has to begin."""
 
 
 class Ours:
@@ -110,7 +109,7 @@ class Elsewhere:
         try:
             return self._lines(steps)
         finally:
-            self.process.send_signal(signal.SIGSTOP)
+            self._stand_still()
 
     def window(self, warmup: int, steps: int) -> Spent:
         """The time of a step over so many, after a warm-up, which begins in the middle of one."""
@@ -121,7 +120,13 @@ class Elsewhere:
             made = self._lines(steps)
             return Spent((time.perf_counter() - wall) / made, (self._cpu() - cpu) / made)
         finally:
-            self.process.send_signal(signal.SIGSTOP)
+            self._stand_still()
+
+    def _stand_still(self) -> None:
+        """Stop it, and wait until it has."""
+        self.process.send_signal(signal.SIGSTOP)
+        with suppress(ChildProcessError):  # it has ended, and somebody was told
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def close(self) -> None:
         """End the process."""

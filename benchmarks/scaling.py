@@ -1,0 +1,163 @@
+"""How steps per second grow: with environments, with the width of an MLP, with seeds in one process, with threads.
+
+Every point is a whole run with learning on; those of a table take turns in one process, windows of equal time each, and
+have one thread where nothing else is said. Under ``threads`` the last column is what a run would choose by itself
+(experiments/machine.py), and the speeds there are by wall clock: where others use the machine too, more threads look
+worse than they are.
+
+    python -m benchmarks.scaling [--only TABLE ...] [--turns N] [--seconds S] [--png FILE]
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.learners import Ours
+from benchmarks.throughput import VALUE, settings_of
+from benchmarks.turns import FEWEST, Spent, machine, speed, take_turns
+from experiments.machine import choose_threads
+from experiments.sizes import products_of_a_batch
+
+VALUE_FLAGS = VALUE.replace("--learning-starts 1000", "--learning-starts 200")
+IMAGE, CNN = f"dqn --env ImageMDP-v0 {VALUE_FLAGS}", "--env ALE/Breakout-v5 --padding valid"
+ANT, BREAKOUT = "ppo --env Ant-v5", "ppo --env ALE/Breakout-v5"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One speed of a table."""
+
+    line: str
+    """What it is a point of."""
+    at: int
+    """How many environments, units, seeds or threads."""
+    flags: str
+    threads: int = 1
+
+
+def environments() -> list[Point]:
+    """Rollouts of one size, shared by more and more environments."""
+    counts = (1, 2, 4, 8, 16, 32)
+    ant = [Point("PPO Ant-v5", n, f"{ANT} --num-envs {n} --rollout-steps {2048 // n}") for n in counts]
+    return ant + [Point("PPO Breakout", n, f"{BREAKOUT} --num-envs {n} --rollout-steps {1024 // n}") for n in counts]
+
+
+def widths() -> list[Point]:
+    """Two hidden layers."""
+    found = []
+    for width in (64, 128, 256, 512, 1024):
+        found.append(Point("DQN ImageMDP", width, f"{IMAGE} --width {width}"))
+        found.append(Point("PPO Ant-v5, 8 envs", width, f"{ANT} --num-envs 8 --rollout-steps 256 --width {width}"))
+    return found
+
+
+def threads() -> list[Point]:
+    """Networks of several sizes; where there are two cores, one and two."""
+    most = max(2, min(4, torch.get_num_threads()))
+    lines = {
+        "PPO Ant-v5": f"{ANT} --num-envs 8 --rollout-steps 256",
+        "DQN ImageMDP": IMAGE,
+        "DQN ImageMDP, 2048 wide": f"{IMAGE} --width 2048",
+        "DQN Breakout": f"dqn {CNN} {VALUE_FLAGS}",
+        "PPO Breakout": BREAKOUT,
+    }
+    counts = [count for count in (1, 2, 4) if count <= most]
+    return [Point(line, count, flags, count) for line, flags in lines.items() for count in counts]
+
+
+TABLES: dict[str, Callable[[], list[Point]]] = {"environments": environments, "width": widths, "threads": threads}
+AXES = {"environments": "environments", "width": "units of a hidden layer", "threads": "torch threads"}
+Speeds = dict[str, dict[int, float]]
+
+
+def measure(points: list[Point], turns: int, seconds: float, told: Callable[[str], None]) -> Speeds:
+    """Steps per second by line and place on the axis."""
+    learners: dict[str, Ours] = {}
+    windows, found = {}, {}
+    for point in points:
+        if point.flags not in learners:
+            learners[point.flags] = Ours(settings_of(point.flags))
+            learners[point.flags].run(1)  # until it learns
+        learner = learners[point.flags]
+        torch.set_num_threads(point.threads)
+        first = learner.window(0, 1)
+        windows[f"{point.line}, {point.at}"] = _window(learner, point.threads, max(1, int(seconds / first.wall)))
+    for name, spent in take_turns(windows, turns, told).items():
+        line, _, place = name.rpartition(", ")
+        found.setdefault(line, {})[int(place)] = speed(spent)
+    for learner in learners.values():
+        learner.close()
+    torch.set_num_threads(1)
+    return found
+
+
+def _window(learner: Ours, threads: int, steps: int) -> Callable[[], Spent]:
+    def window() -> Spent:
+        torch.set_num_threads(threads)
+        return learner.window(steps // 10, steps)
+
+    return window
+
+
+def printed(name: str, points: list[Point], speeds: Speeds) -> None:
+    """The table `name`."""
+    places = sorted({point.at for point in points})
+    more = f"{'chosen':>9}" if name == "threads" else ""
+    print(f"\n{'steps/s by ' + AXES[name]:32}" + "".join(f"{place:9,}" for place in places) + more)
+    for line, found in speeds.items():
+        cells = "".join(f"{found[place]:9,.0f}" if place in found else f"{'-':>9}" for place in places)
+        if name == "threads":
+            config = settings_of(next(point.flags for point in points if point.line == line))
+            info = Ours(config)
+            cells += f"{choose_threads(0, products_of_a_batch(config, info.agent.spaces)).number:9}"
+            info.close()
+        print(f"{line:32}{cells}", flush=True)
+
+
+def draw(found: dict[str, Speeds], path: Path) -> None:
+    """All tables in one picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(found), figsize=(3.6 * len(found), 3.2), squeeze=False)
+    for axis, (name, speeds) in zip(axes[0], found.items(), strict=True):
+        for line, points in speeds.items():
+            axis.plot(list(points), list(points.values()), marker="o", markersize=3, label=line)
+        axis.set(xscale="log", yscale="log", xlabel=AXES[name])
+        axis.set_xticks(places := sorted({place for points in speeds.values() for place in points}), places)
+        axis.minorticks_off()
+        axis.legend(fontsize=6)
+    axes[0][0].set_ylabel("steps per second")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure the tables asked for, print them, draw them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="some tables alone")
+    parser.add_argument("--turns", type=int, default=FEWEST, help=f"windows of a point (default {FEWEST})")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a window (default 1)")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw them, too")
+    arguments = parser.parse_args()
+    points = {name: TABLES[name]() for name in arguments.only}
+    torch.set_num_threads(1)
+    print(machine("envpool", "mujoco"), flush=True)
+    found = {}
+    for name, listed in points.items():
+        told = lambda words, name=name: print(f"  {name}  {words.partition(':')[0]}", flush=True)  # noqa: E731
+        found[name] = measure(listed, arguments.turns, arguments.seconds, told)
+    for name, speeds in found.items():
+        printed(name, points[name], speeds)
+    if arguments.png:
+        draw(found, arguments.png)
+        print(f"\ndrawn: {arguments.png}")
+
+
+if __name__ == "__main__":
+    main()
