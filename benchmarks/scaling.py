@@ -18,12 +18,16 @@ import torch
 from benchmarks.learners import Ours
 from benchmarks.throughput import VALUE, settings_of
 from benchmarks.turns import FEWEST, Spent, machine, speed, take_turns
+from envs import describe
+from envs.cores import usable_cores
 from experiments.machine import choose_threads
+from experiments.setup import spaces_from
 from experiments.sizes import products_of_a_batch
 
 VALUE_FLAGS = VALUE.replace("--learning-starts 1000", "--learning-starts 200")
 IMAGE, CNN = f"dqn --env ImageMDP-v0 {VALUE_FLAGS}", "--env ALE/Breakout-v5 --padding valid"
-ANT, BREAKOUT = "ppo --env Ant-v5", "ppo --env ALE/Breakout-v5"
+ANT, BREAKOUT = "ppo --env Ant-v5 --num-minibatches 8", "ppo --env ALE/Breakout-v5 --num-minibatches 1"
+"""With rollouts of 512 and 256 steps, shorter than usual: minibatches and so the work of a step are the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Point:
 def environments() -> list[Point]:
     """Rollouts of one size, shared by more and more environments."""
     counts = (1, 2, 4, 8, 16, 32)
-    ant = [Point("PPO Ant-v5", n, f"{ANT} --num-envs {n} --rollout-steps {2048 // n}") for n in counts]
-    return ant + [Point("PPO Breakout", n, f"{BREAKOUT} --num-envs {n} --rollout-steps {1024 // n}") for n in counts]
+    ant = [Point("PPO Ant-v5", n, f"{ANT} --num-envs {n} --rollout-steps {512 // n}") for n in counts]
+    return ant + [Point("PPO Breakout", n, f"{BREAKOUT} --num-envs {n} --rollout-steps {256 // n}") for n in counts]
 
 
 def widths() -> list[Point]:
@@ -50,19 +54,19 @@ def widths() -> list[Point]:
     found = []
     for width in (64, 128, 256, 512, 1024):
         found.append(Point("DQN ImageMDP", width, f"{IMAGE} --width {width}"))
-        found.append(Point("PPO Ant-v5, 8 envs", width, f"{ANT} --num-envs 8 --rollout-steps 256 --width {width}"))
+        found.append(Point("PPO Ant-v5, 8 envs", width, f"{ANT} --num-envs 8 --rollout-steps 64 --width {width}"))
     return found
 
 
 def threads() -> list[Point]:
     """Networks of several sizes; where there are two cores, one and two."""
-    most = max(2, min(4, torch.get_num_threads()))
+    most = max(2, usable_cores())
     lines = {
-        "PPO Ant-v5": f"{ANT} --num-envs 8 --rollout-steps 256",
+        "PPO Ant-v5": f"{ANT} --num-envs 8 --rollout-steps 64",
         "DQN ImageMDP": IMAGE,
         "DQN ImageMDP, 2048 wide": f"{IMAGE} --width 2048",
         "DQN Breakout": f"dqn {CNN} {VALUE_FLAGS}",
-        "PPO Breakout": BREAKOUT,
+        "PPO Breakout": f"{BREAKOUT} --rollout-steps 32",
     }
     counts = [count for count in (1, 2, 4) if count <= most]
     return [Point(line, count, flags, count) for line, flags in lines.items() for count in counts]
@@ -97,7 +101,7 @@ def measure(points: list[Point], turns: int, seconds: float, told: Callable[[str
 def _window(learner: Ours, threads: int, steps: int) -> Callable[[], Spent]:
     def window() -> Spent:
         torch.set_num_threads(threads)
-        return learner.window(steps // 10, steps)
+        return learner.window(0, steps)
 
     return window
 
@@ -111,9 +115,8 @@ def printed(name: str, points: list[Point], speeds: Speeds) -> None:
         cells = "".join(f"{found[place]:9,.0f}" if place in found else f"{'-':>9}" for place in places)
         if name == "threads":
             config = settings_of(next(point.flags for point in points if point.line == line))
-            info = Ours(config)
-            cells += f"{choose_threads(0, products_of_a_batch(config, info.agent.spaces)).number:9}"
-            info.close()
+            products = products_of_a_batch(config, spaces_from(describe(config.world)))
+            cells += f"{choose_threads(0, products).number:9}"
         print(f"{line:32}{cells}", flush=True)
 
 

@@ -6,7 +6,7 @@ reads each run's games (or --tag of its metrics.jsonl), averages the returns of 
 equal parts of the common length (every game counts once), and writes the picture beside a .csv of the same name; with
 that .csv alone (no runs named) it draws the picture again. Runs of one label, which may be a pattern
 ("mse=runs/*mse*"), become one line, their mean, in the 95 % bootstrap interval of it. Runs that are not finished are
-named and left out, longer ones cut aloud.
+named and left out (--unfinished takes them as far as they are), longer ones cut aloud.
 """
 
 import argparse
@@ -38,17 +38,21 @@ def label_and_runs(place: str) -> tuple[str, list[Path]]:
     raise ValueError(f"run = {place!r}: no such run directory, and no pattern that meets one")
 
 
-def from_runs(places: list[str], tag: str, bins: int) -> tuple[dict[str, BinnedCurve], list[str]]:
-    """(curves by label from "label=runs" places, what was left out or cut). Raises ValueError where a place has no such
-    curve, or no run of a label is finished."""
+def from_runs(
+    places: list[str], tag: str, bins: int, unfinished: bool = False
+) -> tuple[dict[str, BinnedCurve], list[str]]:
+    """(curves by label from "label=runs" places, what was left out or cut). Runs that are not finished are left out,
+    or, where `unfinished` is asked for, taken as far as they are. Raises ValueError where a place has no such curve, or
+    a label no run."""
     found: dict[str, list[Run]] = {}
     said = []
     for place in places:
         label, directories = label_and_runs(place)
         for run in map(read_run, directories):
             state, why = run.state
-            found.setdefault(label, []).extend([run] if state == "finished" else [])
-            said += [] if state == "finished" else [f"left out: {run.name}: {why}"]
+            found.setdefault(label, []).extend([run] if state == "finished" or unfinished else [])
+            what = f"not finished, taken to step {run.length:,}" if unfinished else "left out"
+            said += [] if state == "finished" else [f"{what}: {run.name}: {why}"]
     for label, runs in found.items():
         require(bool(runs), "runs", label, f"finished ones; {'; '.join(said)}")
     length = min(run.length for runs in found.values() for run in runs)
@@ -132,6 +136,7 @@ def main() -> int:
     parser.add_argument("--title", default="")
     parser.add_argument("--ylabel", default="return of training games")
     parser.add_argument("--bins", type=int, default=50)
+    parser.add_argument("--unfinished", action="store_true", help="take runs that are not finished as far as they are")
     parser.add_argument("--period", type=int, default=0, help="mark the multiples of so many steps, as task changes")
     arguments = parser.parse_args()
     try:
@@ -140,7 +145,7 @@ def main() -> int:
         check_picture(arguments.picture)
         table = arguments.picture.with_suffix(".csv")
         if arguments.runs:
-            found, said = from_runs(arguments.runs, arguments.tag, arguments.bins)
+            found, said = from_runs(arguments.runs, arguments.tag, arguments.bins, arguments.unfinished)
             table.parent.mkdir(parents=True, exist_ok=True)
             write_table(table, found)
             print("".join(f"{sentence}\n" for sentence in said), end="")

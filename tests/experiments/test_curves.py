@@ -73,6 +73,9 @@ def test_what_is_unfinished_is_left_out_and_what_is_longer_cut_aloud(tmp_path: P
     assert curves["a"].means.tolist() == [1.5] and curves["a"].steps.tolist() == [50]
     assert told[0].startswith("left out: a3: unfinished at step 50 of 100")
     assert told[1] == "cut to 50 steps, the shortest run's length: a1"
+    curves, told = from_runs([f"a={tmp_path}/a*"], "charts/episodic_return", 1, unfinished=True)
+    assert curves["a"].means.tolist() == [34.0]  # of 1, 2 and 99
+    assert told[0].startswith("not finished, taken to step 50: a3: unfinished at step 50 of 100")
 
 
 def test_tables_without_bands_still_draw(tmp_path: Path) -> None:
