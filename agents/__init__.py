@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from agents.agent import Agent
     from agents.clock import Clock
+    from agents.config import Execution
     from agents.interventions.base import Intervention
     from agents.policies import Player
     from agents.randomness import Generators
@@ -36,16 +37,21 @@ def build_agent(
     interventions: "Sequence[Intervention | str]" = (),
     moments: str = "own",
     clock: "Clock | None" = None,
+    execution: "Execution" = "auto",
 ) -> "Agent":
     """The agent that `config` describes, for `num_envs` environments with `spaces`.
 
     `precision`: fp32, tf32 or bf16, as `--precision`. It is a policy for the whole process, set here: torch's switches
     are global (agents/precision.py). A name among `interventions` stands for one with its defaults. `moments` other
-    than "own" takes the place of what each of them does to Adam's moments by itself. `clock`: the run's.
+    than "own" takes the place of what each of them does to Adam's moments by itself. `clock`: the run's. `execution`:
+    how what happens on the device is run, as `--execution`; what is missing for it is printed.
     """
+    from agents.execution import Executor
+
     for schedule in schedules_of(config).values():
         schedule.value(0)  # raises where it is not in steps
     wanted = {"interventions": interventions, "moments": moments, "clock": clock}
+    wanted["executor"] = Executor(execution, device, generators)
     return kind_of(config).build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)
 
 

@@ -34,6 +34,7 @@ Padding = Literal["valid", "same"]
 SupportEnds = Literal["centres", "edges"]
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Execution = Literal["auto", "eager", "compile", "graph"]
 ActionScaling = Literal["auto", "on", "off"]
 ActivationName = Literal["relu", "tanh", "leaky_relu", "gelu", "silu"]
 

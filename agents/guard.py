@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.clock import Clock
 from agents.finite import names_in_words, not_finite
 from agents.transitions import Transitions
 
@@ -64,25 +65,30 @@ class Guard:
     """Checks loss and gradient before each optimizer step. Where one is not finite nothing moves: not the weights, not
     Adam's state, and none of what was told to `hold`, which an update moves before its gradient is known.
 
-    On a CPU `check` raises at once. On other devices reading back would stall, so the flag latches in the optimizer's
-    `found_inf` (fused Adam then leaves weights, moments and step untouched), the first culprit is kept on the device,
-    and `flush`, called where the logger reads the device anyway, raises. What is counted on the host in between (the
-    periods and ages of interventions, random streams) has gone on.
+    On a CPU `check` raises at once. On other devices, and in graphs, reading back would stall, so the flag `latches`
+    in the optimizer's `found_inf` (fused Adam then leaves weights, moments and step untouched), the first culprit is
+    kept on the device, and `flush`, called where the logger reads the device anyway, raises. What is counted on the
+    host in between (the periods and ages of interventions, random streams) has gone on.
+
+    `parameters`: the names of the optimizer's; `clock` counts the gradient steps.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, parameters: Sequence[str]) -> None:
-        self.immediate = device.type == "cpu"
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[str], clock: Clock, latches: bool
+    ) -> None:
+        device = optimizer.param_groups[0]["params"][0].device
+        self.immediate = not latches
         self.found = torch.zeros((), dtype=torch.float32, device=device)
-        self.culprit = torch.full(
-            (2,), -1, dtype=torch.int64, device=device
-        )  # place in what was checked, gradient step
-        self.parameters = tuple(parameters)  # their names
+        self.culprit, self.since = torch.zeros(2, dtype=torch.int64, device=device)  # its place in what was checked
+        """Gradient steps from the refused one on."""
+        self.parameters, self.clock = tuple(parameters), clock
         self.refused: int | None = None
         """The gradient step that was refused, once it is known."""
         self._checked: list[tuple[int, tuple[str, ...], list[int]]] = []  # since which gradient step, scalars, owners
         self._held: list[Tensor] = []
         self._before: list[Tensor] = []
-        self._begun = False
+        self.begun = False
+        """Whether what is held may have moved for the gradient step to come."""
         if not self.immediate:
             optimizer.found_inf, optimizer.grad_scale = self.found, None
 
@@ -98,17 +104,18 @@ class Guard:
 
     def begin(self) -> None:
         """What moves from now on belongs to the gradient step to come."""
-        if self._held and not self._begun:
+        if self._held and not self.begun:
             with torch.no_grad():
                 torch._foreach_copy_(self._before, self._held)
-        self._begun = True
+        self.begun = bool(self._held)
 
     def end(self) -> None:
         """The gradient step was made."""
-        self._begun = False
+        self.begun = False
 
-    def check(self, gradient_step: int, gradient: Gradient, **scalars: Tensor) -> None:
+    def check(self, gradient: Gradient, **scalars: Tensor) -> None:
         """Examine `scalars` (0-d) and the gradient of the gradient step about to be taken."""
+        gradient_step = self.clock.gradient_steps + 1
         if self.immediate:
             for name, value in scalars.items():
                 if not torch.isfinite(value):
@@ -121,24 +128,24 @@ class Guard:
 
     @torch.no_grad()
     def _latch(self, gradient_step: int, gradient: Gradient, scalars: Mapping[str, Tensor]) -> None:
-        """The same on a device, with nothing read back."""
+        """The same on a device, with nothing read back, and nothing counted on the host."""
         layout = (tuple(scalars), gradient.owners)
         if not self._checked or self._checked[-1][1:] != layout:
             self._checked.append((gradient_step, *layout))
         values = torch.stack([value.detach().float() for value in (*scalars.values(), gradient.norm)])
         # the norm of all last: that of the parameter which made it so says more
         bad = ~torch.isfinite(torch.cat([values[:-1], gradient.norms.float(), values[-1:]]))
-        first = torch.stack([bad.int().argmax(), torch.full_like(self.culprit[0], gradient_step)])
-        newly = bad.any() & (self.found == 0)
-        self.culprit.copy_(torch.where(newly, first, self.culprit))
+        self.culprit.copy_(torch.where(self.found == 0, bad.int().argmax(), self.culprit))
         self.found.copy_(torch.maximum(self.found, bad.any().float()))
+        self.since.add_(self.found.long())
         for tensor, before in zip(self._held, self._before, strict=True):
             tensor.copy_(torch.where(self.found > 0, before, tensor))
 
     def flush(self) -> None:
         """Read the latched flag back and raise if it is set."""
         if not self.immediate and self.found.item():
-            place, gradient_step = self.culprit.tolist()
+            place, since = torch.stack([self.culprit, self.since]).tolist()
+            gradient_step = self.refused or self.clock.gradient_steps + 1 - since
             scalars, owners = next(layout[1:] for layout in reversed(self._checked) if layout[0] <= gradient_step)
             if place < len(scalars):
                 self._refuse(scalars[place], None, gradient_step)
@@ -147,7 +154,7 @@ class Guard:
 
     @torch.no_grad()
     def _refuse(self, name: str, owner: int | None, gradient_step: int) -> NoReturn:
-        self.refused, self._begun = gradient_step, False
+        self.refused, self.begun = gradient_step, False
         if self.immediate and self._held:
             torch._foreach_copy_(self._held, self._before)
         if name != "gradient":

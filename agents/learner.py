@@ -1,7 +1,7 @@
 """One network that learns: everything that makes it learn in one place, and one way in which its weights move."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agents.clock import Clock
 from agents.config import AgentConfig
+from agents.execution import Executor
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure, Lifecycle
 from agents.interventions.surgery import Surgery
@@ -69,6 +70,7 @@ class Learner:
         interventions: in the order in which they act; copied.
         moments: other than "own" takes the place of what each of them does to Adam's moments.
         clock: counts its gradient steps; one of its own where none is given.
+        executor: runs what happens on the device; eagerly where none is given.
     """
 
     def __init__(
@@ -84,7 +86,10 @@ class Learner:
         moments: str = "own",
         target: bool = False,
         clock: Clock | None = None,
+        executor: Executor | None = None,
     ) -> None:
+        self.executor = executor or Executor("eager")
+        self._outputs_and_loss = self.executor.compiled(self._outputs_and_loss)
         self.device, self.precision, self._build = example.device, precision, build
         self.clock = clock or Clock()
         set_precision(precision, self.device)
@@ -95,7 +100,7 @@ class Learner:
         groups = self.interventions.attach(networks, example, generators)
         self._rate = rates.learning_rate
         rated = self._rate.start, rates.adam, rates.max_grad_norm
-        self.optimization = Optimization(groups, *rated, self.network, self.clock)
+        self.optimization = Optimization(groups, *rated, self.network, self.clock, self.executor.captures)
         self.hold(())
         surgical = generators.torch("surgery", self.device)
         self.interventions.make_surgeon(self.optimization.adam, surgical, sample, moments)
@@ -140,10 +145,17 @@ class Learner:
         loss or its gradient is not finite.
         """
         self.interventions.draw()
-        found = learn(batch)
+        found = self.executor.run(learn, batch, self._structure())
         self.optimization.count()
         self.interventions.intervene()
         return found
+
+    def _structure(self) -> Hashable:
+        """What the course of a gradient step depends on beside the shapes of its tensors."""
+        if not self.executor.captures:
+            return ()
+        learning_ones = tuple(parameter.requires_grad for parameter in self.optimization.parameters)
+        return learning_ones, self.optimization.guard.begun, self.interventions.structure()
 
     def step(self, observations: Tensor, loss_of: LossOf, batch: Any, **watched: Tensor) -> Step:
         """What happens on the device in a gradient step on `observations` [examples, ...] and the `batch` that they
@@ -164,15 +176,19 @@ class Learner:
     def loss(self, observations: Tensor, loss_of: LossOf, batch: Any) -> Loss:
         """The loss as a function of the network's parameters, `observations` and `batch`: nothing else moves, but the
         running statistics of a batch norm."""
-        interventions, captured = self.interventions, {}
-        with autocast(self.device, self.precision), learning(self.network):
-            if interventions.wanted is None:
-                outputs = self.network(observations)
-            else:
-                outputs, captured = self.network(observations, interventions.wanted)
-        loss, aside = loss_of(outputs, batch)
-        penalties = interventions.penalties(interventions.forward(observations, captured))
+        with learning(self.network):
+            loss, aside, captured = self._outputs_and_loss(observations, loss_of, batch)
+        penalties = self.interventions.penalties(self.interventions.forward(observations, captured))
         return Loss(sum(penalties.values(), start=loss), loss, penalties, aside, captured)
+
+    def _outputs_and_loss(self, observations: Tensor, loss_of: LossOf, batch: Any) -> tuple[Tensor, Any, Captured]:
+        wanted, captured = self.interventions.wanted, {}
+        with autocast(self.device, self.precision):
+            outputs = self.network(observations) if wanted is None else self.network(observations, wanted)
+        if wanted is not None:
+            outputs, captured = outputs
+        loss, aside = loss_of(outputs, batch)
+        return loss, aside, captured
 
     @torch.no_grad()
     def sync_target(self, tau: float = 1.0) -> None:
@@ -208,3 +224,4 @@ class Learner:
         self.optimization.load_state_dict(state["optimization"])
         self.clock.load_state_dict(state["clock"])
         self.interventions.load_state_dict(state.get("interventions", {}))
+        self.executor.forget()

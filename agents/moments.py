@@ -106,6 +106,10 @@ class AdamState:
         along.copy_(torch.where(slices, step, along))  # masked_fill_ with a tensor reads it back on a GPU
         births.steps = 0
 
+    def with_births(self) -> tuple[tuple[str, int], ...]:
+        """The parameters of which slices were born later, by name and dimension."""
+        return tuple((name, dim) for name, births in self._births.items() for dim in births.along)
+
     @property
     def has_births(self) -> bool:
         """Whether there is anything to correct."""
@@ -118,9 +122,10 @@ class AdamState:
 
         With age s of an element and step t of its tensor the difference is -lr (m / (1 - beta1^s) / (sqrt(v / (1 -
         beta2^s)) + eps) - the same with t). Only tensors with births are touched, and only until all corrections are
-        below what float32 can see (about 19,000 steps after the last birth for beta2 = .999). Until then it costs a
-        dozen passes over each such tensor a step, as much as a plain (not fused) Adam takes; where every tensor has
-        births, a gradient step takes about half as long again to twice as long on a CPU.
+        below what float32 can see (about 19,000 steps after the last birth for beta2 = .999; where no value is read
+        back nobody knows when that was, and it goes on). Until then it costs a dozen passes over each such tensor a
+        step, as much as a plain (not fused) Adam takes; where every tensor has births, a gradient step takes about half
+        as long again to twice as long on a CPU.
         """
         allowed = self.allowed()
         for group in self.optimizer.param_groups:
@@ -129,7 +134,7 @@ class AdamState:
                 if births is None or parameter.grad is None:  # without a gradient Adam leaves it as it is
                     continue
                 births.steps += 1
-                if births.steps <= _horizon(group["betas"]):
+                if allowed is not None or births.steps <= _horizon(group["betas"]):
                     parameter.add_(self._difference(parameter, births, group, allowed))
 
     def _difference(

@@ -11,10 +11,16 @@ from agents.config import AdamConfig
 from agents.guard import Gradient, Guard, NonFiniteError
 from plasticity_probes.norms import quick_norms
 
+OWN = ("lr", "capturable", "fused", "foreach")
+"""What of a group in Adam's state belongs to how it runs here, and is not taken over from a saved one."""
 
-def make_adam(groups: Iterable, learning_rate: float, config: AdamConfig) -> torch.optim.Adam:
+
+def make_adam(
+    groups: Iterable, learning_rate: float | Tensor, config: AdamConfig, capturable: bool = False
+) -> torch.optim.Adam:
     """Fused Adam over parameters, or over groups of them with options of their own."""
-    return torch.optim.Adam(groups, learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    options = {"betas": config.betas, "eps": config.eps, "capturable": capturable}
+    return torch.optim.Adam(groups, learning_rate, fused=True, **options)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -27,6 +33,7 @@ class Optimization:
 
     A gradient step is `backward`, `step`, which happen on the device, and `count`, which happens on the host; `clock`
     counts the steps that were taken. `network`: whose names the parameters have in messages and in `state_dict`.
+    `captured`: what happens on the device is to be captured in a graph, which reads nothing that lies on the host.
     """
 
     def __init__(
@@ -37,14 +44,20 @@ class Optimization:
         max_norm: float,
         network: nn.Module | None = None,
         clock: Clock | None = None,
+        captured: bool = False,
     ) -> None:
-        self.adam = make_adam(groups, learning_rate, config)
+        groups = list(groups)
+        first = groups[0]["params"][0] if isinstance(groups[0], dict) else groups[0]
+        self.learning_rate = learning_rate
+        """Adam's step size of the last step, or of the first one before it."""
+        on_device = torch.tensor(learning_rate, dtype=torch.float32, device=first.device) if captured else learning_rate
+        self.adam = make_adam(groups, on_device, config, captured)
         self.parameters = [parameter for group in self.adam.param_groups for parameter in group["params"]]
         self.max_norm = max_norm
         known = {} if network is None else {parameter: name for name, parameter in network.named_parameters()}
         self.names = [known.get(parameter, f"parameter {place}") for place, parameter in enumerate(self.parameters)]
-        self.guard = Guard(self.adam, self.parameters[0].device, self.names)
         self.clock = clock or Clock()
+        self.guard = Guard(self.adam, self.names, self.clock, captured or first.device.type != "cpu")
 
     def backward(self, loss: Tensor) -> None:
         """The gradient of the scalar `loss`, in place of the one before."""
@@ -58,7 +71,7 @@ class Optimization:
         gradients = [self.parameters[place].grad for place in owners]
         norms = torch.stack(quick_norms(gradients))
         norm = torch.linalg.vector_norm(norms)
-        self.guard.check(self.clock.gradient_steps + 1, Gradient(owners, norms, norm), **watched)
+        self.guard.check(Gradient(owners, norms, norm), **watched)
         if self.max_norm > 0:
             torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
         self.adam.step()
@@ -77,20 +90,29 @@ class Optimization:
             self.clock.gradient_steps = self.guard.refused - 1
             raise
 
-    @property
-    def learning_rate(self) -> float:
-        """Adam's step size of the last step, or of the first one before it."""
-        return self.adam.param_groups[0]["lr"]
-
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use `learning_rate` from the next step on."""
+        self.learning_rate = learning_rate
         for group in self.adam.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
 
     def state_dict(self) -> dict:
         """Adam's state, and the names of its parameters in their order there."""
-        return {"adam": self.adam.state_dict(), "parameters": list(self.names)}
+        state = self.adam.state_dict()
+        eager = {"lr": self.learning_rate, "capturable": False}
+        return {
+            "adam": state | {"param_groups": [group | eager for group in state["param_groups"]]},
+            "parameters": list(self.names),
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave, whether it was captured in a graph or not."""
+        own = [{name: group[name] for name in OWN} for group in self.adam.param_groups]
+        learning_rate = state["adam"]["param_groups"][0]["lr"]
         self.adam.load_state_dict(state["adam"])
+        for group, options in zip(self.adam.param_groups, own, strict=True):
+            group.update(options)
+        self.set_learning_rate(learning_rate)

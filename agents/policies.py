@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,24 +46,33 @@ class QPolicy:
         torso = build_torso(self.spaces, config, generator)
         return QNetwork(torso, self.spaces.action_size, self.head, config.initializer, generator)
 
+    @torch.inference_mode()
+    def greedy(self, network: QNetwork, observations: Tensor) -> Tensor:
+        """The actions of greatest value, int64 [batch]."""
+        with autocast(self.device, self.precision):
+            return self.head.values(network(observations)).argmax(1)
+
     def act(
-        self, network: QNetwork, observations: np.ndarray, epsilon: float, generator: np.random.Generator
+        self,
+        greedy: Callable[[Tensor], Tensor],
+        observations: np.ndarray,
+        epsilon: float,
+        generator: np.random.Generator,
     ) -> np.ndarray:
-        """Actions, int64 [E], for observations [E, ...]: uniformly random with probability `epsilon`."""
+        """Actions, int64 [E], for observations [E, ...]: uniformly random with probability `epsilon`, else `greedy`."""
         rows = len(observations)
         explore = generator.random(rows) < epsilon
         actions = generator.integers(self.spaces.action_size, size=rows)
         if not explore.all():
-            with torch.inference_mode(), autocast(self.device, self.precision):
-                outputs = network(torch.from_numpy(observations).to(self.device))
-                greedy = self.head.values(outputs).argmax(1).cpu().numpy()
-            actions = np.where(explore, actions, greedy)
+            chosen = greedy(torch.from_numpy(observations).to(self.device)).cpu().numpy()
+            actions = np.where(explore, actions, chosen)
         return actions
 
     def player(self, network: QNetwork, greedy: bool, generators: Generators) -> Player:
         """Greedy, or epsilon-greedy with the final epsilon and a generator of its own."""
         generator, epsilon = generators.numpy("playing"), 0.0 if greedy else self.config.epsilon.final
-        return lambda observations: self.act(network, observations, epsilon, generator)
+        chosen = partial(self.greedy, network)
+        return lambda observations: self.act(chosen, observations, epsilon, generator)
 
 
 class ActorPolicy:

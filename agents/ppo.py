@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agents import losses
 from agents.clock import Clock
+from agents.execution import Executor
 from agents.guard import require_finite, require_finite_transitions
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import check_interventions
@@ -37,6 +38,7 @@ class PPO:
         interventions: Sequence[Intervention] = (),
         moments: str = "own",
         clock: Clock | None = None,
+        executor: Executor | None = None,
     ) -> None:
         check_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
@@ -57,6 +59,7 @@ class PPO:
             interventions=interventions,
             moments=moments,
             clock=self.clock,
+            executor=executor,
         )
         self.learner.hold(self.head.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
@@ -79,15 +82,18 @@ class PPO:
         rows = torch.randint(len(observations), (n,), generator=self._drawing, device=self.device)
         return observations[rows]
 
-    @torch.inference_mode()
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Actions drawn from the policy for observations [E, ...], as the world takes them."""
         states = torch.from_numpy(observations).to(self.device)
+        self._acted = self.learner.executor.run(self._draw, states)
+        return self.policy.to_world(self._acted["actions"], self.clock.steps)
+
+    @torch.inference_mode()
+    def _draw(self, states: Tensor) -> dict[str, Tensor]:
         policy, values = self.policy.forward(self.network, states)
         actions = self.policy.draw(self.network, policy, self.exploration)
         log_probs, _ = self.policy.log_prob_entropy(self.network, policy, actions)
-        self._acted = {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
-        return self.policy.to_world(actions, self.clock.steps)
+        return {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
 
     def player(self, greedy: bool, generators: Generators) -> Player:
         """Plays by the policy's mode, or by draws of its own generator; that changes nothing in the agent."""

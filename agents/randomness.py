@@ -28,6 +28,11 @@ class Generators:
             raise ValueError(f"generator {name!r}: has a consumer already; must be another name, or a child's")
         self._made[name] = generator
 
+    def on(self, device: torch.device) -> list[torch.Generator]:
+        """Torch's generators on such a device that were made so far."""
+        made = self._made.values()
+        return [one for one in made if isinstance(one, torch.Generator) and one.device.type == device.type]
+
     def integer(self, name: str) -> int:
         """A seed for something that wants a number, in [0, 2**31); the same each time, and no stream."""
         return int(self._sequence(name).generate_state(1, np.uint32)[0] >> 1)

@@ -17,6 +17,17 @@ WRITTEN_ONCE = ("observations", "actions", "rewards", "ages", "terminal", "final
 """What of a slot stays as it is until the ring comes round to it. Its task can be forgotten, its episode cut later."""
 
 
+SHARE = 0.7
+"""Of a GPU's free memory that a replay may take unasked."""
+
+
+def storage_device(choice: str, device: torch.device, needed: int) -> torch.device:
+    """Where a replay of `needed` bytes lies, by `choice` (auto, host, device), of an agent on `device`."""
+    if choice == "auto" and device.type == "cuda":
+        choice = "device" if needed <= SHARE * torch.cuda.mem_get_info(device)[0] else "host"
+    return device if choice == "device" else torch.device("cpu")
+
+
 class Batch(NamedTuple):
     """Sampled n-step transitions on the training device."""
 

@@ -1,12 +1,14 @@
 """What DQN and C51 share: everything but the head and its loss."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.clock import Clock
+from agents.execution import Executor
 from agents.guard import require_finite, require_finite_transitions
 from agents.heads import Target
 from agents.interventions.base import Intervention
@@ -17,7 +19,7 @@ from agents.networks import QNetwork
 from agents.optimization import autocast
 from agents.policies import Player, QPolicy
 from agents.randomness import Generators
-from agents.replay import Batch, Replay
+from agents.replay import Batch, Replay, storage_device
 from agents.rewards import RewardTransform
 from agents.transitions import Spaces, Transitions
 from agents.value_config import ValueAgentConfig
@@ -45,6 +47,7 @@ class ValueAgent:
         interventions: Sequence[Intervention] = (),
         moments: str = "own",
         clock: Clock | None = None,
+        executor: Executor | None = None,
     ) -> None:
         check_agent(config, spaces, num_envs)
         check_interventions(interventions, config)
@@ -52,8 +55,8 @@ class ValueAgent:
         self.device, self.precision, self.clock = device, precision, clock or Clock()
         self.policy = policy(config, spaces, device, precision, interventions)
         self.head = self.policy.head
-        storage, remembering = config.replay_device == "device", (config.buffer_size, config.n_step, config.gamma)
-        stored_on = device if storage else torch.device("cpu")
+        remembering = config.buffer_size, config.n_step, config.gamma
+        stored_on = storage_device(config.replay_device, device, spaces.replay_bytes(config.buffer_size))
         self.replay = Replay(spaces, num_envs, *remembering, generators.numpy("replay"), device, stored_on)
         drawing = generators.numpy("surgery's samples")
         self.learner = Learner(
@@ -66,8 +69,10 @@ class ValueAgent:
             interventions=interventions,
             moments=moments,
             clock=self.clock,
+            executor=executor,
             target=True,
         )
+        self._greedy = partial(self.policy.greedy, self.learner.network)
         self.learner.hold(self.head.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
@@ -85,7 +90,10 @@ class ValueAgent:
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Epsilon-greedy actions, int64 [E], for observations [E, ...]."""
-        return self.policy.act(self.network, observations, self.epsilon, self.exploration)
+        return self.policy.act(self._greedily, observations, self.epsilon, self.exploration)
+
+    def _greedily(self, observations: Tensor) -> Tensor:
+        return self.learner.executor.run(self._greedy, observations)
 
     def player(self, greedy: bool, generators: Generators) -> Player:
         """Plays greedily, or epsilon-greedily with the final epsilon; that changes nothing in the agent."""

@@ -38,8 +38,9 @@ class ValueAgentConfig(AgentConfig):
     """Transitions in a gradient step."""
     buffer_size: int = 1_000_000
     """Replay capacity in observations kept (steps, plus one a finished episode), over all environments."""
-    replay_device: Literal["host", "device"] = "host"
-    """Where replayed observations lie: main memory or the training device's."""
+    replay_device: Literal["auto", "host", "device"] = "auto"
+    """Where replayed observations lie: main memory (host) or the training device's; auto: on a GPU that trains, where a
+    full replay takes no more than 0.7 of the memory that is free, else in main memory."""
     learning_starts: int = 20_000
     """Steps of uniformly random actions before the first gradient step."""
     replay_ratio: float = 0.25

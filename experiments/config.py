@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from agents.config import AgentConfig, AsFlag, First, Flat, Hidden, Precision, SurgeryConfig, require
+from agents.config import AgentConfig, AsFlag, Execution, First, Flat, Hidden, Precision, SurgeryConfig, require
 from agents.kinds import KINDS, kind_of
 from agents.schedule import schedules_of
 from agents.spelling import Spelled, did_you_mean
@@ -62,6 +62,11 @@ class RunConfig:
     """fp32: true float32, on a GPU too; tf32: a GPU's matrix products and convolutions round their inputs to TF32's 10
     bits of mantissa (torch's own default for convolutions); bf16: matrix products in bfloat16, weights and losses in
     float32. tf32 and bf16 change numerics and are faster."""
+    execution: Execution = "auto"
+    """How updates and acting run. eager: operation by operation; compile: an update's forward pass and loss go through
+    torch.compile, at the first one (a minute, and a C++ compiler, on a CPU); graph: both are replayed from CUDA graphs,
+    captured after a few were eager; auto: graph on a GPU, else eager. Where something is missing for it, a line says so
+    and the run is eager. Numbers agree but for the last digits."""
     threads: int = 0
     """Threads for torch and, each, for the world; 0: of torch one for an MLP, up to 4 of the usable cores for a CNN; of
     the world its own choice."""
@@ -96,6 +101,8 @@ class RunConfig:
         require(1 <= self.steps < 10**12, "steps", self.steps, "in [1, 10**12)")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         check_device(self.device)
+        cpu = self.device == "cpu" and self.execution == "graph"
+        require(not cpu, "execution", "graph", "auto, eager or compile with device = 'cpu': graphs are a GPU's")
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, f"in [0, {MOST_THREADS}]")
         require(self.log_every >= 0, "log_every", self.log_every, ">= 0")
         keep = self.keep_checkpoints

@@ -55,7 +55,7 @@ class Logger:
     Where the world changes, tasks/index and the task's numbers go with every flush; tasks/changes holds it in words.
     surgery/NAME/... counts what an intervention did to the weights since the last flush (units replaced, by layer).
     charts/SPS is steps per second since the start, learning included, as CleanRL counts it.
-    `goes_on`: the step at which a run was saved that goes on here.
+    `goes_on`: the step at which a run was saved that goes on here. `preparing`: seconds that count for no speed.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Logger:
         surgeries: Callable[[], Done] = dict,
         also: Callable[[int, dict[str, float]], None] | None = None,
         goes_on: int | None = None,
+        preparing: Callable[[], float] = float,
     ) -> None:
         threading.excepthook = _of_threads
         self.directory, earlier = directory, event_files(directory)
@@ -89,7 +90,7 @@ class Logger:
         self.tags: dict[str, None] = {}  # of all scalars so far, in the order of their first value
         self.due: dict[str, float] | None = None  # the scalars of a tick at whose end a flush is due
         self.now = self.flushed = 0
-        self.started = time.perf_counter()
+        self.started, self.preparing = time.perf_counter(), preparing
         self._noticed = {
             Tick: self._tick,
             Update: self._update,
@@ -149,13 +150,14 @@ class Logger:
         self.write(step, {})  # its line has its place
 
     def _update(self, event: Update) -> None:
-        """Add the metrics of one update, still on the device."""
+        """Add the metrics of one update, still on the device: one operation for all of them."""
+        known = [name for name in event.metrics if name in self.sums]
+        if known:
+            torch._foreach_add_([self.sums[name] for name in known], [event.metrics[name] for name in known])
         for name, value in event.metrics.items():
-            if name in self.sums:
-                self.sums[name] = self.sums[name] + value
-                self.counts[name] += 1
-            else:
-                self.sums[name], self.counts[name] = value, 1
+            if name not in self.sums:
+                self.sums[name] = value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def flush(self, step: int) -> None:
         """Copy what has gathered from the device in one transfer and write it. Raises `NonFiniteError` where something
@@ -164,12 +166,16 @@ class Logger:
         self._read_surgeries(step)
         if step > self.flushed or self.sums:
             values = self.scalars() if self.due is None else self.due
-            speed = step / max(time.perf_counter() - self.started, 1e-9)
+            speed = step / max(self._seconds(), 1e-9)
             self.write(step, {"charts/SPS": speed, **self._recent_return(), **values, **self.task, **self._means()})
         self.flushed, self.due = step, None
         self._write_lines()
         if self.watch:
             self.watch.flush()
+
+    def _seconds(self) -> float:
+        """That the run took so far, without what it takes to compile and to capture."""
+        return time.perf_counter() - self.started - self.preparing()
 
     def _recent_return(self) -> dict[str, float]:
         mean = self.recent.mean()
@@ -253,7 +259,7 @@ class Logger:
             "found": {step: vars(findings) for step, findings in self.found.items()},
             "recent": self.recent.state_dict(),
             "surgery": self.surgery.state_dict(),
-            "seconds": time.perf_counter() - self.started,
+            "seconds": self._seconds(),
             "sizes": self._sizes(),
         }
 
@@ -274,7 +280,7 @@ class Logger:
         self.found = {step: Findings(**findings) for step, findings in state["found"].items()}
         self.recent.load_state_dict(state["recent"])
         self.surgery.load_state_dict(state["surgery"])
-        self.started = time.perf_counter() - state["seconds"]
+        self.started = time.perf_counter() - state["seconds"] - self.preparing()
         for name, size in state["sizes"].items():
             told = go_back(self.directory / name, size) if (self.directory / name).exists() else ""
             if told and name.endswith(".jsonl"):  # event files have no lines

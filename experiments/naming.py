@@ -17,7 +17,7 @@ from experiments.flags import as_written, flags_of
 if TYPE_CHECKING:
     from agents.interventions.base import Intervention
 
-SILENT = ("env", "steps", "device", "threads", "dataset_sha256")
+SILENT = ("env", "steps", "device", "threads", "execution", "dataset_sha256")
 """Settings that count for the hash and are not spelled out as beside_the_preset."""
 SAFE = "-._=+,"
 """What a name may hold beside letters and digits: nothing that a shell or a path would take for something else."""
@@ -56,6 +56,8 @@ def digest(config: TrainConfig) -> str:
     settings["world"]["dataset"] = checksum or settings["world"]["dataset"]  # what a file holds, not where it lies
     if config.world.world_segment is None:
         del settings["world"]["world_segment"]
+    if config.run.execution == "auto":
+        del settings["run"]["execution"]
     if config.surgery == SurgeryConfig():
         del settings["surgery"]
     if not config.interventions:

@@ -147,7 +147,7 @@ def world_settings(config: TrainConfig, generators: "Generators") -> WorldConfig
 
 def check_memory(config: ValueAgentConfig, spaces: Spaces, on_gpu: bool) -> None:
     """Raise ValueError where a full replay would not fit into memory. `on_gpu`: the training device may be one."""
-    if config.replay_device == "device" and on_gpu:
+    if config.replay_device != "host" and on_gpu:
         return  # asked of the device when it is known, see require_device_memory
     _require_fits(config, spaces, available_memory(), "of main memory are available")
 
@@ -167,13 +167,19 @@ def require_device_memory(config: TrainConfig, spaces: Spaces, device: object) -
     there."""
     import torch
 
-    agent, gpu = config.agent, device.type == "cuda"
-    where = "of the GPU's memory are free" if gpu else "of main memory are available"
-    available = torch.cuda.mem_get_info(device)[0] if gpu else available_memory()
-    if gpu:
-        check_sizes(config, spaces, False, available, where)
-    if not kind_of(agent).on_policy and agent.replay_device == "device":
-        _require_fits(agent, spaces, available, where)
+    from agents.replay import storage_device
+
+    def free(on: torch.device) -> tuple[int, str]:
+        if on.type == "cuda":
+            return torch.cuda.mem_get_info(on)[0], "of the GPU's memory are free"
+        return available_memory(), "of main memory are available"
+
+    agent = config.agent
+    if device.type == "cuda":
+        check_sizes(config, spaces, False, *free(device))
+    if not kind_of(agent).on_policy:
+        stored_on = storage_device(agent.replay_device, device, spaces.replay_bytes(agent.buffer_size))
+        _require_fits(agent, spaces, *free(stored_on))
 
 
 def spaces_of(world: "VectorEnv") -> Spaces:
@@ -222,5 +228,6 @@ def agent_of(
     from agents import build_agent
 
     chosen = {"interventions": config.interventions, "moments": config.surgery.moments}
+    chosen["execution"] = config.run.execution
     agent = in_steps(config.agent, config.run.steps, config.world.task.period)
     return build_agent(agent, spaces, num_envs, generators, device, config.run.precision, **chosen)

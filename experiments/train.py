@@ -114,6 +114,9 @@ class _Training:
         self.raised: Exception | None = None  # of what is neither the world's nor a file's
         products, before = products_of_a_batch(config, spaces_of(world)), earlier.threads if earlier else 0
         self.placement = placement_in_words(config.run.device, config.run.threads, products, agent.device, before)
+        executor = agent.learner.executor
+        self.placement += f", execution {executor.mode}" * (executor.mode != "eager")
+        executor.say = self.say
         self.watch = Watch(agent.learner.optimization, agent.state_dict)
         try:
             self._begin(earlier)

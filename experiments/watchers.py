@@ -35,8 +35,9 @@ class Watchers:
         also: Callable[[int, dict[str, float]], None] | None = None,
         goes_on: int | None = None,
     ) -> None:
-        surgeries = agent.learner.interventions.surgeries
-        self.logger = Logger(directory.path, config.log_every, watch, agent.scalars, tell, surgeries, also, goes_on)
+        learner = agent.learner
+        told = tell, learner.interventions.surgeries, also, goes_on, lambda: learner.executor.preparing
+        self.logger = Logger(directory.path, config.log_every, watch, agent.scalars, *told)
         self.page = Page(self.logger.writer, agent.network, lambda: self.logger.tags)
         if goes_on is None:
             self.logger.writer.add_text("read_me_first", read_me(agent.network), 0)

@@ -97,7 +97,6 @@ class CBP(Intervention):
         self._order = torch.arange(max(self._slots), device=device)
         self._watched = [module.weight for layer in layers for module in (layer.producer, *dict(layer.consumers))]
         self._requiring: list[bool] = []
-        self._may_look = device.type == "cpu"  # where that costs nothing; elsewhere no value is read back
 
     def draws(self) -> dict[str, tuple[int, ...]]:
         """What decides about fractions of a unit, by layer."""
@@ -113,7 +112,7 @@ class CBP(Intervention):
             return
         eligible = self._ages > self._bounds
         numbers = self._numbers(eligible.sum(1, dtype=torch.float64) * self.replacement_rate, drawn)
-        due = numbers.tolist() if self._may_look else [1] * len(numbers)
+        due = numbers.tolist() if surgery.may_look else [1] * len(numbers)
         if not any(due):
             return  # what follows would change nothing
         index = torch.where(eligible, self._ranks(), math.inf).argsort(dim=1, stable=True)

@@ -4,7 +4,7 @@ With no interventions every method is a plain pass-through: nothing is traced, d
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -236,6 +236,10 @@ class Lifecycle:
         for generator, drawn in self._drawn.values():
             for tensor in drawn.values():
                 tensor.uniform_(generator=generator)
+
+    def structure(self) -> Hashable:
+        """What the course of `every_step` depends on beside the shapes of tensors and what learns."""
+        return () if self.surgery is None else self.surgery.structure()
 
     def every_step(self, forward: Forward | None) -> None:
         """The optimizer has made a step: what happens on the device at every one."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.clock import Clock
-from agents.interventions.base import Intervention
+from agents.interventions.base import Forward, Intervention
 from agents.interventions.surgery import Surgery
 from agents.randomness import Generators
 from agents.when import When
@@ -108,8 +108,17 @@ class ShrinkAndPerturb(Intervention):
                     group |= {"weight_decay": self.used["weight_decay"], "decoupled_weight_decay": False}
         return groups
 
-    @torch.no_grad()
+    def every_step(self, surgery: Surgery, forward: Forward, drawn: Mapping[str, Tensor]) -> None:
+        """With the others' steps, where it is due at each of them."""
+        if self.timing == SOFTLY:
+            self._move(surgery)
+
     def intervene(self, surgery: Surgery, clock: Clock) -> None:
+        if self.timing != SOFTLY:
+            self._move(surgery)
+
+    @torch.no_grad()
+    def _move(self, surgery: Surgery) -> None:
         parameters = self._parameters(self.network)
         draw = surgery.fresh(parameters) if self.used["noise"] == "fresh" else self._normal(parameters, surgery)
         noise = dict(zip(parameters, draw, strict=True))

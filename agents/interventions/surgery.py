@@ -10,7 +10,7 @@ where a generator cannot go along, draw outside with `draw` and pass the draws i
 set (see agents/guard.py) every edit leaves everything as it is.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -66,6 +66,7 @@ class Surgery:
         self._sample, self._capture, self.moments = sample, capture, moments
         self.acting = ""  # the intervention whose hook is being called
         self.done: Done = {}
+        self._counts: dict[tuple[str, str, str], Tensor] = {}  # what is counted at every step stays in its place
         self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
         self.replaced = {
             name: torch.zeros((), dtype=torch.int64, device=slices.layer.producer.weight.device)
@@ -76,6 +77,8 @@ class Surgery:
         self._twins = {name: self._tensors(name) for name in self.networks}
         self._reinitializer = Reinitializer(self.networks["online"], self._names)
         self._adam = AdamState(optimizer, self._names)
+        device = next(self.networks["online"].parameters()).device
+        self._once = 1 if self.may_look else torch.ones((), dtype=torch.int64, device=device)
         self._check(online)
 
     def _tensors(self, network: str) -> dict[str, Tensor]:
@@ -236,7 +239,7 @@ class Surgery:
         """Move each parameter to function(parameter), in place; moments and step stay as they are."""
         for parameter in parameters:
             self._adam.assign(parameter, function(parameter))
-            self.note("projected", self._names[parameter])
+            self.note("projected", self._names[parameter], self._once)
 
     @torch.no_grad()
     def reset(
@@ -290,15 +293,33 @@ class Surgery:
         return self._capture(self.networks["online"], self.sample(n))
 
     def note(self, what: str, where: str, amount: Tensor | int = 1) -> None:
-        """Add to the count of what was done since `take_done` was last called: (who acts, `what`, `where`)."""
+        """Add to the count of what was done since `take_done` was last called: (who acts, `what`, `where`). In an
+        `every_step`, which may be replayed from a graph, `amount` must be a tensor."""
         key = (self.acting, what, where)
-        self.done[key] = self.done[key] + amount if key in self.done else amount
+        if not isinstance(amount, Tensor):
+            self.done[key] = self.done.get(key, 0) + amount
+        elif key in self._counts:
+            self.done[key] = self._counts[key].add_(amount)
+        else:
+            self.done[key] = self._counts[key] = amount.clone()
 
     def take_done(self) -> Done:
         """What was done since the last call, by (intervention, what, where): units replaced by layer, tensors reset by
         parameter, tensors projected, moments and steps zeroed; tensors are 0-d and on the device."""
-        done, self.done = self.done, {}
+        done = {key: amount.clone() if isinstance(amount, Tensor) else amount for key, amount in self.done.items()}
+        self.done = {} if self.may_look else dict(self._counts)
+        for count in self._counts.values():
+            count.zero_()
         return done
+
+    @property
+    def may_look(self) -> bool:
+        """Whether values may be read back: where the guard does it, too."""
+        return self._adam.allowed() is None
+
+    def structure(self) -> Hashable:
+        """What the course of edits in an `every_step` depends on beside shapes and what learns."""
+        return self._adam.with_births()
 
     def fresh(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
         """New values for whole tensors of the online network, each drawn by its own law (see `reset`), in their order;

@@ -34,6 +34,8 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def act(patient, intervention):
+    """Once, in whichever of the two hooks its time is."""
+    intervention.every_step(patient.surgery, None, {})
     intervention.intervene(patient.surgery, Clock())
 
 
@@ -94,13 +96,13 @@ def test_fresh_norms_have_gain_one_and_a_fresh_log_std_its_start():
     intervention = ShrinkAndPerturb(form="juliani")
     patient = operated("layer norm", intervention)
     gain, bias = patient.network.na.weight.detach().clone(), patient.network.na.bias.detach().clone()
-    intervention.intervene(patient.surgery, Clock())
+    act(patient, intervention)
     torch.testing.assert_close(patient.network.na.weight.detach(), 0.5 * gain + 0.5)
     torch.testing.assert_close(patient.network.na.bias.detach(), 0.5 * bias)
     patient = operated("actor, critic", intervention)
     log_std = patient.network.log_std.detach().clone()
     assert log_std.any()
-    intervention.intervene(patient.surgery, Clock())
+    act(patient, intervention)
     torch.testing.assert_close(patient.network.log_std.detach(), 0.5 * log_std)
 
 
@@ -117,7 +119,7 @@ def test_dohare_decays_every_parameter_inside_adam_and_spares_log_std_the_noise(
     assert group["weight_decay"] == 0.02 and not group.get("decoupled_weight_decay", False)
     assert len(group["params"]) == len(list(agent.network.parameters()))
     before = {name: p.detach().clone() for name, p in agent.network.named_parameters()}
-    agent.learner.interventions.intervene()
+    agent.learner.interventions.every_step(None)
     for name, parameter in agent.network.named_parameters():
         assert torch.equal(parameter, before[name]) == (name == "log_std")
     actor = agent_with("ppo, two torsos", ShrinkAndPerturb(form="dohare", only="actor"))
@@ -131,7 +133,7 @@ def test_it_keeps_to_its_part_and_skips_what_is_frozen():
     patient = operated("actor, critic", intervention)
     patient.network.value_head.bias.requires_grad_(False)
     before = frozen(patient)
-    intervention.intervene(patient.surgery, Clock())
+    act(patient, intervention)
     for (name, key), array in frozen(patient).items():
         touched = patient.network.part_of(name) == "critic" and key == "value" and name != "value_head.bias"
         assert touched == (array != before[name, key]).any(), name
