@@ -6,12 +6,13 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help .venv demo test test-wandb exhaustive faults lint format bench clean
+.PHONY: help .venv demo test test-wandb test-sweep exhaustive faults lint format bench clean
 
 help:
 	@echo "make demo     train for about three minutes and see it learn"
 	@echo "make test     run the tests"
 	@echo "make test-wandb   install wandb into an environment of its own, beside .venv, and test --wandb in it"
+	@echo "make test-sweep   the same with Ray: a cluster of two nodes that loses one, a sweep that is killed"
 	@echo "make exhaustive   all triples of interventions on every agent (about 10 minutes)"
 	@echo "make faults   full disks, flipped bytes, killed processes, two writers: what came of each, counted"
 	@echo "make lint     check style and format (make format repairs what it can)"
@@ -39,13 +40,19 @@ test: $(READY)
 test-wandb: .venv-wandb/.ready
 	.venv-wandb/bin/python -m pytest tests/experiments/test_wandb.py
 
-# Sees the packages of .venv, which stays without wandb.
-.venv-wandb/.ready: $(READY)
-	@$(BIN)/python -m venv .venv-wandb
+test-sweep: .venv-sweep/.ready
+	.venv-sweep/bin/python -m pytest tests/experiments/sweep/test_on_ray.py
+
+# Each sees the packages of .venv, which stays without its own.
+OWN_wandb := wandb==0.31.0
+OWN_sweep := -r requirements-sweep.txt
+.venv-%/.ready: $(READY)
+	@$(BIN)/python -m venv .venv-$*
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> "$$(.venv-wandb/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
-	@.venv-wandb/bin/python -m pip install --quiet --disable-pip-version-check wandb==0.31.0
+		> "$$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(OWN_$*)
 	@touch $@
+.venv-sweep/.ready: requirements-sweep.txt
 
 exhaustive: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "gymnasium", "ale-py", "mujoco", "envpool", "numpy", "tensorboard")
 FORMAT = 1
+COMMIT = "PLASTICITY_SUITE_COMMIT"
+"""The variable that names a commit where the code lies outside git."""
 ENDING = "ending.json"
 """Says how a run ended; there is none while it goes on."""
 
@@ -134,7 +136,8 @@ def _version(package: str) -> str:
 
 
 def git_commit() -> str:
-    """The commit of this code, with "+changes" where the tree differs from it; "unknown" outside git."""
+    """The commit of this code, with "+changes" where the tree differs from it; outside git what `COMMIT` says of a copy
+    that was shipped, or "unknown"."""
     folder = Path(__file__).parent
     try:
         commit = subprocess.run(
@@ -142,7 +145,7 @@ def git_commit() -> str:
         ).stdout.strip()
         dirty = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get(COMMIT, "unknown")
     return commit + ("+changes" if dirty.strip() else "")
 
 

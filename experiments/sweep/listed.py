@@ -7,6 +7,9 @@ from typing import NamedTuple
 from experiments.listing import listed_run
 from experiments.sweep.plan import Plan, Trial
 
+THROUGH = ("finished", "crashed")
+"""States in which a trial that tunes waits for nothing."""
+
 
 class Standing(NamedTuple):
     """How a trial stands."""
@@ -36,8 +39,10 @@ def overview(plan: Plan) -> list[str]:
     for trials, words in ((plan.tuning, "tune"), (plan.trials, "are reported")):
         if trials:
             lines += ["", f"{len(trials):,} trials {words}", *_table(trials)]
-    lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
-    return lines
+    notes = list(plan.notes)
+    if any(standing(trial).state not in THROUGH for trial in plan.tuning):
+        notes.append("what is tuned stands there with its smallest value, until it is chosen")
+    return [*lines, *(["", *(f"note: {note}" for note in notes)] if notes else [])]
 
 
 def _table(trials: Sequence[Trial]) -> list[str]:
@@ -51,9 +56,7 @@ def _table(trials: Sequence[Trial]) -> list[str]:
 
 
 def commands(plan: Plan) -> list[str]:
-    """A line for each trial that is not finished; where some tune, for these alone, until the last of them is."""
-    for trials in (plan.tuning, plan.trials):
-        left = [trial.command for trial in trials if standing(trial).state != "finished"]
-        if left:
-            return left
-    return []
+    """A line for each trial that is not finished; where some tune, for these alone until they are through."""
+    left = [trial for trial in plan.tuning if standing(trial).state not in THROUGH]
+    left = left or [trial for trial in plan.trials if standing(trial).state != "finished"]
+    return [trial.command for trial in left]

@@ -1,5 +1,6 @@
 """What sweep.py is asked. Imports no torch."""
 
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,10 @@ class SweepConfig:
     size: str = ""
     """Which of the study's sizes; the first where left out."""
     workers: int = 0
-    """Trials at the same time, on all machines; 1: one after the other in this process, without Ray; 0: as many as the
-    reserved cores, GPUs and memory allow, or 1 where Ray is not installed."""
+    """Trials at the same time, on all machines together; 1: one after the other in this process, without Ray; 0: as
+    many as there are cores, GPUs and memory for, or 1 where Ray is not installed."""
     ray_address: str = ""
-    """A Ray cluster to run on (HOST:PORT, auto or ray://HOST:PORT); without it Ray is started on this machine."""
+    """A Ray cluster to run on, of which this machine is one (auto, or HOST:PORT); without it Ray is started here."""
     runs_dir: Path = Path("runs")
     """Trials lie in a directory there that is called as the study; all machines have to see it."""
     lock_timeout: float = 60.0
@@ -37,6 +38,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         require(0 <= self.workers <= 10_000, "workers", self.workers, "in [0, 10000]")
         require(0 <= self.lock_timeout <= 86_400, "lock_timeout", self.lock_timeout, "in [0, 86400] seconds")
+        known = re.fullmatch(r"(auto|[^:/\s]+:[0-9]{1,5})?", self.ray_address) is not None
+        require(known, "ray_address", self.ray_address, "auto, or HOST:PORT")
         alone = not (self.ray_address and self.workers == 1)
         require(alone, "ray_address", self.ray_address, "left out beside --workers 1, which runs without Ray")
 

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.cli import parse_evaluate, parse_train
 from experiments.results.settings import parse_compare
+from experiments.sweep.settings import parse_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,14 +44,15 @@ COMMANDS = commands()
 TRAIN = [command[2:] for command in COMMANDS if command[:2] == ("python", "train.py")]
 EVALUATE = [command[2:] for command in COMMANDS if command[:2] == ("python", "evaluate.py")]
 COMPARE = [command[2:] for command in COMMANDS if command[:2] == ("python", "compare.py")]
+SWEEP = [command[2:] for command in COMMANDS if command[:2] == ("python", "sweep.py")]
 MODULES = [command[2:] for command in COMMANDS if command[:2] == ("python", "-m")]
 SCRIPTS = [command[1] for command in COMMANDS if command[0] == "python" and command[1].startswith("docs/")]
 
 
 def test_there_is_something_to_check():
     assert len(TRAIN) > 25 and len(EVALUATE) > 3 and len(MODULES) > 8 and len(SCRIPTS) == 3
-    known = len(TRAIN) + len(EVALUATE) + len(COMPARE) + len(MODULES) + len(SCRIPTS)
-    assert COMPARE
+    known = len(TRAIN) + len(EVALUATE) + len(COMPARE) + len(SWEEP) + len(MODULES) + len(SCRIPTS)
+    assert COMPARE and SWEEP
     assert known == sum(command[0] == "python" for command in COMMANDS)
 
 
@@ -87,6 +89,17 @@ def test_evaluation(words, run):
 def test_comparison(words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where its default folder goes
     assert parse_compare(list(words)).runs
+
+
+@pytest.mark.parametrize("words", SWEEP, ids=" ".join)
+def test_sweep(words, tmp_path):
+    if "--help" in words:
+        with pytest.raises(SystemExit) as end:
+            parse_sweep(list(words))
+        assert end.value.code == 0
+    else:
+        here = [word.replace("/shared/runs", str(tmp_path)) for word in words]
+        assert parse_sweep(here).study.suffix == ".yaml"
 
 
 @pytest.mark.parametrize("words", MODULES, ids=" ".join)

@@ -124,12 +124,17 @@ class WholeRun:
 
     def parts(self) -> dict[str, str]:
         """What it has come to: a hash of each part."""
-        checkpoint = newest(self.directory / "checkpoints", lambda told: None)
-        parts = {**checkpoint.load("run"), "agent": checkpoint.load("agent"), "replay": _replay(checkpoint)}
-        for name in ("metrics", "episodes", "tasks"):
-            path = self.directory / f"{name}.jsonl"
-            parts[name] = [_timeless(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return {name: _hash(part) for name, part in parts.items()}
+        return parts_of(self.directory)
+
+
+def parts_of(directory: Path) -> dict[str, str]:
+    """What the run in `directory` has come to: a hash of each part."""
+    checkpoint = newest(directory / "checkpoints", lambda told: None)
+    parts = {**checkpoint.load("run"), "agent": checkpoint.load("agent"), "replay": _replay(checkpoint)}
+    for name in ("metrics", "episodes", "tasks"):
+        path = directory / f"{name}.jsonl"
+        parts[name] = [_timeless(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {name: _hash(part) for name, part in parts.items()}
 
 
 def _timeless(line: str) -> list[Any]:
