@@ -129,15 +129,22 @@ def gae(
     not count, continues_t 1 where the next row goes on in the same episode, else 0. Returns (advantages, advantages +
     v_tm1).
     """
-    deltas = r_t + discount_t * v_t - v_tm1
-    decays = discount_t * continues_t * lambda_
-    advantage = torch.zeros_like(r_t[0])
-    rows = []
-    for delta, decay in zip(reversed(deltas.unbind(0)), reversed(decays.unbind(0)), strict=True):
-        advantage = torch.addcmul(delta, decay, advantage)
-        rows.append(advantage)
-    advantages = torch.stack(rows[::-1])
+    advantages = reverse_scan(r_t + discount_t * v_t - v_tm1, discount_t * continues_t * lambda_)
     return advantages, advantages + v_tm1
+
+
+def reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
+    """y with y_t = x_t + decay_t * y_(t+1) and nothing after the last row; all [time, ...].
+
+    By doubling: what rows t to t + n say together follows from two halves, so a few operations a power of 2 (Hillis and
+    Steele 1986) take the place of two a row.
+    """
+    reach, rows = 1, len(x)
+    while reach < rows:
+        x = torch.cat([torch.addcmul(x[:-reach], decay[:-reach], x[reach:]), x[-reach:]])
+        decay = torch.cat([decay[:-reach] * decay[reach:], decay[-reach:]])
+        reach *= 2
+    return x
 
 
 def standardize(x: Tensor) -> Tensor:
