@@ -20,7 +20,7 @@ _ORDERS = ("auto", "sequence", "cycle", "A-B-A")
 
 def backends_of(env: str) -> tuple[str, ...]:
     """The backends that can step `env`, "auto" first."""
-    return ("auto", *family_of(env).backends)
+    return ("auto", *family_of(env).backends_of(env))
 
 
 def changes_of(env: str) -> tuple[str, ...]:
@@ -36,11 +36,11 @@ def foreign_fields(env: str) -> frozenset[str]:
 
 def more_of_backends() -> str:
     """What is to be said of ``--backend``: what "auto" is in each family."""
-    return (
-        "auto: "
-        + ", ".join(f"{family.backends[0]} for {'the rest' if family.fallback else family.name}" for family in FAMILIES)
-        + "."
+    usual = (
+        family.usual_backends or f"{family.backends[0]} for {'the rest' if family.fallback else family.name}"
+        for family in FAMILIES
     )
+    return f"auto: {', '.join(usual)}."
 
 
 def more_of_changes() -> str:
@@ -190,4 +190,4 @@ class WorldConfig(*reversed(OPTIONS), AnyWorld):
     @property
     def resolved_backend(self) -> str:
         """The backend with ``"auto"`` decided."""
-        return self.family.backends[0] if self.backend == "auto" else self.backend
+        return self.family.backends_of(self.env)[0] if self.backend == "auto" else self.backend

@@ -93,7 +93,9 @@ class Family:
     ids: tuple[str, ...] = ()
     """Its ids, where they are few."""
     backends: tuple[str, ...]
-    """Which implementations there are; the first is what ``"auto"`` means."""
+    """Which implementations there are; the first of those that step a world is what ``"auto"`` means there."""
+    usual_backends = ""
+    """What ``"auto"`` means, in words, where that is not the same in all its worlds."""
     options: tuple[type[Options], ...] = ()
     """Its own fields of `WorldConfig`; some may apply to some of its ids alone."""
     own_changes: ClassVar[dict[str, str]] = {}
@@ -133,6 +135,10 @@ class Family:
     def matches(self, env: str) -> bool:
         """Whether the id belongs to this family."""
         return env in self.ids or self.fallback
+
+    def backends_of(self, env: str) -> tuple[str, ...]:
+        """Those that step one of its ids."""
+        return self.backends
 
     def newer(self, name: str) -> str | None:
         """The id here that took the place of an older world, whose protocol is still this family's."""

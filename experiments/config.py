@@ -202,9 +202,10 @@ class TrainConfig(Generic[AgentT]):
 
     @property
     def settled(self) -> "TrainConfig":
-        """The same with every cadence as a number, which more --steps do not change."""
+        """The same as it is recorded: every cadence as a number, which more --steps do not change."""
         run = replace(self.run, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
-        return replace(self, run=run, probe=replace(self.probe, every=self.probe_every))
+        world, probe = self.world.family.settled(self.world, ()), replace(self.probe, every=self.probe_every)
+        return replace(self, world=world, run=run, probe=probe)
 
     @property
     def stretched(self) -> tuple[str, ...]:
@@ -219,7 +220,7 @@ class TrainConfig(Generic[AgentT]):
             return self.run.name
         from experiments.naming import made_up_name
 
-        return made_up_name(self)
+        return made_up_name(self.settled)
 
 
 def to_dict(config: TrainConfig) -> dict:

@@ -40,7 +40,7 @@ class EvaluateConfig:
     """Worlds that change: index of the task to play; without it the one in force when the checkpoint was saved."""
     num_envs: int = 8
     """Games played at a time, at most."""
-    backend: Literal["same", "envpool", "ale", "gymnasium"] = "same"
+    backend: Literal["same", "envpool", "ale", "gymnasium", "native"] = "same"
     """The world's backend; same: the one trained on (gymnasium where a video is made)."""
     device: Device = Device("auto")
     """Where the network plays; cuda:N is GPU number N; auto: CNNs on a GPU where there is one, MLPs on the CPU."""

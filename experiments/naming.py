@@ -95,6 +95,7 @@ def _preset(config: TrainConfig) -> TrainConfig:
     from experiments.presets import steady, unchecked
 
     preset = unchecked(config.agent_name, _presets(config)[0], config.world.env)
+    preset = replace(preset, world=preset.world.family.settled(preset.world, ()))
     return replace(preset, agent=steady(replace(preset, world=config.world, run=config.run)).agent)
 
 

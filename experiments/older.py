@@ -20,6 +20,9 @@ WHEN: dict[tuple[str, str], str | dict[Any, str]] = {
 def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json holds, in today's words; what is today's already is left as it is. Values are not checked."""
     found = dict(settings)
+    world = found.get("world")
+    if isinstance(world, dict) and (world.get("env"), world.get("backend")) == ("Ant-v5", "auto"):
+        found["world"] = {**world, "backend": "envpool"}  # what it meant before a backend was recorded by its name
     if isinstance(found.get("agent"), dict):
         found["agent"] = _agent(found["agent"], found)
     if isinstance(found.get("interventions"), list):

@@ -52,8 +52,8 @@ class FrictionAnt(MuJoCo):
     name = "friction_ant"
     worlds = FRICTION_ANT
     ids = registered = (FRICTION_ANT,)
-    backends = ("native", "gymnasium")
-    saved_exactly = backends
+    backends = saved_exactly = ("native", "gymnasium")
+    usual_backends = ""
     options = (AntOptions, FrictionOptions)
     own_changes: ClassVar = {"friction": FRICTION_ANT}
     usual_change = "friction"

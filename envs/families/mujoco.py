@@ -1,7 +1,8 @@
-"""MuJoCo worlds on two backends, and the variants of Ant's observation and reward.
+"""MuJoCo worlds on their backends, and the variants of Ant's observation and reward.
 
-Same physics, same observations, same reward terms; the random numbers of the initial states differ, and envpool returns
-the reward in float32. Actions are used as they come (no clipping beyond MuJoCo's own control range).
+Same physics, same observations, same reward terms; envpool draws other initial states, and returns the reward in
+float32. Ant has a backend of its own as well, gymnasium's Ant to the bit (envs/ants.py). Actions are used as they come
+(no clipping beyond MuJoCo's own control range).
 
 Ant after Dohare et al. 2024 (Nature 632:768-774) is ``ant_observation="padded-111"``, ``contact_cost_weight=0`` and
 ``healthy_reward_on_termination=True``: their Ant-v3 had 84 contact inputs that were always 0, hence no contact cost,
@@ -11,8 +12,8 @@ the initial weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from envs.family import Backend, Family, Options, Parts, WorldInfo, one_of, require
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from envs.pools import Pool
     from envs.tasks import TaskLaw, TaskSchedule
 
-# Observation size, action size and time limit in steps of the worlds that both backends know.
+# Observation size, action size and time limit in steps of the worlds that envpool and gymnasium know.
 ROBOTS: dict[str, tuple[int, int, int]] = {
     "Ant-v5": (105, 8, 1000),
     "HalfCheetah-v5": (17, 6, 1000),
@@ -71,14 +72,23 @@ class MuJoCo(Family):
     name = "mujoco"
     worlds = "Ant-v5 and the other MuJoCo ids"
     ids = tuple(ROBOTS)
-    backends = ("envpool", "gymnasium")
+    backends = ("native", "envpool", "gymnasium")
+    usual_backends = f"native for {ANT}, envpool for the other mujoco ids"
     options = (AntOptions,)
-    saved_exactly = ("gymnasium",)
+    saved_exactly = ("gymnasium", "native")
     speeds: ClassVar = {"envpool": 4400}
     lives = False
     observes = "numbers"
     bytes_each = 2**18
     drawing_hint = "; without a screen, try MUJOCO_GL=egl or osmesa"
+
+    def backends_of(self, env: str) -> tuple[str, ...]:
+        return tuple(one for one in self.backends if one != "native" or env == ANT or env not in ROBOTS)
+
+    def settled(self, config: WorldConfig, given: Collection[str]) -> WorldConfig:
+        """With the backend of an Ant by its name: earlier versions recorded "auto", and meant envpool by it."""
+        auto = config.env == ANT and config.backend == "auto"
+        return replace(config, backend=config.resolved_backend) if auto else config
 
     def newer(self, name: str) -> str | None:
         """See `Family.newer`: Ant-v4, Hopper-v3 and the like."""
@@ -112,6 +122,10 @@ class MuJoCo(Family):
         if config.resolved_backend == "gymnasium":
             one = lambda: single_robot(config, backend.render_mode, config.env)  # noqa: E731
             return GymnasiumPool(one, config.num_envs, config.env, REPORTED)
+        if config.resolved_backend == "native":
+            from envs.ants import NativeAntPool
+
+            return NativeAntPool(config, backend.threads)
         settings: dict[str, Any] = {}
         if config.env == ANT:
             # use_contact_force=False would take the forces out of the observation AND out of the reward.

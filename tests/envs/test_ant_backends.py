@@ -7,14 +7,17 @@ import pytest
 from envs import make_vec
 
 BACKENDS = ["envpool", "gymnasium"]
+OF_ANT = ["native", *BACKENDS]
 
 
 def random_actions(steps, num_envs=1, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, size=(steps, num_envs, 8))
 
 
-def test_gymnasium_backend_equals_plain_environments():
-    world = make_vec("Ant-v5", 2, 11, "gymnasium", max_episode_steps=30)
+@pytest.mark.parametrize(("backend", "threads"), [("gymnasium", 1), ("native", 1), ("native", 2)])
+def test_backends_that_are_gymnasiums_ant_to_the_bit(backend, threads):
+    """Over episodes that fall, that are cut, and that begin again: each Ant with its own seed's stream."""
+    world = make_vec("Ant-v5", 2, 11, backend, threads=threads, max_episode_steps=30)
     plain = [gymnasium.make("Ant-v5", max_episode_steps=30) for _ in range(2)]
     observations, _ = world.reset()
     assert np.array_equal(observations, np.float32([env.reset(seed=11 + i)[0] for i, env in enumerate(plain)]))
@@ -30,6 +33,17 @@ def test_gymnasium_backend_equals_plain_environments():
                 expected, _ = env.reset()
             assert np.array_equal(observations[i], expected.astype(np.float32))
     assert endings >= 6
+    world.close()
+
+
+def test_a_seed_begins_the_native_ants_anew_as_it_does_gymnasiums():
+    worlds = [make_vec("Ant-v5", 2, 3, backend) for backend in ("native", "gymnasium")]
+    for seed in (None, 40, None, 40):
+        one, two = (world.reset(seed=seed)[0] for world in worlds)
+        assert np.array_equal(one, two)
+        for actions in random_actions(10, 2, seed=1).astype(np.float32):
+            (one, *ends, _), (two, *others, _) = (world.step(actions) for world in worlds)
+            assert np.array_equal(one, two) and np.array_equal(ends, others)
 
 
 def test_envpool_backend_equals_a_plain_pool_without_its_made_up_rows():
@@ -67,7 +81,7 @@ def test_both_backends_simulate_the_same_physics():
         np.testing.assert_allclose(infos["reward_ctrl"][0], info["reward_ctrl"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OF_ANT)
 @pytest.mark.parametrize("to_the_end", [False, True])
 @pytest.mark.parametrize("weight", [0.0, 0.01])
 def test_the_reward_is_its_formula(backend, to_the_end, weight):
@@ -90,7 +104,7 @@ def test_the_reward_is_its_formula(backend, to_the_end, weight):
     assert endings >= 2 and (contacts > 0) == (weight > 0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OF_ANT)
 def test_the_observation_variants_show_the_same_ant(backend):
     names = {"default-105": 105, "plain-27": 27, "padded-111": 111}
     worlds = {name: make_vec("Ant-v5", 2, 5, backend, ant_observation=name) for name in names}

@@ -265,6 +265,8 @@ def test_actions_are_kept_compactly_and_exactly():
         ("Ant-v5", "envpool", 0, 0),
         ("ALE/Pong-v5", "gymnasium", None, 0),
         ("FrictionAnt-v0", "auto", None, 0),
+        ("Ant-v5", "auto", None, 0),
+        ("Hopper-v5", "auto", None, 45 * 4400),
         ("ImageMDP-v0", "auto", 0, 0),
     ],
 )
@@ -293,6 +295,7 @@ def test_how_long_a_game_can_last(env, envs, options, after):
     [
         ("CartPole-v1", "auto", -1, "world_segment = -1: must be at least 0"),
         ("Ant-v5", "gymnasium", 900, "world_segment = 900: must be none for backend = 'gymnasium'"),
+        ("Ant-v5", "auto", 900, "world_segment = 900: must be none for backend = 'native'"),
         ("FrictionAnt-v0", "auto", 900, "world_segment = 900: must be none for backend = 'native'"),
     ],
 )

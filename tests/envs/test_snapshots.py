@@ -18,6 +18,8 @@ WORLDS = {
     "lives": ("ALE/Asteroids-v5", {**GYM, "noop_max": 5}),
     **{name: (name, {**GYM, "max_episode_steps": 23}) for name in ROBOTS},
     "dohare": ("Ant-v5", {**GYM, "healthy_reward_on_termination": True, "ant_observation": "padded-111"}),
+    "native": ("Ant-v5", {"max_episode_steps": 23}),
+    "native, offsets": ("Ant-v5", {"ant_observation": "plain-27", "task": TaskConfig("rewards", 48, stages=3)}),
     "images": ("ImageMDP-v0", {"max_episode_steps": 9}),
     "sparse": ("ImageMDP-v0", {"image": ImageConfig(variant="sparse"), "task": TaskConfig(period=31)}),
     "labels": (

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 from envs import make_vec
 
 ATARI = [("ALE/Breakout-v5", backend) for backend in ("envpool", "ale", "gymnasium")]
-ANT = [("Ant-v5", backend) for backend in ("envpool", "gymnasium")]
+ANT = [("Ant-v5", backend) for backend in ("native", "envpool", "gymnasium")]
 WORLDS = [*ATARI, *ANT, ("CartPole-v1", "gymnasium")]
 E = 2
 

@@ -10,9 +10,10 @@ import pytest
 from agents.config import LearningRate
 from agents.schedule import Over
 from agents.value_config import Epsilon
+from envs.config import WorldConfig
 from envs.families import family_of
 from experiments.cli import parse_train
-from experiments.config import from_dict, load_config, to_dict
+from experiments.config import TrainConfig, from_dict, load_config, to_dict
 from experiments.naming import digest, preset_in_words
 from experiments.presets import PRESETS, preset_config
 
@@ -167,6 +168,20 @@ def test_the_preset_is_kept_and_does_not_shape_the_hash(tmp_path: Path) -> None:
     assert loaded.run_name.startswith("ppo_Ant-v5_width=8_s1_")  # beside the usual one's
     path.write_text(json.dumps(to_dict(parse_train(["ppo", "--env", "Ant-v5", "--preset", "dohare24_ant"]))))
     assert parse_train(["--config", str(path), "--seed", "4"]).run.preset == "dohare24_ant"
+
+
+def test_an_ant_is_recorded_with_its_backend_and_an_older_run_keeps_envpool(tmp_path: Path) -> None:
+    """ "auto" was envpool until there was another backend for it."""
+    usual = parse_train(["ppo", "--env", "Ant-v5"])
+    assert to_dict(usual)["world"]["backend"] == "native" and "native" not in usual.run_name
+    assert TrainConfig(agent=usual.agent, world=WorldConfig(env="Ant-v5")).settled.world.backend == "native"
+    older = to_dict(usual)
+    older["world"]["backend"] = "auto"
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    loaded = parse_train(["--config", str(tmp_path / "config.json")])
+    assert loaded.world.backend == "envpool" and "_backend=envpool_" in loaded.run_name
+    older["world"] |= {"env": "Hopper-v5", "ant_observation": "default-105"}
+    assert from_dict(older).world.backend == "auto"
 
 
 def test_a_preset_that_there_is_not_is_refused_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

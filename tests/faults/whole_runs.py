@@ -33,7 +33,8 @@ RUNS = {
 PROBED = "--log-every 100 --probe.samples 32 --probe.heavy-samples 8 --threads 1 --checkpoint-every"
 FRAMES = f"--num-envs 2 --width 32 --learning-starts 100 --buffer-size 2000 --checkpoint.replay always {PROBED} 300"
 WORLDS = {
-    "Ant, envpool": f"ppo --env Ant-v5 --steps 6000 --num-envs 2 --rollout-steps 256 {PROBED} 1000",
+    "Ant, native": f"ppo --env Ant-v5 --steps 4000 --num-envs 2 --rollout-steps 256 {PROBED} 700",
+    "Ant, envpool": f"ppo --env Ant-v5 --backend envpool --steps 6000 --num-envs 2 --rollout-steps 256 {PROBED} 1000",
     "Ant, gymnasium": f"ppo --env Ant-v5 --backend gymnasium --steps 3000 --rollout-steps 256 {PROBED} 500",
     "FrictionAnt": f"ppo --env FrictionAnt-v0 --steps 4000 --task.period 1500 --rollout-steps 128 {PROBED} 300",
     "Breakout, envpool": f"dqn --env ALE/Breakout-v5 --steps 1600 {FRAMES} --sticky-actions 0.25",
