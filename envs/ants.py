@@ -56,6 +56,7 @@ class NativeAntPool(Pool):
         self._controls = [state.ctrl for state in self.states]
         self._torsos = [state.body("torso").xpos for state in self.states]
         self._seen = [(state.qpos[2:], state.qvel, state.cfrc_ext.reshape(-1)) for state in self.states]
+        self._numbers = sum(map(len, self._seen[0]))
         self._x = np.zeros(self.num_envs)
         self._random = [np_random()[0] for _ in self.states]
         self._all = np.arange(self.num_envs)
@@ -85,13 +86,13 @@ class NativeAntPool(Pool):
         actions = np.asarray(actions)  # in their own type, as gymnasium takes them
         raw, after = self._rows(len(ids)), np.empty(len(ids))
         # One iterator for all threads: its next() is a single operation under Python's lock.
-        ants = iter(list(enumerate(ids.tolist())))
+        ants = enumerate(ids.tolist())
         helpers = min(self._helpers, len(ids) - 1)
         running = [self._executor.submit(self._step, ants, actions, raw, after) for _ in range(helpers)]
         self._step(ants, actions, raw, after)
         for helper in running:
             helper.result()
-        velocity = (after - self._x[ids]) / self._seconds
+        velocity = (after - (self._x if ids is self._all else self._x[ids])) / self._seconds
         self._x[ids] = after
         return self._judge(actions, raw, velocity)
 
@@ -111,16 +112,17 @@ class NativeAntPool(Pool):
 
     def _rows(self, count: int) -> np.ndarray:
         """Space for positions without x and y, velocities and the contact forces on all bodies, the world's first."""
-        return np.empty((count, sum(len(part) for part in self._seen[0])))
+        return np.empty((count, self._numbers))
 
     def _judge(self, actions: np.ndarray, raw: np.ndarray, velocity: np.ndarray) -> Outcome:
         """Ant-v5's observations, rewards and ends. Its velocity [n] comes from the torso's position in the last stage
         of the last Runge-Kutta step, which differs a little from the final one."""
         observations, forces = _observe(raw)
         height, (low, high) = raw[:, 0], HEALTHY_HEIGHTS
-        healthy = (height >= low) & (height <= high) & np.isfinite(raw[:, :STATE_SIZE]).all(axis=1)
-        control = CONTROL_COST_WEIGHT * np.square(actions).sum(axis=1)
-        contact = self._contact_weight * np.square(forces).sum(axis=1)
+        finite = np.logical_and.reduce(np.isfinite(raw[:, :STATE_SIZE]), axis=1)
+        healthy = (height >= low) & (height <= high) & finite
+        control = CONTROL_COST_WEIGHT * np.add.reduce(np.square(actions), axis=1)
+        contact = self._contact_weight * np.add.reduce(np.square(forces), axis=1)
         rewards = velocity + healthy - (control + contact)
         survival = healthy.astype(np.float64)
         if self._pays_at_the_end:
@@ -153,5 +155,5 @@ class NativeAntPool(Pool):
 
 def _observe(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Observations [n, 105] and the clipped contact forces on all bodies [n, 84]; the world's six are not observed."""
-    forces = np.clip(raw[:, STATE_SIZE:], -1.0, 1.0)
+    forces = np.minimum(np.maximum(raw[:, STATE_SIZE:], -1.0), 1.0)  # np.clip takes several times as long on few
     return np.concatenate((raw[:, :STATE_SIZE], forces[:, 6:]), axis=1), forces
