@@ -48,7 +48,7 @@ class ActionMap:
         if self._any:
             # In float64, so that what is not scaled comes through to the bit.
             actions = (actions.astype(np.float64) * self._half + self._centre).astype(np.float32)
-        return np.clip(actions, self.low, self.high) if self.clip else actions
+        return np.minimum(np.maximum(actions, self.low), self.high) if self.clip else actions
 
     def remark(self) -> str:
         """What a user should know of it, in a sentence; empty where nothing is scaled and all can be reached."""

@@ -31,8 +31,8 @@ def require_finite(step: int, rows: np.ndarray | None = None, **arrays: np.ndarr
     """Raise `NonFiniteError` naming the first of `arrays` [E, ...] with a NaN or infinity in it, the environment and
     `step`; only the environments in the mask `rows` [E] count, where one is given."""
     for name, array in arrays.items():
-        if array.dtype.kind != "f" or np.isfinite(array).all():
-            continue
+        if array.dtype.kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size:
+            continue  # .all() takes twice as long on few
         bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
         bad &= True if rows is None else rows
         if bad.any():
@@ -40,13 +40,17 @@ def require_finite(step: int, rows: np.ndarray | None = None, **arrays: np.ndarr
             raise NonFiniteError(f"{name} is not finite {where}; no weight was changed by it")
 
 
-def require_finite_transitions(step: int, transitions: Transitions, ended: np.ndarray) -> None:
+def require_finite_transitions(
+    step: int, transitions: Transitions, ended: np.ndarray, known: np.ndarray | None = None
+) -> None:
     """Raise `NonFiniteError` naming the first observation or reward that is not finite in float32, in which all is
-    learned; of the final observations those of the environments in the mask `ended` [E] count."""
-    observations, rewards = as_float32(transitions.observations), as_float32(np.asarray(transitions.rewards))
-    require_finite(step, observation=observations, reward=rewards)
+    learned; of the final observations those of the environments in the mask `ended` [E] count. Observations that are
+    the very array `known` were found finite before."""
+    if transitions.observations is not known:
+        require_finite(step, observation=as_float32(transitions.observations))
+    require_finite(step, reward=as_float32(np.asarray(transitions.rewards)))
     require_finite(step, observation=as_float32(transitions.next_observations))
-    if ended.any():
+    if np.count_nonzero(ended):
         require_finite(step, ended, final_observation=as_float32(transitions.final_observations))
 
 

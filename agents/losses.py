@@ -149,14 +149,18 @@ def reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
 
 def standardize(x: Tensor) -> Tensor:
     """(x - mean) / (std + 1e-8) over all entries, with the unbiased std as CleanRL and Stable-Baselines3 take it."""
-    return (x - x.mean()) / (x.std() + 1e-8)
+    std, mean = torch.std_mean(x)
+    return (x - mean) / (std + 1e-8)
 
 
 def ppo_policy_loss(log_ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
-    """Clipped surrogate per example, to be minimised (Schulman et al. 2017, eq. 7); all [batch]."""
+    """Clipped surrogate per example, to be minimised (Schulman et al. 2017, eq. 7); all [batch].
+
+    The clipped term counts only where it is the smaller one, and there it is (1 + clip) A, or (1 - clip) A where A is
+    negative: no ratio is in it.
+    """
     _same_shape(log_ratio, advantages)
-    ratio = log_ratio.exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
+    return -torch.minimum(log_ratio.exp() * advantages, advantages + clip_coef * advantages.abs())
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
@@ -174,6 +178,6 @@ def categorical_log_prob_entropy(logits: Tensor, actions: Tensor) -> tuple[Tenso
 def gaussian_log_prob_entropy(mean: Tensor, log_std: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """Log density of `actions` [batch, d] under a diagonal Gaussian, and its entropy [batch] (log_std is [d])."""
     scaled = (actions - mean) * torch.exp(-log_std)
-    constant = 0.5 * math.log(2 * math.pi)
-    log_prob = -(0.5 * scaled.square() + log_std + constant).sum(-1)
-    return log_prob, (log_std + 0.5 + constant).sum(-1).expand_as(log_prob)
+    spread = (log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+    log_prob = -0.5 * scaled.square().sum(-1) - spread
+    return log_prob, (spread + 0.5 * log_std.shape[-1]).expand_as(log_prob)

@@ -12,9 +12,11 @@ running statistics and dropout's draws excepted.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from agents.checks import uses_convolutions
 from agents.config import NetworkConfig, require
@@ -226,7 +228,10 @@ class ObservationNormalizer(nn.Module):
             buffer.copy_(value if allowed is None else torch.where(allowed, value, buffer))
 
     def forward(self, observations: Tensor) -> Tensor:
-        return ((observations - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-10.0, 10.0)
+        return F.batch_norm(observations, self.mean, self.variance, eps=1e-8).clamp(-10.0, 10.0)
+
+
+ActorOrCritic = Literal["actor", "critic"]
 
 
 class ActorCritic(nn.Module):
@@ -267,15 +272,25 @@ class ActorCritic(nn.Module):
             return "encoder"
         return "critic" if name.startswith(("critic", "value")) else "actor"
 
-    def forward(self, observations: Tensor, capture: Capture | None = None):
-        """(policy, value outputs); asked to `capture`, ((policy, value outputs), captured)."""
+    def forward(self, observations: Tensor, capture: Capture | None = None, part: ActorOrCritic | None = None):
+        """(policy, value outputs); asked to `capture`, ((policy, value outputs), captured).
+
+        For one `part` alone the other's output is None where it would take a torso of its own.
+        """
         if self.normalizer is not None:
             observations = self.normalizer(observations)
+        if part is not None and self.critic_torso is not None:
+            if part == "actor":
+                return self.policy_head(self.actor_torso(observations)[0]).float(), None
+            return None, self._valued(self.critic_torso(observations)[0])
         actor_features, captured = self.actor_torso(observations, "actor_torso.", capture)
         critic_features = actor_features
         if self.critic_torso is not None:
             critic_features, more = self.critic_torso(observations, "critic_torso.", capture)
             captured = captured | more
-        values = self.value_head(critic_features).float()
-        outputs = self.policy_head(actor_features).float(), values.squeeze(1) if self.scalar_value else values
+        outputs = self.policy_head(actor_features).float(), self._valued(critic_features)
         return outputs if capture is None else (outputs, captured)
+
+    def _valued(self, features: Tensor) -> Tensor:
+        values = self.value_head(features).float()
+        return values.squeeze(1) if self.scalar_value else values

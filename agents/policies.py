@@ -14,7 +14,7 @@ from agents.guard import require_finite
 from agents.heads import ValueHead, head_for
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure, value_head
-from agents.networks import ActorCritic, QNetwork, build_torso
+from agents.networks import ActorCritic, ActorOrCritic, QNetwork, build_torso
 from agents.optimization import autocast
 from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
@@ -107,11 +107,14 @@ class ActorPolicy:
             critic_config=None if config.shared_torso else configure(config.network, "critic"),
         )
 
-    def forward(self, network: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head)."""
+    def forward(
+        self, network: ActorCritic, observations: Tensor, part: ActorOrCritic | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head); for one `part` alone
+        the other is None where the torsos are apart."""
         with autocast(self.device, self.precision):
-            policy, outputs = network(observations)
-        return policy, self.head.values(outputs)
+            policy, outputs = network(observations, part=part)
+        return policy, None if outputs is None else self.head.values(outputs)
 
     def log_prob_entropy(self, network: ActorCritic, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log probability of `actions` under the policy's outputs [batch, ...], and its entropy; [batch] each."""
@@ -139,7 +142,7 @@ class ActorPolicy:
 
         @torch.inference_mode()
         def play(observations: np.ndarray) -> np.ndarray:
-            policy, _ = self.forward(network, torch.from_numpy(observations).to(self.device))
+            policy, _ = self.forward(network, torch.from_numpy(observations).to(self.device), "actor")
             if greedy:
                 return self.to_world(policy if self.continuous else policy.argmax(-1), next(played))
             return self.to_world(self.draw(network, policy, generator), next(played))

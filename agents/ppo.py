@@ -19,7 +19,7 @@ from agents.policies import ActorPolicy, Player
 from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.rewards import RewardTransform
-from agents.rollout import Rollout
+from agents.rollout import Rollout, Shuffled
 from agents.transitions import Spaces, Transitions
 from plasticity_probes import target_statistics
 
@@ -64,8 +64,7 @@ class PPO:
         self.learner.hold(self.head.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.torch("exploration", device)
-        self.shuffle = generators.torch("minibatches", device)
-        self._acted: dict[str, Tensor] = {}  # what act knew, kept until observe tells what came of it
+        self.shuffle, self._shuffled = generators.torch("minibatches", device), Shuffled()
         self._next_observations: np.ndarray | None = None
         self.keep_recent: Callable[[dict[str, Tensor]], None] | None = None  # told what each update learns from
 
@@ -83,17 +82,40 @@ class PPO:
         return observations[rows]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions drawn from the policy for observations [E, ...], as the world takes them."""
-        states = torch.from_numpy(observations).to(self.device)
-        self._acted = self.learner.executor.run(self._draw, states)
-        return self.policy.to_world(self._acted["actions"], self.clock.steps)
+        """Actions drawn from the policy for observations [E, ...], as the world takes them. What else is to be known of
+        them waits for `appraise`."""
+        drawn = self.learner.executor.run(self._draw, self.rollout.see(observations))
+        self.rollout.act(**drawn)
+        return self.policy.to_world(drawn["actions"], self.clock.steps)
 
     @torch.inference_mode()
     def _draw(self, states: Tensor) -> dict[str, Tensor]:
-        policy, values = self.policy.forward(self.network, states)
-        actions = self.policy.draw(self.network, policy, self.exploration)
-        log_probs, _ = self.policy.log_prob_entropy(self.network, policy, actions)
-        return {"observations": states, "actions": actions, "log_probs": log_probs, "values": values}
+        policy, values = self.policy.forward(self.network, states, "actor")
+        drawn = {"policy": policy, "actions": self.policy.draw(self.network, policy, self.exploration)}
+        return drawn if values is None else drawn | {"values": values}
+
+    @torch.no_grad()
+    def appraise(self) -> None:
+        """Log probabilities and values of what was acted since the last time; while the network is the one that acted.
+
+        All at once they cost a fraction of what they would one by one.
+        """
+        rollout = self.rollout
+        if rollout.appraised == rollout.row:
+            return
+        rows = slice(rollout.appraised, rollout.row)
+        policy, actions = rollout.policy[rows], rollout.actions[rows]
+        rollout.log_probs[rows] = self.policy.log_prob_entropy(self.network, policy, actions)[0]
+        if not self.config.shared_torso:
+            observations = rollout.observations[rows].flatten(0, 1)
+            parts = observations.split(self.batch_size // self.config.num_minibatches)
+            values = [self.policy.forward(self.network, part, "critic")[1] for part in parts]
+            rollout.values[rows] = torch.cat(values).view(-1, self.num_envs)
+        rollout.appraised = rollout.row
+
+    def _values(self, observations: np.ndarray) -> Tensor:
+        """Of observations [E, ...]."""
+        return self.policy.forward(self.network, torch.from_numpy(observations).to(self.device), "critic")[1]
 
     def player(self, greedy: bool, generators: Generators) -> Player:
         """Plays by the policy's mode, or by draws of its own generator; that changes nothing in the agent."""
@@ -104,20 +126,17 @@ class PPO:
         """Add one step of every environment to the rollout. Raises `NonFiniteError` before storing anything not
         finite."""
         ended = transitions.ended
-        require_finite_transitions(self.clock.steps, transitions, ended)
+        require_finite_transitions(self.clock.steps, transitions, ended, self._next_observations)
         bootstrap = transitions.truncated & ~transitions.terminated
         terminated = transitions.over if self.config.time_limit == "terminal" else ended & ~bootstrap
-        final_values = torch.zeros(self.num_envs, dtype=torch.float32, device=self.device)
-        if ended.any() and not terminated[ended].all():
-            states = torch.from_numpy(transitions.final_observations).to(self.device)
-            final_values = self.policy.forward(self.network, states)[1]
+        bootstraps = np.count_nonzero(ended & ~terminated) > 0
         if self.config.life_loss_discount:
             terminated = terminated | transitions.life_lost
         rewards = self.transform(transitions.rewards, transitions.over)
         require_finite(self.clock.steps, transformed_reward=rewards)
-        kept = {"rewards": rewards, "terminated": terminated, "ended": ended}
-        kept = {name: torch.from_numpy(value).to(self.device) for name, value in kept.items()}
-        self.rollout.add(**self._acted, **kept, final_values=final_values)
+        self.rollout.add(rewards=rewards, terminated=terminated, ended=ended)
+        if bootstraps:
+            self.rollout.end(self._values(transitions.final_observations))
         self._next_observations = transitions.next_observations
         self.clock.steps += self.num_envs
         if transitions.tasks is not None:
@@ -126,8 +145,7 @@ class PPO:
     @torch.inference_mode()
     def cut(self, observations: np.ndarray) -> None:
         """Every episode breaks off here, in `observations` [E, ...] that were reached: they are bootstrapped from."""
-        states = torch.from_numpy(observations).to(self.device)
-        self.rollout.cut(self.policy.forward(self.network, states)[1])
+        self.rollout.cut(self._values(observations))
 
     def update_due(self) -> bool:
         """Whether the rollout is full."""
@@ -139,13 +157,10 @@ class PPO:
         self.learner.anneal(self.clock.steps - self.batch_size)  # where the rollout began
         self.learner.begin()
         with torch.no_grad():
-            states = torch.from_numpy(self._next_observations).to(self.device)
-            last_values = self.policy.forward(self.network, states)[1]
-            discounts = config.gamma * (~rollout.terminated).float()
-            reached = rollout.reached_values(last_values)
-            advantages, returns = losses.gae(
-                rollout.rewards, discounts, rollout.values, reached, (~rollout.ended).float(), config.gae_lambda
-            )
+            self.appraise()
+            rewards, terminated, ended, reached = rollout.outcome(self._values(self._next_observations))
+            discounts, continues = config.gamma * (~terminated).float(), (~ended).float()
+            advantages, returns = losses.gae(rewards, discounts, rollout.values, reached, continues, config.gae_lambda)
             if config.norm_adv == "rollout":
                 advantages = losses.standardize(advantages)
         data = {"observations": rollout.observations, "actions": rollout.actions, "log_probs": rollout.log_probs}
@@ -158,22 +173,23 @@ class PPO:
         steps = []
         for _ in range(config.update_epochs):
             order = torch.randperm(self.batch_size, generator=self.shuffle, device=self.device)
-            for rows in order.chunk(config.num_minibatches):
-                minibatch = {name: tensor[rows] for name, tensor in data.items()}
-                steps.append(self.learner.update(self.learn, minibatch))
+            shuffled = self._shuffled(data, order)
+            for minibatch in zip(*(column.chunk(config.num_minibatches) for column in shuffled.values()), strict=True):
+                steps.append(self.learner.update(self.learn, dict(zip(data, minibatch, strict=True))))
         if self.network.normalizer is not None:
             self.network.normalizer.update(data["observations"], self.learner.allowed)
+        metrics = self._metrics(steps, data)
         rollout.clear()
-        return self._metrics(steps, data)
+        return metrics
 
     def learn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One gradient step on a minibatch, as far as it happens on the device; metrics as 0-d tensors there."""
         step = self.learner.step(batch["observations"], self.loss, batch)
         log_ratio = step.aside.pop("log_ratio")
-        ratio = log_ratio.exp()
+        beyond = torch.expm1(log_ratio)  # ratio - 1
         metrics = {f"losses/{name}": value for name, value in step.aside.items()} | {
-            "losses/approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's low-variance estimator
-            "losses/clipfrac": ((ratio - 1).abs() > self.config.clip_coef).float().mean(),
+            "losses/approx_kl": (beyond - log_ratio).mean(),  # Schulman's low-variance estimator
+            "losses/clipfrac": (beyond.abs() > self.config.clip_coef).mean(dtype=torch.float32),
             "losses/gradient_norm": step.norm,
         }
         return metrics | step.penalty_metrics()
@@ -214,6 +230,7 @@ class PPO:
 
     def on_task_change(self) -> None:
         """Told when every environment has entered the new task."""
+        self.appraise()  # what follows may change the network
         self.clock.task_began = self.clock.steps
         self.learner.on_task_change()
 

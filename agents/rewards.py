@@ -1,5 +1,7 @@
 """What the learner makes of rewards (`--reward-transform`)."""
 
+import math
+
 import numpy as np
 
 
@@ -37,12 +39,12 @@ class RewardTransform:
     def _transformed(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
         rewards = np.asarray(rewards, np.float64)
         if self.kind == "clip":
-            rewards = np.clip(rewards, -1.0, 1.0)
+            rewards = _clipped(rewards, 1.0)
         elif self.kind == "scale":
             self.returns = self.returns * self.gamma + rewards
             self._merge(self.returns)
             self.returns = np.where(ended, 0.0, self.returns)
-            rewards = np.clip(rewards / np.sqrt(self.variance + 1e-8), -10.0, 10.0)
+            rewards = _clipped(rewards / math.sqrt(self.variance + 1e-8), 10.0)
         elif self.kind == "center":
             self.count += len(rewards)
             self.mean += max(1e-4, 1.0 / self.count) * float((rewards - self.mean).sum())
@@ -51,9 +53,11 @@ class RewardTransform:
 
     def _merge(self, samples: np.ndarray) -> None:
         """Parallel mean and variance (Chan et al. 1979)."""
-        size, mean = len(samples), float(samples.mean())
+        size = len(samples)
+        mean = float(np.add.reduce(samples)) / size  # as samples.mean(), whose Python takes ten times as long on a few
         delta, total = mean - self.mean, self.count + size
-        spread = self.variance * self.count + float(samples.var()) * size
+        deviations = samples - mean
+        spread = self.variance * self.count + float(np.add.reduce(deviations * deviations))
         self.variance = (spread + delta**2 * self.count * size / total) / total
         self.mean += delta * size / total
         self.count = total
@@ -66,3 +70,8 @@ class RewardTransform:
         """Take over what `state_dict` gave."""
         self.returns = np.array(state["returns"])
         self.mean, self.variance, self.count = state["mean"], state["variance"], state["count"]
+
+
+def _clipped(values: np.ndarray, reach: float) -> np.ndarray:
+    """np.clip to [-reach, reach], which takes five times as long on a few."""
+    return np.minimum(np.maximum(values, -reach), reach)

@@ -5,6 +5,7 @@ learns the next task. World, clock, exploration and every random stream go on as
 fork is the run itself, to the bit where a resumed one is.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,11 @@ def take_over(run: Run, fork: ForkConfig) -> str:
     require(here == seed, "seed", here, f"{seed}, as in the run that is forked: its random streams go on")
     kept = [part for part in KEPT if part in fork.keep]
     with fitting(checkpoint.path):
-        new = run.agent.state_dict()
+        new = copy.deepcopy(run.agent.state_dict())
+        if hasattr(run.agent, "appraise"):  # on-policy: a rollout that is kept is appraised by the network that acted
+            run.agent.load_state_dict(agent)
+            run.agent.appraise()
+            agent = copy.deepcopy(run.agent.state_dict())
         mixed = {name: new[name] if _is_new(name, kept) else part for name, part in agent.items()}
         warning = run.begin_from({**state, "agent": mixed})
     _take_replay(run, checkpoint, kept)

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from agents.config import LearningRate, NetworkConfig, RewardConfig
+from agents.interventions.reset import Reset
 from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.schedule import Over
@@ -284,10 +285,40 @@ def test_actions_are_clipped_for_the_world_and_learned_from_unclipped():
     assert (np.abs(drawn) > BOUND).any()  # the case occurs: the draws have a std of 1
     assert (np.abs(returned) <= BOUND).all()
     np.testing.assert_array_equal(returned, np.clip(drawn, -BOUND, BOUND))
+    agent.appraise()
     with torch.no_grad():
         mean = agent.network(agent.rollout.observations.flatten(0, 1))[0].double().numpy()
     expected = stats.norm(mean, 1.0).logpdf(drawn.reshape(-1, 2)).sum(-1)
     np.testing.assert_allclose(agent.rollout.log_probs.flatten().numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("spaces", [VECTOR, CONTINUOUS, SMALL_IMAGE])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_rollout_is_appraised_by_the_network_that_acted(spaces, shared):
+    """Whatever a task change does to it: values and log probabilities, one state at a time, of a copy made before."""
+    config = PPOConfig(**ON_POLICY, shared_torso=shared, normalize_observations=spaces is CONTINUOUS)
+    resets = Reset(last=2, when="at task changes")
+    agent, world, expected = build(config, spaces, interventions=[resets]), NoiseWorld(spaces, 2), []
+    drive(agent, world, 16)
+    before = agent.network.value_head.weight.clone()
+    for tick in range(12):
+        if tick == 7:
+            agent.on_task_change()
+        with torch.no_grad():
+            policy, values = copy.deepcopy(agent.network)(torch.from_numpy(world.observations))
+        drive(agent, world, 1)
+        taken = agent.rollout.actions[tick]
+        if spaces is CONTINUOUS:
+            std = agent.network.log_std.detach().exp().numpy()
+            log_probs = stats.norm(policy.numpy(), std).logpdf(taken.numpy()).sum(-1)
+        else:
+            log_probs = policy.log_softmax(-1)[torch.arange(2), taken].numpy()
+        expected.append((log_probs, values.numpy()))
+    agent.appraise()
+    assert not torch.equal(agent.network.value_head.weight, before)
+    for row, (log_probs, values) in enumerate(expected):
+        np.testing.assert_allclose(agent.rollout.log_probs[row].numpy(), log_probs, atol=1e-5)
+        np.testing.assert_allclose(agent.rollout.values[row].numpy(), values, atol=1e-5)
 
 
 def test_actions_pass_as_they_are_without_clipping():
@@ -298,7 +329,7 @@ def test_actions_pass_as_they_are_without_clipping():
 
 
 def test_discrete_actions_are_drawn_from_the_softmax():
-    agent = build(PPOConfig(**ON_POLICY), VECTOR)
+    agent = build(PPOConfig(**ON_POLICY), VECTOR, num_envs=8000)
     with torch.no_grad():
         agent.network.policy_head.bias.copy_(torch.tensor([0.0, np.log(2.0), np.log(5.0)]))
         agent.network.policy_head.weight.zero_()
@@ -307,7 +338,7 @@ def test_discrete_actions_are_drawn_from_the_softmax():
 
 
 def test_continuous_actions_are_drawn_from_the_gaussian():
-    agent = build(PPOConfig(**ON_POLICY, clip_actions=False), CONTINUOUS)
+    agent = build(PPOConfig(**ON_POLICY, clip_actions=False), CONTINUOUS, num_envs=4000)
     with torch.no_grad():
         agent.network.policy_head.bias.copy_(torch.tensor([1.0, -2.0]))
         agent.network.policy_head.weight.zero_()

@@ -347,6 +347,20 @@ def test_gae_by_hand(terminated_1, truncated_1, expected):
     assert advantages[:, 0].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 127, 128, 2048])
+@pytest.mark.parametrize("decay", [0.9405, 1.0])
+def test_the_scan_by_doubling_is_a_loop_in_double_precision(steps, decay):
+    """In float32 over whole rollouts, episodes ending here and there: sums of about 20 (decay 1: of 100) terms."""
+    random = np.random.default_rng(steps)
+    x = random.standard_normal((steps, 3)).astype(np.float32)
+    decays = np.where(random.random((steps, 3)) < 0.01, 0.0, decay).astype(np.float32)
+    y, expected = np.zeros(3), np.zeros((steps, 3))
+    for t in reversed(range(steps)):
+        y = expected[t] = x[t] + np.float64(decays[t]) * y
+    found = losses.reverse_scan(torch.from_numpy(x), torch.from_numpy(decays)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 if decay < 1 else 1e-4)
+
+
 def test_standardize_takes_the_unbiased_std():
     # 1, 2, 3: mean 2, unbiased std 1
     assert losses.standardize(tensor(1.0, 2.0, 3.0)).tolist() == pytest.approx([-1.0, 0.0, 1.0])

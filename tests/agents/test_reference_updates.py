@@ -365,8 +365,12 @@ PPO_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", PPO_CASES)
-def test_ppo_learns_as_the_plain_loop(name):
+@pytest.mark.parametrize(
+    ("name", "updates"),
+    [(name, 3) for name in PPO_CASES] + [("discrete, shared", 24), ("continuous, as Dohare24", 24)],
+)
+def test_ppo_learns_as_the_plain_loop(name, updates):
+    """3 rollouts of 24 transitions are 27 gradient steps, 24 of them 216."""
     config, spaces = PPO_CASES[name]
     agent, world = build(config, spaces, seed=4), NoiseWorld(spaces, 2)
     model = PlainActorCritic(agent.network, config)
@@ -376,7 +380,7 @@ def test_ppo_learns_as_the_plain_loop(name):
     )
     shuffle = Generators(4).torch("minibatches")
     clipped = 0.0
-    for update in range(3):  # 3 rollouts of 24 transitions, 9 gradient steps each: 27
+    for update in range(updates):
         record = []
         while not agent.update_due():
             record.append(world.step(agent.act(world.observations)))
