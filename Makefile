@@ -13,7 +13,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make test-wandb   install wandb into an environment of its own, beside .venv, and test --wandb in it"
 	@echo "make test-sweep   the same with Ray: a cluster of two nodes that loses one, a sweep that is killed"
-	@echo "make exhaustive   all triples of interventions on every agent (about 10 minutes)"
+	@echo "make exhaustive   all triples of interventions on every agent, and what compiles (about 15 minutes)"
 	@echo "make faults   full disks, flipped bytes, killed processes, two writers: what came of each, counted"
 	@echo "make lint     check style and format (make format repairs what it can)"
 	@echo "make bench    steps per second, beside Stable-Baselines3 on the same worlds"
