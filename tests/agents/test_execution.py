@@ -250,7 +250,9 @@ def test_after_200_updates_on_the_same_batches_a_graph_is_where_the_plain_path_i
     assert_close(replayed.state_dict(), after(kind, "eager", batches).state_dict())
 
 
-@pytest.mark.parametrize("kind", ["dqn", *(pytest.param(kind, marks=many) for kind in [*AGENTS][1:])])
+@many
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", AGENTS)
 def test_after_200_updates_on_the_same_batches_what_is_compiled_is_where_the_plain_path_is(kind, capsys):
     batches = recorded_batches(kind, 200)
     compiled = after(kind, "compile", batches)
