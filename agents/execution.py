@@ -128,6 +128,7 @@ class Executor:
         self.mode = {"compile": "compile"}.get(mode, "graph" if self._capturer else "eager")
         self._graphs: dict[Hashable, _Graph | int] = {}  # a graph, or how often its function ran until now
         self._moved: dict[Hashable, set[torch.Generator]] = {}
+        self._full = False
 
     @property
     def captures(self) -> bool:
@@ -155,7 +156,12 @@ class Executor:
                     place.copy_(tensor, non_blocking=True)
             graph.replay()
             return self._taken(graph)
-        if graph < self._capturer.warm_ups or len(self._graphs) > MOST_GRAPHS:
+        if not graph and len(self._graphs) >= MOST_GRAPHS:
+            if not self._full:
+                self.say(f"execution: tensors come in more than {MOST_GRAPHS} shapes, of which the rest run eagerly")
+            self._full = True
+            return self._capturer.warm_up(lambda: function(given))
+        if graph < self._capturer.warm_ups:
             self._graphs[key] = graph + 1
             return self._warm_up(function, given, key)
         return self._captured(function, given, key)
@@ -191,7 +197,7 @@ class Executor:
         try:
             (found, numbers), replay = self._capturer.capture(whole, sorted(self._moved.pop(key), key=id))
         except RuntimeError as error:
-            self._capturer = None
+            self._capturer, self.mode = None, "eager"
             self._graphs.clear()
             for generator, state in streams.items():
                 generator.set_state(state)

@@ -165,6 +165,16 @@ def test_each_shape_and_each_structure_has_a_graph():
     assert function.total.item() == 4 * (3 + 5 + 3 + 3 + 5) + 3
 
 
+def test_where_shapes_never_end_the_rest_run_eagerly_and_that_is_told_of():
+    function, said = Counting(), []
+    with recorded() as tape:
+        run = executor(said)
+        for size in [*range(1, 36)] * 4:
+            run.run(function, {"x": torch.ones(size)})
+    assert tape.captured == 32 and function.total.item() == 4 * 35 * 36 / 2
+    assert said == ["execution: tensors come in more than 32 shapes, of which the rest run eagerly"]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])],
