@@ -28,8 +28,9 @@ TOGETHER = [
 ]
 """All that happens at each step, all that the host decides, and what is moved before the gradient is known."""
 many = pytest.mark.exhaustive
-ALONE = [pytest.param(kind, [name], marks=many) for kind in AGENTS for name in NAMES if fits(kind, [name])]
-CASES = [*((kind, []) for kind in AGENTS), *TOGETHER, *ALONE]
+ALONE = [(kind, [name]) for kind in AGENTS for name in NAMES if fits(kind, [name])]
+EVERY = [pytest.param(*case, marks=many) for case in [*((kind, []) for kind in AGENTS), *ALONE]]
+CASES = [("dqn on images", []), ("ppo on images", []), *TOGETHER, *EVERY]
 
 
 def agent_of(kind, names=(), execution="eager", device=CPU):
@@ -93,7 +94,7 @@ def test_a_graph_replays_to_the_bit_what_is_run_as_it_stands(kind, names):
     assert {key: int(amount) for key, amount in done.items()} == {key: int(amount) for key, amount in other.items()}
 
 
-@pytest.mark.parametrize("kind", ["dqn on images", "c51", "ppo on images", TWO])
+@pytest.mark.parametrize("kind", ["c51", TWO, *(pytest.param(kind, marks=many) for kind in AGENTS)])
 def test_written_for_graphs_it_is_what_runs_eagerly_on_a_cpu(kind):
     """The step size in a tensor, the guard that latches: no more than rounding."""
     plain, wanted = learned(agent_of(kind, ["l2_init", "weight_clip"]), kind)
@@ -251,7 +252,7 @@ def after(kind, execution, batches, names=(), device=CPU):
     return agent
 
 
-@pytest.mark.parametrize("kind", ["dqn", TWO, *(pytest.param(kind, marks=many) for kind in ("c51", "ppo"))])
+@pytest.mark.parametrize("kind", ["dqn", *(pytest.param(kind, marks=many) for kind in AGENTS)])
 def test_after_200_updates_on_the_same_batches_a_graph_is_where_the_plain_path_is(kind):
     batches = recorded_batches(kind, 200)
     with recorded() as tape:
