@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.transfer import sent
 from agents.transitions import Spaces, Transitions
 
 WRITTEN_ONCE = ("observations", "actions", "rewards", "ages", "terminal", "final")
@@ -99,8 +100,8 @@ class Replay:
         """Write the newest observation of `environments` at their heads; return the flat indices written."""
         where = self.offset[environments] + self.written[environments] % self.slots
         newest = observations[environments, -1] if self.stacked else observations[environments]
-        source = torch.from_numpy(np.ascontiguousarray(newest)).to(self.observations)
-        self.observations[torch.from_numpy(where).to(self.observations.device)] = source
+        source, rows = sent([newest, where], self.observations.device)
+        self.observations[rows] = source.to(self.observations.dtype)
         self.ages[where] = self.age[environments]
         self.tasks[where] = tasks[environments]
         self.written[environments] += 1
@@ -198,17 +199,20 @@ class Replay:
                 raise RuntimeError(f"replay: no valid transition among {len(self)} slots; raise learning_starts")
         return tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
 
-    def _gather(self, environment: np.ndarray, start: np.ndarray) -> Tensor:
-        """Observations at `start` [batch], stacks rebuilt without leaving the episode."""
+    def _frames(self, environment: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """The slots whose observations, [stack] for each of `start` [batch] where these are stacks, make what was seen
+        there. Stacks do not leave the episode."""
         if not self.stacked:
-            return self._fetch(self._positions(environment, start))
+            return self._positions(environment, start)
         back = np.minimum(np.arange(self.stack - 1, -1, -1), self.ages[self._positions(environment, start)][:, None])
-        index = self._positions(environment[:, None], start[:, None] - back)
-        return self._fetch(index.reshape(-1)).unflatten(0, (-1, self.stack))
+        return self._positions(environment[:, None], start[:, None] - back).reshape(-1)
 
-    def _fetch(self, index: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(index).to(self.observations.device)
-        return self.observations.index_select(0, rows).to(self.device)
+    def _fetch(self, rows: Tensor) -> Tensor:
+        """What was seen, [batch, ...] on the training device, from the slots that `_frames` says."""
+        found = self.observations.index_select(0, rows)
+        if found.device.type != self.device.type:
+            found = found.pin_memory().to(self.device, non_blocking=True)
+        return found.unflatten(0, (-1, self.stack)) if self.stacked else found
 
     def sample(self, batch_size: int, generator: np.random.Generator | None = None) -> Batch:
         """Draw `batch_size` valid transitions with replacement, with `generator` in place of the replay's own if given.
@@ -218,14 +222,13 @@ class Replay:
         if not len(self):
             raise RuntimeError("replay: empty")
         environment, start, rewards, discounts, steps = self._draw(batch_size, generator or self.generator)
-        actions = self.actions[self._positions(environment, start)]
-        return Batch(
-            observations=self._gather(environment, start),
-            actions=torch.from_numpy(actions).to(self.device),
-            rewards=torch.from_numpy(rewards).to(self.device),
-            discounts=torch.from_numpy(discounts).to(self.device),
-            next_observations=self._gather(environment, start + steps),
-        )
+        columns = [self.actions[self._positions(environment, start)], rewards, discounts]
+        frames = self._frames(environment, start), self._frames(environment, start + steps)
+        together = self.observations.device.type == self.device.type
+        sent_columns = sent([*columns, *frames] if together else columns, self.device)
+        rows = sent_columns[3:] if together else map(torch.from_numpy, frames)
+        observations, next_observations = map(self._fetch, rows)
+        return Batch(observations, *sent_columns[:3], next_observations)
 
     def part(self, start: np.ndarray, stop: np.ndarray) -> dict[str, np.ndarray]:
         """A copy, in main memory, of what was written to the slots from `start` up to `stop` (int64 [E], counted from

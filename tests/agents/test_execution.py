@@ -315,16 +315,39 @@ def test_on_cuda_a_graph_is_where_the_plain_path_is(kind, names):
 
 @needs_cuda
 @pytest.mark.parametrize("kind", list(AGENTS))
-def test_no_update_from_a_graph_waits_for_the_device(kind):
-    batches, device = recorded_batches(kind, 20), torch.device("cuda")
-    agent = after(kind, "graph", batches, ["cbp", "spectral_norm"], device)
-    on_device = [rebuilt(batch, [tensor.to(device) for tensor in leaves(batch)]) for batch in batches]
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in on_device:
-            agent.learner.anneal(agent.clock.gradient_steps)
-            agent.learner.update(agent.learn, batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.parametrize("stored_on", ["host", "device"])
+def test_no_update_from_a_graph_waits_for_the_device(kind, stored_on):
+    config, spaces = AGENTS[kind]
+    settings = {"learning_rate": LearningRate(1e-3, 1e-4, "120")}
+    if not kind.startswith("ppo"):
+        settings["replay_device"] = stored_on
+    names = together(["cbp", "spectral_norm"])
+    agent = build_agent(
+        replace(config, **settings), spaces, 2, Generators(0), torch.device("cuda"), interventions=names
+    )
+    drive(agent, NoiseWorld(spaces, 2), 60)  # all is captured
+    update, updates = agent.learner.update, []
+
+    def watched(learn, batch):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            updates.append(update(learn, batch))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return updates[-1]
+
+    agent.learner.update = watched
+    if not kind.startswith("ppo"):
+        sample = agent.replay.sample
+
+        def sampled(n):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return sample(n)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        agent.replay.sample = sampled
+    drive(agent, NoiseWorld(spaces, 2), 20)
+    assert len(updates) >= 10 and agent.learner.executor.captures
     agent.learner.optimization.flush()
