@@ -321,33 +321,26 @@ def test_no_update_from_a_graph_waits_for_the_device(kind, stored_on):
     settings = {"learning_rate": LearningRate(1e-3, 1e-4, "120")}
     if not kind.startswith("ppo"):
         settings["replay_device"] = stored_on
-    names = together(["cbp", "spectral_norm"])
-    agent = build_agent(
-        replace(config, **settings), spaces, 2, Generators(0), torch.device("cuda"), interventions=names
-    )
+    made = {"device": torch.device("cuda"), "interventions": together(["cbp", "spectral_norm"])}
+    agent = build_agent(replace(config, **settings), spaces, 2, Generators(0), **made)
     drive(agent, NoiseWorld(spaces, 2), 60)  # all is captured
-    update, updates = agent.learner.update, []
+    before = agent.clock.gradient_steps
+    agent.learner.update = unwaiting(agent.learner.update)
+    if not kind.startswith("ppo"):
+        agent.replay.sample = unwaiting(agent.replay.sample)
+    drive(agent, NoiseWorld(spaces, 2), 20)
+    assert agent.clock.gradient_steps >= before + 10 and agent.learner.executor.captures
+    agent.learner.optimization.flush()
 
-    def watched(learn, batch):
+
+def unwaiting(function):
+    """The function, in which whoever waits for the device fails."""
+
+    def watched(*given):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            updates.append(update(learn, batch))
+            return function(*given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return updates[-1]
 
-    agent.learner.update = watched
-    if not kind.startswith("ppo"):
-        sample = agent.replay.sample
-
-        def sampled(n):
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return sample(n)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-        agent.replay.sample = sampled
-    drive(agent, NoiseWorld(spaces, 2), 20)
-    assert len(updates) >= 10 and agent.learner.executor.captures
-    agent.learner.optimization.flush()
+    return watched
