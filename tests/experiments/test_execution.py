@@ -36,7 +36,7 @@ def test_it_stands_in_the_settings_and_beside_the_name() -> None:
 def test_a_run_that_wants_graphs_where_there_is_no_gpu_says_so_and_learns(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    _, code, _ = run(tmp_path, "dqn", "CartPole-v1", 300, *SMALL["dqn"], "--execution", "graph")
+    _, code, _ = run(tmp_path, "dqn", "CartPole-v1", 120, *SMALL["dqn"], "--execution", "graph")
     assert code == 0
     assert capsys.readouterr().out.count("graphs are captured on a GPU; without one everything runs eagerly") == 1
 
@@ -49,7 +49,7 @@ def test_a_run_without_a_compiler_says_so_and_learns(tmp_path: Path, monkeypatch
         return raises
 
     monkeypatch.setattr(torch, "compile", missing)
-    _, code, printed = run(tmp_path, "ppo", "CartPole-v1", 300, *SMALL["ppo"], "--execution", "compile")
+    _, code, printed = run(tmp_path, "ppo", "CartPole-v1", 260, *SMALL["ppo"], "--execution", "compile")
     assert code == 0
     said = re.sub(r"\s+", " ", printed)
     assert "nothing could be compiled, so everything runs eagerly: InvalidCxxCompiler" in said
@@ -61,8 +61,8 @@ def test_a_run_from_graphs_learns_what_an_eager_one_does(algorithm: str, tmp_pat
     paths = []
     for execution in ("eager", "graph"):
         with recorded() as tape:
-            flags = [*SMALL[algorithm], "--execution", execution, "--probe.every", "100", "--probe.samples", "32"]
-            path, code, _ = run(tmp_path / execution, algorithm, "CartPole-v1", 500, *flags)
+            flags = [*SMALL[algorithm], "--execution", execution, "--probe.every", "200", "--probe.samples", "32"]
+            path, code, _ = run(tmp_path / execution, algorithm, "CartPole-v1", 400, *flags)
         assert code == 0 and (tape.replayed > 50) == (execution == "graph")
         paths.append(path)
     eager, graph = (read_metrics(path / "metrics.jsonl") for path in paths)
