@@ -4,42 +4,40 @@ import sys
 
 from experiments.cli import fail, parse_train
 from experiments.command import as_command
-from experiments.places import PlaceError, quoted
+from experiments.places import PlaceError
 from experiments.store import Unsound
 
 
 def main() -> int:
     """Parse, check, train, say where to look."""
     config = parse_train(sys.argv[1:])
-    from experiments.earlier import earlier_run
+    from experiments.seeds import asked_for, record_of, take_up
     from experiments.setup import build, check
 
     try:
-        if earlier := earlier_run(config):
-            config = earlier.config
-            if earlier.finished:
-                print(earlier.finished)
-                return 0
-            earlier.take_up(print)
-        check(config, anew=earlier is None)
-        world, agent = build(config, earlier.threads if earlier else 0)
+        runs = asked_for(config, print)
+        if not runs:
+            return 0
+        runs = take_up(runs, print)
+        for one, earlier in runs:
+            check(one, anew=earlier is None, seeds=len(runs))
+        seeds = [(one, *build(one, earlier.threads if earlier else 0), earlier) for one, earlier in runs]
     except ValueError as error:
         fail(str(error))
     from experiments.progress import RunConsole
-    from experiments.train import train
+    from experiments.train import Seed, exit_code, train_seeds, what_next
     from experiments.wandb_log import WandbError
 
+    record = record_of(config) if config.run.num_seeds > 1 else None
+    new = record is not None and not record.exists()
     try:
-        result = train(config, world, agent, RunConsole(), earlier)
+        results = train_seeds([Seed(*seed) for seed in seeds], RunConsole(), record if new else None)
     except (PlaceError, Unsound, WandbError) as error:
         fail(str(error))
-    result.leave_no_process()
-    print(f"curves:    tensorboard --logdir {quoted(result.directory.parent)}")
-    print(f"evaluate:  python evaluate.py {quoted(result.directory)}")
-    if result.ending != "finished":
-        print(f"go on:     python train.py --resume {quoted(result.directory)}")
-    print(f"again:     python train.py --config {quoted(result.directory / 'config.json')}")
-    return result.exit_code
+    for result in results:
+        result.leave_no_process()
+    print("\n".join(what_next(results, record)))
+    return exit_code(results)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ EXIT_CODE = 1
 
 
 class Patience:
-    """Watches calls of the world from `with` to its end, in the main thread.
+    """Watches calls of the world, or of several in turn, from `with` to its end, in the main thread.
 
     A call that takes longer than `seconds` is interrupted: `NoAnswer` is raised where it hangs (a loop, a sleep, a
     pipe, a lock), and becomes a `WorldError` with that traceback. Native code cannot be interrupted: after `GRACE`
@@ -44,6 +44,7 @@ class Patience:
         self._nap = min(max(seconds / 20, 0.01), 0.5)
         self._calls, self._inside, self._late = 0, False, 0  # how many there were; the one that is interrupted
         self._given_up = False
+        self._give_up: Callable[[WorldError], object] | None = None  # of the world that is called
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._before: Any = None
@@ -53,11 +54,12 @@ class Patience:
         if not self.seconds or threading.current_thread() is not threading.main_thread():
             return
         for name in ("step", "reset", "close"):
-            setattr(world, name, self._timed(getattr(world, name)))
-        self._before = signal.signal(INTERRUPTS, self._interrupt)
-        self._main = threading.get_ident()
-        self._thread = threading.Thread(target=self._look, args=(give_up,), name="patience", daemon=True)
-        self._thread.start()
+            setattr(world, name, self._timed(getattr(world, name), give_up))
+        if self._thread is None:
+            self._before = signal.signal(INTERRUPTS, self._interrupt)
+            self._main = threading.get_ident()
+            self._thread = threading.Thread(target=self._look, name="patience", daemon=True)
+            self._thread.start()
 
     def __enter__(self) -> "Patience":
         return self
@@ -68,8 +70,9 @@ class Patience:
             self._thread.join()
             signal.signal(INTERRUPTS, self._before)
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, call: Callable[..., Any], give_up: Callable[[WorldError], object]) -> Callable[..., Any]:
         def timed(*arguments: Any, **named: Any) -> Any:
+            self._give_up = give_up
             self._calls += 1
             self._inside = True
             try:
@@ -99,7 +102,7 @@ class Patience:
         if self._inside and self._late == self._calls:
             raise NoAnswer(self._limit)
 
-    def _look(self, give_up: Callable[[WorldError], object]) -> None:
+    def _look(self) -> None:
         call, waited = 0, 0.0
         while not self._over.wait(self._nap):
             if not self._inside or call != self._calls:
@@ -112,7 +115,7 @@ class Patience:
             elif waited >= self.seconds + GRACE:
                 self._given_up = True  # from here on it cannot come back
                 if self._inside and call == self._calls:
-                    self._leave(give_up)
+                    self._leave(self._give_up)
                 self._given_up = False
 
     def _leave(self, give_up: Callable[[WorldError], object]) -> NoReturn:

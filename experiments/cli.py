@@ -18,6 +18,7 @@ from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, val
 from experiments.foreign_flags import EVALUATE, about_agent, about_flag
 from experiments.help import rendered, sections_of
 from experiments.presets import PRESETS, preset_config, steady
+from experiments.seeds import SUFFIX, runs_in
 from experiments.store import checkpoint_of
 from experiments.train_help import hidden, of_training, overview
 
@@ -94,8 +95,10 @@ class TrainLine:
         self.words = ["--help" if word == "-h" else word for word in words]
         self.wants_help = "--help" in self.words
         self.file, self.resumed = _word_after(self.words, "--config"), _resumed(self.words)
+        self.runs: list[str] = []  # of a record of several seeds
         if self.resumed is not None:
-            self.file = str(self.resumed / "config.json")
+            self.runs = [] if self.resumed.is_dir() else list(runs_in(self.resumed))
+            self.file = str((self.resumed.parent / self.runs[0] if self.runs else self.resumed) / "config.json")
         forked = _word_after(self.words, "--fork")
         self.forked = None if forked is None else checkpoint_of("fork", forked)
         if self.file is None and self.forked is not None:
@@ -143,7 +146,8 @@ class TrainLine:
             if preset is not None:
                 raise ValueError(f"preset = {preset!r}: must be left out beside {self.beside}, which says everything")
             if self.resumed is not None:
-                here = {"runs_dir": self.resumed.parent, "name": self.resumed.name}
+                name, count = self.resumed.name.removesuffix(SUFFIX), max(1, len(self.runs))
+                here = {"runs_dir": self.resumed.parent, "name": name, "num_seeds": count}
                 return replace(self.loaded, run=replace(self.loaded.run, **here))
             # its name is taken by the run it came from; a name given beside it still counts
             return replace(self.loaded, run=replace(self.loaded.run, name=""))
@@ -176,6 +180,9 @@ class TrainLine:
         }
         own = {path[1:]: value for path, value in values.items() if path[0] == "interventions"}
         config = rebuilt(default, {path: value for path, value in values.items() if path[0] != "interventions"})
+        if self.resumed is not None:
+            count = default.run.num_seeds
+            require(config.run.num_seeds == count, "num_seeds", config.run.num_seeds, f"{count}, as in {self.resumed}")
         said = {path[1] for path in values if path[0] == "world"}
         config = replace(config, world=config.world.family.settled(config.world, said))
         if self.forked is not None:
@@ -203,7 +210,8 @@ def _word_after(words: Sequence[str], flag: str) -> str | None:
 
 
 def _resumed(words: Sequence[str]) -> Path | None:
-    """The run directory after --resume. ValueError: there is none, or something else says which run it is."""
+    """The run directory, or the record of several seeds, after --resume. ValueError: there is none, or something else
+    says which run it is."""
     named = _word_after(words, "--resume")
     if named is None:
         return None
@@ -211,8 +219,9 @@ def _resumed(words: Sequence[str]) -> Path | None:
         if _word_after(words, flag) is not None:
             raise ValueError(f"resume = {shown(named)}: must be left out beside {flag}, or stand without it")
     directory = Path(os.path.abspath(named)) if Path(named).name in ("", "..") else Path(named)
-    allowed = "the directory of a run, such as runs/NAME"
-    require(os.path.isdir(directory), "resume", named, allowed)
+    allowed = f"the directory of a run, such as runs/NAME, or the record of several, runs/NAME{SUFFIX}"
+    record = directory.name.endswith(SUFFIX) and os.path.isfile(directory)
+    require(record or os.path.isdir(directory), "resume", named, allowed)
     return directory
 
 

@@ -27,6 +27,7 @@ else:
 AgentT = TypeVar("AgentT", bound=AgentConfig)
 NOT_IN_THE_NAME = (
     "seed",
+    "num_seeds",
     "runs_dir",
     "name",
     "log_every",
@@ -44,6 +45,8 @@ Keep = Literal["until-finished", "always", "off"]
 KEPT = ("weights", "optimizer", "replay")
 SHORTEST_TIMEOUT, DAY = 0.1, 86_400
 TIMEOUTS = f"0 (off) or in [{SHORTEST_TIMEOUT}, {DAY}] seconds"
+MOST_SEEDS = 1024
+"""More than any machine's memory holds."""
 MOST_THREADS = 1024
 """More than any machine's cores, and few enough to be started."""
 
@@ -56,6 +59,9 @@ class RunConfig:
     """Steps to train for, over all environments (an Atari step is 4 frames)."""
     seed: int = 1
     """Seed of everything random in the run."""
+    num_seeds: int = 1
+    """Runs to train in one process, of the seeds from `seed` on, each in a directory of its own; MLPs' gradient steps
+    are computed together, which is faster (the start says where they are not, and why)."""
     device: Device = Device("auto")
     """Where the networks live; cuda:N is GPU number N; auto: CNNs on a GPU where there is one, MLPs on the CPU."""
     precision: Precision = "fp32"
@@ -100,6 +106,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(1 <= self.steps < 10**12, "steps", self.steps, "in [1, 10**12)")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
+        most = min(MOST_SEEDS, 2**31 - self.seed)
+        require(1 <= self.num_seeds <= most, "num_seeds", self.num_seeds, f"in [1, {most}]")
+        require(self.num_seeds == 1 or not self.wandb, "wandb", True, "off with several seeds in one process")
         check_device(self.device)
         cpu = self.device == "cpu" and self.execution == "graph"
         require(not cpu, "execution", "graph", "auto, eager or compile with device = 'cpu': graphs are a GPU's")

@@ -119,8 +119,9 @@ class EarlierRun:
         more = "" if last.not_resumable else " (with more --steps it goes on)"
         return f"{self.directory} is finished: {last.step:,} steps; nothing was done{more}"
 
-    def take_up(self, say: Callable[[str], None]) -> None:
-        """Lock the directory, and find the newest checkpoint that is sound; `say` is told of those that are not.
+    def take_up(self, say: Callable[[str], None], checkpoint: Checkpoint | None = None) -> None:
+        """Lock the directory, and go on from `checkpoint`, or else from the newest one that is sound; `say` is told of
+        those that are not.
 
         Raises Locked, Unsound where there is nothing to go on from, PlaceError where the directory takes no files.
         """
@@ -141,7 +142,7 @@ class EarlierRun:
             for path in (path for pattern in LOGS for path in self.directory.glob(pattern)):
                 path.unlink()
             return
-        self.checkpoint = newest(folder, say)
+        self.checkpoint = checkpoint or newest(folder, say)
         try:
             _going_on(self.checkpoint.path, from_dict(self.checkpoint.config), self.config)
         except ValueError as error:

@@ -3,7 +3,8 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +103,13 @@ class RunConsole(Console):
 
 class ProgressLine:
     """Shows steps, steps/s of late, the mean return of the last 100 games of the present task and, at that speed, the
-    time left. `first`: the step at which it begins. Use as a context manager."""
+    time left. `first`: the step at which it begins. Of several seeds side by side, whose `loggers` these are, a step is
+    that of each, and the return a mean over seeds. Use as a context manager."""
 
-    def __init__(self, steps: int, logger: "Logger", console: Console | None = None, first: int = 0) -> None:
+    def __init__(self, steps: int, loggers: "Sequence[Logger]", console: Console | None = None, first: int = 0) -> None:
         self.console = console or Console()
-        self.steps, self.logger, self.speed = steps, logger, Speed(first)
+        self.steps, self.loggers, self.speed = steps, loggers, Speed(first)
+        self.each = f" for each of {len(loggers)} seeds" if len(loggers) > 1 else ""
         self.shown = time.perf_counter()
         self.step, self.shown_step = first, first
         self.bar = None
@@ -114,7 +117,7 @@ class ProgressLine:
             columns = (
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]} steps/s  return {task.fields[returned]}"),
+                TextColumn("{task.fields[speed]} steps/s" + self.each + "  return {task.fields[returned]}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]} left"),
             )
@@ -144,15 +147,15 @@ class ProgressLine:
     def _show(self) -> None:
         speed = self.speed.note(self.step)
         self.shown, self.shown_step = time.perf_counter(), self.step
-        mean = self.logger.recent.mean()
-        returned = "-" if mean is None else f"{mean:.1f}"
+        means = [mean for logger in self.loggers if (mean := logger.recent.mean()) is not None]
+        returned = f"{fmean(means):.1f}" if means else "-"
         left = in_time(max(self.steps - self.step, 0) / speed) if speed else "-"
         if self.bar:
             shown = {"speed": f"{speed:,.0f}", "returned": returned, "left": left}
             self.bar.update(self.task, completed=min(self.step, self.steps), **shown)
             return
         self.console.print(
-            f"step {self.step:,}/{self.steps:,}  {speed:,.0f} steps/s  return {returned}  {left} left",
+            f"step {self.step:,}/{self.steps:,}  {speed:,.0f} steps/s{self.each}  return {returned}  {left} left",
             highlight=False,
         )
 

@@ -142,7 +142,7 @@ def _learn(model: PPO | DQN, config: TrainConfig, directory: Path, console: Cons
         lambda: {name: value() for name, value in scalars.items()},
     )
     try:
-        with ProgressLine(config.run.steps, log, console) as progress:
+        with ProgressLine(config.run.steps, [log], console) as progress:
             model.learn(config.run.steps, callback=_Watch(log, progress))
         log.flush(model.num_timesteps)
     finally:

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from agents.randomness import Generators
 
 
-def check(config: TrainConfig, anew: bool = True) -> None:
+def check(config: TrainConfig, anew: bool = True, seeds: int = 1) -> None:
     """Raise ValueError, with a sentence naming the field, where the settings cannot make a run, `anew` or one that goes
-    on. Imports no torch and builds nothing but, for its shapes, a world that is neither Atari nor MuJoCo."""
+    on, beside others in its process: so many `seeds` in all. Imports no torch and builds nothing but, for its shapes, a
+    world that is neither Atari nor MuJoCo."""
     require_float32(config)
     check_annealing(config)
     check_probes(config.run.probes)
@@ -52,7 +53,7 @@ def check(config: TrainConfig, anew: bool = True) -> None:
     check_sizes(config, spaces, on_gpu)
     check_agent(config.agent, spaces, config.world.num_envs)
     if not kind_of(config.agent).on_policy:
-        check_memory(config.agent, spaces, on_gpu)
+        check_memory(config.agent, spaces, on_gpu, seeds)
     if config.run.wandb:
         require(wandb_is_installed(), "wandb", True, "off unless wandb is installed (pip install wandb)")
     asked = config.run.device
@@ -145,11 +146,13 @@ def world_settings(config: TrainConfig, generators: "Generators") -> WorldConfig
     return replace(config.world, task=replace(task, seed=generators.integer("tasks")))
 
 
-def check_memory(config: ValueAgentConfig, spaces: Spaces, on_gpu: bool) -> None:
-    """Raise ValueError where a full replay would not fit into memory. `on_gpu`: the training device may be one."""
+def check_memory(config: ValueAgentConfig, spaces: Spaces, on_gpu: bool, seeds: int = 1) -> None:
+    """Raise ValueError where full replays, of so many `seeds`, would not fit into memory. `on_gpu`: the training device
+    may be one."""
     if config.replay_device != "host" and on_gpu:
         return  # asked of the device when it is known, see require_device_memory
-    _require_fits(config, spaces, available_memory(), "of main memory are available")
+    of_each = f"of main memory are available for each of {seeds} seeds" if seeds > 1 else "of main memory are available"
+    _require_fits(config, spaces, available_memory() // seeds, of_each)
 
 
 def _require_fits(config: ValueAgentConfig, spaces: Spaces, available: int, where: str) -> None:

@@ -205,6 +205,18 @@ def checkpoint_of(field: str, place: str) -> Path:
     return found[-1]
 
 
+def at_step(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of `step` in `folder` that a run can go on from, every byte of it verified. Raises Unsound."""
+    paths = [path for path in listed(folder) if step_of(path) == step]
+    if not paths:
+        raise Unsound(folder, f"holds no checkpoint of step {step:,}")
+    checkpoint = read(paths[-1])
+    if checkpoint.not_resumable:
+        raise Unsound(checkpoint.path, checkpoint.not_resumable)
+    checkpoint.verify()
+    return checkpoint
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
     """What differs between two nests of settings, each as "name: before, now after"."""
     found = []

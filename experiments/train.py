@@ -1,69 +1,41 @@
-"""One training run from settings to a finished directory."""
+"""Runs from settings to finished directories: one, or several seeds side by side in one process."""
 
-import traceback
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from gymnasium.vector import VectorEnv
 from rich.console import Console
-from rich.markup import escape
 
 from agents.agent import Agent
-from agents.guard import NonFiniteError, Watch
+from agents.config import shown
+from agents.stacking import Stack, why_in_turns
 from envs.errors import WorldError
-from envs.patience import Patience, end_children
-from experiments.checkpoints import Checkpoints
-from experiments.config import TrainConfig, to_dict
+from envs.patience import Patience
+from experiments.config import TrainConfig
 from experiments.earlier import EarlierRun
-from experiments.fork import take_over
-from experiments.lock import RunLock
-from experiments.machine import placement_in_words
-from experiments.naming import preset_in_words
+from experiments.places import PlaceError, quoted
 from experiments.progress import ProgressLine, RunConsole
-from experiments.remarks import close, remarks, unwritten, world_failure
-from experiments.run import Run, TaskChange
-from experiments.run_directory import RunDirectory
-from experiments.setup import never_learns, spaces_of
+from experiments.run_directory import write_json
 from experiments.signals import EXIT_SAVED, StopRequests
-from experiments.sizes import products_of_a_batch
-from experiments.store import Unsound, differences
-from experiments.surgery_report import idle, sentences, surgery_in_short
-from experiments.task_report import table
-from experiments.wandb_log import WandbLog
-from experiments.watchers import Watchers
-
-Ending = Literal["finished", "interrupted", "not finite", "world failed", "not written", "crashed"]
-SHORT_TASK = 100
-"""A task is short where so many of them end between two checkpoints that are due by the steps."""
+from experiments.training import Answer, Ending, Pause, Result, Training
 
 
-@dataclass(frozen=True)
-class Result:
-    """How a run ended."""
+class Seed(NamedTuple):
+    """A run that is to be trained: what `setup.build` made of its settings, and the earlier run that it goes on from,
+    taken up."""
 
-    directory: Path
-    step: int
-    """The last one made, over all environments."""
-    ending: Ending
-    why: str
-    """In a sentence; empty where it finished, or there is no more to say."""
-    checkpoint: Path | None
-    """The newest one that is the run's end, or that it can go on from; None where there is none."""
-    exact: bool = True
-    """Whether that holds all of the run, as it is."""
+    config: TrainConfig
+    world: VectorEnv
+    agent: Agent
+    earlier: EarlierRun | None = None
 
-    @property
-    def exit_code(self) -> int:
-        """0: finished; 75: asked to stop, and saved; 130: the same inside a step, without; 1: its ending says why."""
-        interrupted = EXIT_SAVED if self.exact else 130
-        return {"finished": 0, "interrupted": interrupted}.get(self.ending, 1)
-
-    def leave_no_process(self) -> None:
-        """For a command, whose children are the world's: one that has failed ends them no more."""
-        if self.ending == "world failed":
-            end_children()
+    def leave(self) -> None:
+        """It is not trained after all."""
+        self.world.close()
+        if self.earlier is not None and self.earlier.lock is not None:
+            self.earlier.lock.release()
 
 
 def train(
@@ -82,247 +54,129 @@ def train(
     world is closed at the end; an error of nobody's world is then raised again. `console` is told how it goes; without
     one nothing is printed. Raises PlaceError, WandbError, or of an earlier run Unsound, where the run cannot begin.
     """
-    with StopRequests() as stop, Patience(config.run.world_timeout, config.world.env) as patience:
-        training = _Training(config, world, agent, console or Console(quiet=True, force_terminal=False), stop, earlier)
-        patience.watch(world, training.go_without_the_world)
-        training.introduce()
-        ending, why = training.carry_out()
-        result = training.finish(ending, why)
-        if training.raised is not None:
-            raise training.raised
-        return result
+    return train_seeds([Seed(config, world, agent, earlier)], console)[0]
 
 
-class _Training:
-    """A run, its directory, and who is told of it."""
+def train_seeds(seeds: Sequence[Seed], console: Console | None = None, record: Path | None = None) -> list[Result]:
+    """`train` for several seeds of the same settings side by side: each is a run like any other, in a directory of its
+    own. They make their ticks in turn, save and stop together, and where that pays take their gradient steps as one
+    (agents/stacking.py). One that is broken off leaves the others alone. `record`: a file to write who ran together.
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        world: VectorEnv,
-        agent: Agent,
-        console: Console,
-        stop: StopRequests,
-        earlier: EarlierRun | None,
-    ) -> None:
-        self.config, self.world, self.agent, self.console, self.stop = config.settled, world, agent, console, stop
+    Raises what `train` raises, where one of them cannot begin, or for the first that an error of nobody's world ended.
+    """
+    console, settings = console or Console(quiet=True, force_terminal=False), seeds[0].config
+    with StopRequests() as stop, Patience(settings.run.world_timeout, settings.world.env) as patience:
         if isinstance(console, RunConsole):
             console.on_closed = partial(stop.ask, "its output was closed")
-        self.resumed, self.lock = earlier and earlier.checkpoint, earlier and earlier.lock
-        self.exact = True  # between two steps, and all can be saved
-        self.ended: tuple[Ending, str] | None = None
-        self.raised: Exception | None = None  # of what is neither the world's nor a file's
-        products, before = products_of_a_batch(config, spaces_of(world)), earlier.threads if earlier else 0
-        self.placement = placement_in_words(config.run.device, config.run.threads, products, agent.device, before)
-        executor = agent.learner.executor
-        self.placement += f", execution {executor.mode}" * (executor.mode != "eager")
-        executor.say = self.say
-        self.watch = Watch(agent.learner.optimization, agent.state_dict)
-        try:
-            self._begin(earlier)
-        except BaseException:
-            world.close()
-            if self.lock is not None:
-                self.lock.release()
-            raise
+        company = _Company(seeds, console, stop)
+        for training in company.members:
+            patience.watch(training.world, partial(company.go_without_the_world, training))
+        if record is not None:
+            company.write(record)
+        company.introduce()
+        company.carry_out()
+        results = [training.finish(*company.endings[training]) for training in company.members]
+        for training in company.members:
+            if training.raised is not None:
+                raise training.raised
+        return results
 
-    def _begin(self, earlier: EarlierRun | None) -> None:
-        """Make the directory, or open that of the `earlier` run, and restore where that was."""
-        config, agent, step = self.config, self.agent, self.resumed.step if self.resumed else None
-        self.directory = RunDirectory(config, earlier=earlier and earlier.directory)
+
+class _Company:
+    """Runs that are trained side by side."""
+
+    def __init__(self, seeds: Sequence[Seed], console: Console, stop: StopRequests) -> None:
+        self.console, self.stop = console, stop
+        self.in_turns = "" if len(seeds) == 1 else why_in_turns([seed.agent.learner for seed in seeds])
+        numbers = [seed.config.run.seed for seed in seeds]
+        stacked = () if self.in_turns or len(seeds) == 1 else numbers
+        self.members: list[Training] = []
+        for place, (config, world, agent, earlier) in enumerate(seeds):
+            try:
+                self.members.append(Training(config, world, agent, console, earlier, len(seeds), stacked))
+            except BaseException:
+                for training in self.members:
+                    training.abandon()
+                for other in seeds[place + 1 :]:
+                    other.leave()
+                raise
+        self.stack = Stack([seed.agent.learner for seed in seeds]) if stacked else None
+        self.endings: dict[Training, tuple[Ending, str]] = {}
+        self._pauses: dict[Training, Pause] = {}
+        self._going = {training: training.carry_out() for training in self.members}
+
+    def write(self, record: Path) -> None:
+        """Write who is trained together. Raises PlaceError."""
+        runs = {training.directory.path.name: training.config.run.seed for training in self.members}
         try:
-            self.lock = self.lock or RunLock(self.directory.path)
-            made_by = self.directory.write_manifest(agent.device, self.placement, step or 0)
-            self.wandb = self._wandb()
-            also = self.wandb and self.wandb.line
-            self.watchers = Watchers(config, agent, self.directory, self.watch, self.say, also, step)
-            self.run = Run(agent, self.world, config.run.steps, self.watchers.all)
-            self.forked = take_over(self.run, config.fork) if config.fork.run and self.resumed is None else ""
-            settings = to_dict(config), made_by, config.run.keep_checkpoints, config.checkpoint.replay
-            self.checkpoints = Checkpoints(self.directory.path, self.run, *settings, self.resumed)
-            if self.resumed is not None:
-                self.watch.flush()
+            write_json(record, {"runs": runs, "stacked": self.stack is not None, "why_not": self.in_turns})
         except OSError as error:
-            raise self.directory.without_room(error) from error
-        except (ValueError, NonFiniteError) as error:
-            self.directory.remove()
-            raise error if self.resumed is None else Unsound(self.resumed.path, str(error)) from error
-        self.changed = differences(self.resumed.made_by, made_by) if self.resumed else []
-        self.saved_at = step  # of the newest checkpoint
-
-    def _wandb(self) -> WandbLog | None:
-        """The run's log on wandb where it was asked for."""
-        if not self.config.run.wandb:
-            return None
-        log = WandbLog(self.config, self.directory.path, self.directory.manifest().get("wandb_id"))
-        self.directory.note("wandb_id", log.id)
-        return log
-
-    @property
-    def step(self) -> int:
-        """Steps made."""
-        return self.run.clock.steps
-
-    def say(self, sentence: str, markup: bool = False) -> None:
-        """Tell the person who watches."""
-        self.console.print(sentence, highlight=False, soft_wrap=True, markup=markup)
+            for training in self.members:
+                training.abandon()
+            raise PlaceError(f"runs_dir = {shown(str(record.parent))}: {error.strerror or error}") from None
 
     def introduce(self) -> None:
-        """Say what is about to be run, and where."""
-        config = self.config
-        size = sum(parameter.numel() for parameter in self.agent.network.parameters())
-        self.say(f"[bold]{escape(str(self.directory.path))}[/]  {size:,} parameters", markup=True)
-        self.say(f"on {self.placement}")
-        self.say(preset_in_words(config))
-        if config.interventions:
-            moments = "" if config.surgery.moments == "own" else f"; surgery.moments {config.surgery.moments}"
-            self.say(f"interventions: {', '.join(map(surgery_in_short, config.interventions))}{moments}")
-        if reason := never_learns(config, config.run.steps):
-            self.say(f"note: nothing will be learned: {reason}")
-        for sentence in remarks(self.world, self.agent, self.config.run.steps):
-            self.say(sentence)
-        if self.checkpoints.disk_use:
-            self.say(self.checkpoints.disk_use)
-        if self.checkpoints.leftovers:
-            self.say(f"removed, of writes that were broken off: {', '.join(self.checkpoints.leftovers)}")
-        if self.resumed is not None:
-            self._introduce_resumed()
-        elif config.fork.run:
-            kept = ", ".join(config.fork.keep)
-            self.say(f"forked at step {self.step:,} from {config.fork.run}, keeping {kept}")
-            if self.forked:
-                self.say(f"[bold red]not exactly[/]: {escape(self.forked)}", markup=True)
+        """Say what is about to be run."""
+        for training in self.members:
+            training.introduce(of_all=training is self.members[0])
+        if len(self.members) > 1:
+            how = f"in turns: {self.in_turns}" if self.in_turns else "computed as one"
+            self.console.print(f"{len(self.members)} seeds side by side, their gradient steps {how}", highlight=False)
 
-    def _introduce_resumed(self) -> None:
-        """Say from where the run goes on, and how exactly."""
-        changed = f"it was made by others ({'; '.join(self.changed)})" if self.changed else ""
-        inexact = "; ".join(filter(None, [self.checkpoints.inexact, changed]))
-        exactly = "exactly as it was"
-        if self.agent.device.type != "cpu":
-            exactly += ", but for the order in which a GPU's kernels add up"
-        how = f"[bold red]not exactly[/]: {escape(inexact)}" if inexact else exactly
-        self.say(f"[bold]goes on from step {self.step:,}[/] ({escape(self.resumed.path.name)}), {how}", markup=True)
+    def carry_out(self) -> None:
+        """Make the runs, until all have ended."""
+        first = self.members[0]
+        loggers = [training.watchers.logger for training in self.members]
+        with ProgressLine(first.run.steps, loggers, self.console, first.step) as progress:
+            self._advance(self.members, None)
+            while self._going:
+                learning = [training for training in self._going if self._pauses[training].learns]
+                if learning:
+                    self._advance(learning, None, self.stack)
+                    continue
+                progress.tick(max(training.step for training in self._going))
+                save = any(self._pauses[training].save for training in self._going)
+                self._advance(list(self._going), Answer(save, self.stop.asked))
 
-    def carry_out(self) -> tuple[Ending, str]:
-        """Make the run: how it ends, and why."""
-        run = self.run
-        try:
-            with ProgressLine(run.steps, self.watchers.logger, self.console, self.step) as progress:
-                if self.resumed is None:
-                    self.save()
-                while not run.over and not self.stop.asked:
-                    before = self.step
-                    self.exact = False
-                    run.advance()
-                    self.exact = True
-                    self.checkpoints.tick()
-                    progress.tick(self.step)
-                    if self._due(before):
-                        self.save()
-            return self._end()
-        except NonFiniteError as error:
-            self.exact = False
-            return "not finite", self.watch.explain(error)
-        except WorldError as error:
-            return "world failed", world_failure(error, self.directory.path)
-        except OSError as error:  # of the run's own files: what a world raises is a WorldError
-            self.exact = False
-            return "not written", unwritten(error, self.directory.path, self.step)
-        except KeyboardInterrupt:  # where no signals are heard, or the world raises it
-            return "interrupted", self.watch.unsound() or ""
-        except Exception as error:
-            self.raised = error
-            return "crashed", traceback.format_exception_only(error)[-1].strip().partition("\n")[0][:300]
-
-    def _due(self, before: int) -> bool:
-        """Whether it is time for a checkpoint; that of the last step is another's."""
-        every = self.config.checkpoint_every
-        ends = isinstance(self.run.change, TaskChange) and (self.step - self.saved_at) * SHORT_TASK >= every
-        return (ends or self.step // every > before // every) and not self.run.over
-
-    def _end(self) -> tuple[Ending, str]:
-        """No more steps are made: save, and how the run ends."""
-        if not self.run.over:
-            self.save()
-            return "interrupted", self.stop.asked
-        if not self.checkpoints.lets_go:
-            self.save()  # before the last probes: with more steps it goes on as if it had not ended
-        self.watchers.last(self.step)
-        if self.checkpoints.lets_go:
-            self.save(finished=True)
-        return "finished", ""
-
-    def save(self, finished: bool = False) -> None:
-        """Write a checkpoint, between two steps. Raises `NonFiniteError` where something is not finite."""
-        self.watch.flush()
-        if finished or self.saved_at != self.step:
-            self.checkpoints.save(finished)
-        self.saved_at = self.step
-
-    def go_without_the_world(self, error: WorldError) -> None:
-        """Finish, in the thread that has waited: the main one hangs in the world, and cannot be interrupted."""
-        self.world, why = None, world_failure(error, self.directory.path)
-        self.console.show_cursor()
-        if self.ended is None:
-            self.finish("world failed", why)
-            return
-        self._say_end("world failed", why)  # it is the closing that hangs
-        ended = ("world failed", why) if self.ended[0] == "finished" else self.ended
-        self.directory.write_ending(*ended, self.step)
-
-    def finish(self, ending: Ending, why: str) -> Result:
-        """Say why the run stops, write and save what there is of it, and sum up."""
-        self.ended = ending, why
-        if ending != "finished":
-            self._say_end(ending, why)
-        unwritable = self.watchers.close(self.step, ending == "finished")
-        unclosed = close(self.world, self.directory.path) if self.world is not None else ""
-        if unwritable is not None and ending == "finished":
-            ending, why = "not written", unwritten(unwritable, self.directory.path, self.step)
-            self._say_end(ending, why)
-        if ending not in ("finished", "interrupted") or not self.exact:
-            self._save_what_is_finite(why or ending)
-        if unclosed:
-            self._say_end("world failed", unclosed)
-            ending, why = ("world failed", unclosed) if ending == "finished" else (ending, why)
-        self._sum_up()
-        self.directory.write_ending(ending, why, self.step)
-        self.checkpoints.close()
-        self.lock.release()
-        newest = self.checkpoints.newest
-        result = Result(self.directory.path, self.step, ending, why, newest and newest[0], self.exact)
-        if self.wandb is not None:
-            self.wandb.finish(result.exit_code, {"exit_code": result.exit_code, "steps": self.step})
-        return result
-
-    def _say_end(self, ending: Ending, why: str) -> None:
-        if ending == "interrupted":
-            saved = " and saved" if self.exact else ""
-            reason = why and f": {escape(why)}"
-            self.say(f"[bold]interrupted at step {self.step:,}{saved}[/]{reason}", markup=True)
+    def _advance(self, members: Sequence[Training], answer: Answer | None, stack: Stack | None = None) -> None:
+        """Let `members` go on to their next pause; over gradient steps together where there is a `stack`."""
+        steps = [partial(self._go_on, training, answer) for training in members]
+        if stack is None:
+            for step in steps:
+                step()
         else:
-            at = f"stopped at step {self.step:,}:" if ending == "not finite" else "stopped:"
-            self.say(f"[bold red]{at}[/] {escape(why)}", markup=True)
+            stack.together({t.agent.learner: step for t, step in zip(members, steps, strict=True)})
 
-    def _save_what_is_finite(self, why: str) -> None:
-        """Save the weights that a run which was broken off has come to, and say what it goes on from."""
-        newest = self.checkpoints.newest
-        good = "there is no checkpoint from before"
-        if newest is not None:
-            good = f"the last good checkpoint is {newest[0]} (step {newest[1]:,})"
+    def _go_on(self, training: Training, answer: Answer | None) -> None:
         try:
-            path = self.checkpoints.save_crashed(why)
-            self.say(f"its weights are in {path}, for evaluate.py alone; {good}")
-        except (NonFiniteError, OSError):
-            self.say(f"nothing was saved of it; {good}")
+            self._pauses[training] = self._going[training].send(answer)
+        except StopIteration as end:
+            self.endings[training] = end.value
+            del self._going[training]
+            if end.value[0] == "interrupted":  # by what no others hear
+                self.stop.ask(end.value[1] or "Ctrl-C")
 
-    def _sum_up(self) -> None:
-        """Say what interventions did, how the tasks went, and whether anything was learned at all."""
-        done, tasks = self.watchers.logger.surgery, self.watchers.tasks
-        for sentence in [*sentences(done.total), *idle(self.config, done)]:
-            self.say(f"in all: {sentence}")
-        if tasks.count:
-            self.say("\n".join(table(tasks)))
-        if not self.run.clock.gradient_steps:
-            reason = never_learns(self.config, self.step)
-            self.say(f"nothing was learned: {reason}" if reason else "nothing was learned: no gradient step was made")
+    def go_without_the_world(self, hung: Training, error: WorldError) -> None:
+        """The process is left while the world of one hangs: write what there is of all."""
+        hung.go_without_the_world(error)
+        for training in self.members:
+            if training is not hung and training.ended is None:
+                training.exact = False
+                training.finish("interrupted", f"the process was left: {error}")
+
+
+def exit_code(results: Sequence[Result]) -> int:
+    """Of a command: 75 or 130 where a run was asked to stop, and is to be started again; else 1 where one did not
+    finish."""
+    codes = {result.exit_code for result in results}
+    return next((code for code in (130, EXIT_SAVED, 1) if code in codes), 0)
+
+
+def what_next(results: Sequence[Result], record: Path | None = None) -> list[str]:
+    """Sentences on what can be done with runs that were trained side by side, as their `record` says."""
+    first, several = results[0].directory, f" --num-seeds {len(results)}" if len(results) > 1 else ""
+    said = [f"curves:    tensorboard --logdir {quoted(first.parent)}", f"evaluate:  python evaluate.py {quoted(first)}"]
+    unfinished = [result.directory for result in results if result.ending != "finished"]
+    if unfinished:
+        said.append(f"go on:     python train.py --resume {quoted(record or unfinished[0])}")
+    return [*said, f"again:     python train.py --config {quoted(first / 'config.json')}{several}"]

@@ -284,7 +284,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tmp_path: Path, m
     def killed(self: Run) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.train.Run", killed)
+    monkeypatch.setattr("experiments.training.Run", killed)
     with pytest.raises(TypeError):
         begun(words("ppo", tmp_path))
     monkeypatch.undo()

@@ -37,7 +37,7 @@ def lines_with(tmp_path: Path, clock: Clock, pace: list[tuple[int, float]], step
     """What is printed where every (ticks, seconds a tick of one step) of `pace` is done in turn."""
     printed, step = io.StringIO(), 0
     logger = Logger(tmp_path, 10**9, None, dict)
-    with ProgressLine(steps, logger, Console(file=printed, width=120)) as line:
+    with ProgressLine(steps, [logger], Console(file=printed, width=120)) as line:
         for ticks, seconds in pace:
             for _ in range(ticks):
                 clock.now += seconds
@@ -61,7 +61,7 @@ def test_time_left_goes_by_the_speed_now_and_not_by_the_warm_up(
 def test_the_return_shown_is_of_the_present_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, printed = Clock(monkeypatch), io.StringIO()
     logger = Logger(tmp_path, 10**9, None, dict)
-    with ProgressLine(100, logger, Console(file=printed, width=120)) as line:
+    with ProgressLine(100, [logger], Console(file=printed, width=120)) as line:
         shown = []
         for step, event in enumerate(["a game", "a change", "a game"], start=1):
             clock.now += 11.0

@@ -1,0 +1,132 @@
+"""Several seeds in one process: which runs they are, the record of who ran together, and from where they go on. Imports
+no torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agents.config import require
+from experiments.config import TrainConfig
+from experiments.earlier import EarlierRun, earlier_run
+from experiments.json_file import read_json
+from experiments.naming import made_up_name
+from experiments.places import fitting_name
+from experiments.run_directory import ENDING
+from experiments.store import Checkpoint, Unsound, at_step, listed, step_of
+
+SUFFIX = ".seeds.json"
+BY_ITSELF = ("not finite", "world failed", "not written", "crashed")
+"""How a run ends that the others went on without."""
+Asked = tuple[TrainConfig, EarlierRun | None]
+"""The settings of a run, and the earlier one that goes on."""
+
+
+def runs_in(record: Path) -> dict[str, int]:
+    """The runs that were side by side: seed by directory, in the order of the seeds. Raises ValueError where `record`
+    is no record of any."""
+    content = read_json("resume", record)
+    runs = content.get("runs") if isinstance(content, dict) else None
+    whole = isinstance(runs, dict) and runs and all(type(seed) is int for seed in runs.values())
+    allowed = f"a run directory, or the record NAME{SUFFIX} of runs that were side by side"
+    require(bool(whole), "resume", str(record), allowed)
+    return runs
+
+
+def seeds_of(config: TrainConfig) -> list[TrainConfig]:
+    """The settings of each run that `config` asks for: itself, or `num_seeds` of them, which are called NAME-s1,
+    NAME-s2, ... where a name is given. Raises ValueError where that is the name of other seeds."""
+    first, count, name = config.run.seed, config.run.num_seeds, config.run.name
+    if count == 1:
+        return [config]
+    seeds, names = range(first, first + count), [""] * count
+    if name:
+        record = record_of(config)
+        runs = runs_in(record) if record.exists() else {f"{name}-s{seed}": seed for seed in seeds}
+        before, now = list(runs.values()), list(seeds)
+        require(before == now, "seeds", now, f"{before}, as in {record}; others need another --name")
+        names = list(runs)
+    one = replace(config.run, num_seeds=1)
+    runs = [replace(one, seed=seed, name=named) for seed, named in zip(seeds, names, strict=True)]
+    return [replace(config, run=run) for run in runs]
+
+
+def record_of(config: TrainConfig) -> Path:
+    """Where the record of the runs of `config` is, or goes: NAME.seeds.json, or a name that is made up and free."""
+    run = config.run
+    name, tried = run.name, 1
+    if not name:
+        first, last = run.seed, run.seed + run.num_seeds - 1
+        name = fitting_name(made_up_name(config).replace(f"_s{first}_", f"_s{first}-{last}_"), 200)
+        while (run.runs_dir / f"{name}{f'-{tried}' * (tried > 1)}{SUFFIX}").exists():
+            tried += 1
+    return run.runs_dir / f"{name}{f'-{tried}' * (tried > 1)}{SUFFIX}"
+
+
+def asked_for(config: TrainConfig, say: Callable[[str], None]) -> list[Asked]:
+    """The runs that `config` asks for and that are not finished; `say` is told of those that are. Raises ValueError
+    where one of them is another run."""
+    found: list[Asked] = []
+    for one in seeds_of(config):
+        earlier = earlier_run(one)
+        if earlier is not None and earlier.finished:
+            say(earlier.finished)
+        else:
+            found.append((one if earlier is None else earlier.config, earlier))
+    return found
+
+
+def take_up(runs: Sequence[Asked], say: Callable[[str], None]) -> list[Asked]:
+    """Take up the earlier ones of `runs`: one from its newest checkpoint, several from the newest that they have in
+    common, so that they go on side by side. Those that ended by themselves, with the others going on, take part where
+    they have that one too; else they are left, and `say` is told. Returns those that take part.
+
+    Raises as `EarlierRun.take_up`, and Unsound where they have none in common.
+    """
+    going = [(config, earlier) for config, earlier in runs if earlier is None or not _ended_by_itself(earlier)] or runs
+    common = _common([earlier for _, earlier in going], say) if len(runs) > 1 else {}
+    found: list[Asked] = []
+    for config, earlier in runs:
+        if earlier is None:
+            pass
+        elif len(runs) == 1:
+            earlier.take_up(say)
+        elif (config, earlier) in going:
+            earlier.take_up(say, common.get(earlier))
+        else:
+            step = max((checkpoint.step for checkpoint in common.values()), default=0)
+            try:
+                earlier.take_up(say, at_step(earlier.directory / "checkpoints", step))
+            except Unsound:
+                alone = f"the others are at step {step:,}; alone it goes on with --resume {earlier.directory}"
+                say(f"{earlier.directory}: ended by itself, and is left: {alone}")
+                continue
+        found.append((config, earlier))
+    return found
+
+
+def _ended_by_itself(earlier: EarlierRun) -> bool:
+    with suppress(ValueError):
+        ending: Any = read_json("ending", earlier.directory / ENDING)
+        return isinstance(ending, dict) and ending.get("ending") in BY_ITSELF
+    return False
+
+
+def _common(runs: Sequence[EarlierRun | None], say: Callable[[str], None]) -> Mapping[EarlierRun, Checkpoint]:
+    """Of each its checkpoint of the newest step that all have a sound one of. Nothing where none has begun."""
+    folders = {run: run.directory / "checkpoints" for run in runs if run is not None}
+    steps = {run: {step_of(path) for path in listed(folder)} for run, folder in folders.items() if folder.is_dir()}
+    if not any(steps.values()):
+        return {}
+    begun = {run: folders[run] for run, found in steps.items() if found}
+    shared = set.intersection(*(steps[run] for run in begun))
+    if len(begun) < len(runs):
+        shared &= {0}  # where one has not begun, the others have not learned
+    for step in sorted(shared, reverse=True):
+        try:
+            return {run: at_step(folder, step) for run, folder in begun.items()}
+        except Unsound as error:
+            say(f"not resumed from {error}")
+    where = next(iter(begun.values()))
+    raise Unsound(where, "has no sound checkpoint of a step that the other seeds have one of; alone each may go on")
