@@ -10,7 +10,6 @@ from rich.console import Console
 
 from agents.agent import Agent
 from agents.config import shown
-from agents.stacking import Stack, why_in_turns
 from envs.errors import WorldError
 from envs.patience import Patience
 from experiments.config import TrainConfig
@@ -59,8 +58,8 @@ def train(
 
 def train_seeds(seeds: Sequence[Seed], console: Console | None = None, record: Path | None = None) -> list[Result]:
     """`train` for several seeds of the same settings side by side: each is a run like any other, in a directory of its
-    own. They make their ticks in turn, save and stop together, and where that pays take their gradient steps as one
-    (agents/stacking.py). One that is broken off leaves the others alone. `record`: a file to write who ran together.
+    own. They make their ticks in turn, save and stop together. One that is broken off leaves the others alone.
+    `record`: a file to write who ran together.
 
     Raises what `train` raises, where one of them cannot begin, or for the first that an error of nobody's world ended.
     """
@@ -75,7 +74,7 @@ def train_seeds(seeds: Sequence[Seed], console: Console | None = None, record: P
             company.write(record)
         company.introduce()
         company.carry_out()
-        results = [training.finish(*company.endings[training]) for training in company.members]
+        results = company.finish()
         for training in company.members:
             if training.raised is not None:
                 raise training.raised
@@ -87,21 +86,18 @@ class _Company:
 
     def __init__(self, seeds: Sequence[Seed], console: Console, stop: StopRequests) -> None:
         self.console, self.stop = console, stop
-        self.in_turns = "" if len(seeds) == 1 else why_in_turns([seed.agent.learner for seed in seeds])
-        numbers = [seed.config.run.seed for seed in seeds]
-        stacked = () if self.in_turns or len(seeds) == 1 else numbers
         self.members: list[Training] = []
         for place, (config, world, agent, earlier) in enumerate(seeds):
             try:
-                self.members.append(Training(config, world, agent, console, earlier, len(seeds), stacked))
+                self.members.append(Training(config, world, agent, console, earlier, len(seeds)))
             except BaseException:
                 for training in self.members:
                     training.abandon()
                 for other in seeds[place + 1 :]:
                     other.leave()
                 raise
-        self.stack = Stack([seed.agent.learner for seed in seeds]) if stacked else None
-        self.endings: dict[Training, tuple[Ending, str]] = {}
+        self._endings: dict[Training, tuple[Ending, str]] = {}
+        self._results: dict[Training, Result] = {}
         self._pauses: dict[Training, Pause] = {}
         self._going = {training: training.carry_out() for training in self.members}
 
@@ -109,7 +105,7 @@ class _Company:
         """Write who is trained together. Raises PlaceError."""
         runs = {training.directory.path.name: training.config.run.seed for training in self.members}
         try:
-            write_json(record, {"runs": runs, "stacked": self.stack is not None, "why_not": self.in_turns})
+            write_json(record, {"runs": runs})
         except OSError as error:
             for training in self.members:
                 training.abandon()
@@ -120,8 +116,7 @@ class _Company:
         for training in self.members:
             training.introduce(of_all=training is self.members[0])
         if len(self.members) > 1:
-            how = f"in turns: {self.in_turns}" if self.in_turns else "computed as one"
-            self.console.print(f"{len(self.members)} seeds side by side, their gradient steps {how}", highlight=False)
+            self.console.print(f"{len(self.members)} seeds side by side, in turns", highlight=False)
 
     def carry_out(self) -> None:
         """Make the runs, until all have ended."""
@@ -132,29 +127,34 @@ class _Company:
             while self._going:
                 learning = [training for training in self._going if self._pauses[training].learns]
                 if learning:
-                    self._advance(learning, None, self.stack)
+                    self._advance(learning, None)
                     continue
                 progress.tick(max(training.step for training in self._going))
                 save = any(self._pauses[training].save for training in self._going)
                 self._advance(list(self._going), Answer(save, self.stop.asked))
 
-    def _advance(self, members: Sequence[Training], answer: Answer | None, stack: Stack | None = None) -> None:
-        """Let `members` go on to their next pause; over gradient steps together where there is a `stack`."""
-        steps = [partial(self._go_on, training, answer) for training in members]
-        if stack is None:
-            for step in steps:
-                step()
-        else:
-            stack.together({t.agent.learner: step for t, step in zip(members, steps, strict=True)})
+    def _advance(self, members: Sequence[Training], answer: Answer | None) -> None:
+        """Let `members` go on to their next pause."""
+        for training in members:
+            self._go_on(training, answer)
 
     def _go_on(self, training: Training, answer: Answer | None) -> None:
         try:
             self._pauses[training] = self._going[training].send(answer)
         except StopIteration as end:
-            self.endings[training] = end.value
+            self._endings[training] = ending, why = end.value
             del self._going[training]
-            if end.value[0] == "interrupted":  # by what no others hear
-                self.stop.ask(end.value[1] or "Ctrl-C")
+            if ending == "interrupted":  # perhaps by what no others hear
+                self.stop.ask(why or "Ctrl-C")
+            elif ending != "finished" and self._going:  # at once, since the others may go on for long
+                self._results[training] = training.finish(ending, why)
+
+    def finish(self) -> list[Result]:
+        """Sum up those that have not been."""
+        for training in self.members:
+            if training not in self._results:
+                self._results[training] = training.finish(*self._endings[training])
+        return [self._results[training] for training in self.members]
 
     def go_without_the_world(self, hung: Training, error: WorldError) -> None:
         """The process is left while the world of one hangs: write what there is of all."""

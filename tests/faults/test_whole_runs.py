@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments.signals import EXIT_SAVED
-from tests.faults.whole_runs import ROOT, RUNS, WORLDS, WholeRun
+from tests.faults.whole_runs import ROOT, RUNS, SEEDS, WORLDS, WholeRun
 
 many = pytest.mark.faults
 
@@ -44,7 +44,7 @@ def killed_at_random(name, runs, kills, longest, rng):
 
 @many
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *SEEDS])
 def test_killed_at_a_random_moment_it_ends_as_if_it_never_was(name, whole, tmp_path, count):
     expected, seconds = whole(name)
     rng = random.Random(name)
@@ -55,7 +55,7 @@ def test_killed_at_a_random_moment_it_ends_as_if_it_never_was(name, whole, tmp_p
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=[many, pytest.mark.timeout(900)])])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *SEEDS])
 def test_killed_many_times_in_one_run_it_ends_as_if_it_never_was(name, kills, whole, tmp_path, count):
     expected, seconds = whole(name)
     run, done = killed_at_random(name, tmp_path / "runs", kills, seconds / 2, random.Random(f"{name} {kills}"))
@@ -89,7 +89,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("place", STAGES)
-@pytest.mark.parametrize("name", ["dqn", pytest.param("c51", marks=many), pytest.param("ppo", marks=many)])
+@pytest.mark.parametrize("name", ["dqn", *(pytest.param(name, marks=many) for name in ("c51", "ppo", *SEEDS))])
 def test_killed_at_each_stage_of_a_save_it_ends_as_if_it_never_was(name, place, whole, tmp_path, count):
     expected, _ = whole(name)
     run = WholeRun(name, tmp_path / "runs")
@@ -116,11 +116,12 @@ def test_a_terminal_that_is_closed_is_a_run_that_is_saved(whole, tmp_path, count
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=[many, pytest.mark.timeout(900)])])
-def test_asked_to_stop_at_a_random_moment_it_saves_and_goes_on(times, whole, tmp_path, count):
-    expected, seconds = whole("ppo")
+@pytest.mark.parametrize("name", ["ppo", pytest.param("ppo, 3 seeds", marks=many)])
+def test_asked_to_stop_at_a_random_moment_it_saves_and_goes_on(name, times, whole, tmp_path, count):
+    expected, seconds = whole(name)
     rng, kinds = random.Random(times), [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
     for number in range(times):
-        run, kind = WholeRun("ppo", tmp_path / str(number)), kinds[number % 4]
+        run, kind = WholeRun(name, tmp_path / str(number)), kinds[number % 4]
         process = run.start()
         deadline = time.monotonic() + 60
         while not run.directory.exists() and process.is_alive() and time.monotonic() < deadline:

@@ -18,7 +18,7 @@ from experiments.config import from_dict, to_dict
 from experiments.logger import CLOCKS
 from experiments.run import Run
 from experiments.setup import build
-from experiments.store import Checkpoint, newest
+from experiments.store import Checkpoint, listed, read
 
 ROOT = Path(__file__).parents[2]
 SMALL = "--width 16 --steps 1200 --log-every 60 --checkpoint-every 150 --threads 1 --probe.every 200 --probe.samples 32"
@@ -30,6 +30,11 @@ RUNS = {
     "c51": f"c51 --env ImageMDP-v0 --image.num-images 30 --max-episode-steps 25 --task.period 350 {SMALL} {VALUE}",
     "ppo": f"ppo {CHANGES} {SMALL} --num-envs 2 --rollout-steps 40 --num-minibatches 2 --normalize-observations",
 }
+SEEDS = {
+    "dqn, 3 seeds": f"{RUNS['dqn']} --num-seeds 3 --checkpoint.replay until-finished",
+    "ppo, 3 seeds": f"{RUNS['ppo']} --num-seeds 3",
+}
+"""Side by side in one process."""
 PROBED = "--log-every 100 --probe.samples 32 --probe.heavy-samples 8 --threads 1 --checkpoint-every"
 FRAMES = f"--num-envs 2 --width 32 --learning-starts 100 --buffer-size 2000 --checkpoint.replay always {PROBED} 300"
 WORLDS = {
@@ -87,11 +92,13 @@ def _die_at(name: str, nth: int) -> None:
 
 
 class WholeRun:
-    """A run of train.py in a directory of its own, `runs/run`; each start is the same command."""
+    """A run of train.py in a directory of its own, `runs/run` (or several seeds, in `runs/run-s1` and so on); each
+    start is the same command."""
 
     def __init__(self, name: str, runs: Path, *flags: str) -> None:
-        self.words = [*(RUNS | WORLDS)[name].split(), "--runs-dir", str(runs), "--name", "run", *flags]
-        self.directory, self.said = runs / "run", runs.parent / f"{runs.name}.txt"
+        self.words = [*(RUNS | SEEDS | WORLDS)[name].split(), "--runs-dir", str(runs), "--name", "run", *flags]
+        self.directories = [runs / f"run-s{seed}" for seed in (1, 2, 3)] if name in SEEDS else [runs / "run"]
+        self.directory, self.said = self.directories[-1], runs.parent / f"{runs.name}.txt"
 
     def start(self, stage: tuple[str, int] | None = None) -> Any:
         """Its process."""
@@ -124,14 +131,14 @@ class WholeRun:
         return time.monotonic() - began
 
     def parts(self) -> dict[str, str]:
-        """What it has come to: a hash of each part."""
-        return parts_of(self.directory)
+        """What it has come to: a hash of each part of each seed."""
+        return {f"{path.name} {name}": part for path in self.directories for name, part in parts_of(path).items()}
 
 
 def parts_of(directory: Path) -> dict[str, str]:
     """What the run in `directory` has come to: a hash of each part."""
-    checkpoint = newest(directory / "checkpoints", lambda told: None)
-    parts = {**checkpoint.load("run"), "agent": checkpoint.load("agent"), "replay": _replay(checkpoint)}
+    *_, last = (read(path) for path in listed(directory / "checkpoints"))
+    parts = {**last.load("run"), "agent": last.load("agent"), "replay": _replay(last)}
     for name in ("metrics", "episodes", "tasks"):
         path = directory / f"{name}.jsonl"
         parts[name] = [_timeless(line) for line in path.read_text().splitlines()] if path.exists() else []
