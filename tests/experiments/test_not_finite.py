@@ -76,13 +76,13 @@ def test_a_normaliser_of_huge_observations_stops_the_run_and_the_world_is_never_
 
 def spoiled(after: int, stop: type[BaseException] | None):
     """The loop, with a NaN in the last weight from update `after` on, which no loss shows; then `stop` is raised."""
-    original = Run.advance
+    original = Run.tick
 
-    def advance(self):
+    def tick(self):
         def blind(**watched):
             return torch.zeros(())
 
-        original(self)
+        yield from original(self)
         if self.clock.gradient_steps == after:
             with torch.no_grad():
                 list(self.agent.network.parameters())[-1][-1] = NAN
@@ -90,13 +90,13 @@ def spoiled(after: int, stop: type[BaseException] | None):
             if stop is not None:
                 raise stop
 
-    return advance
+    return tick
 
 
 def test_on_ctrl_c_nothing_that_is_not_finite_is_saved_over_what_is_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "advance", spoiled(40, KeyboardInterrupt))
+    monkeypatch.setattr(Run, "tick", spoiled(40, KeyboardInterrupt))
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 600, *SMALL["dqn"], *OFTEN)
     assert code == 130
     assert re.search(
@@ -110,7 +110,7 @@ def test_on_ctrl_c_nothing_that_is_not_finite_is_saved_over_what_is_good(
 def test_where_no_line_and_no_checkpoint_is_due_the_final_save_finds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "advance", spoiled(40, None))
+    monkeypatch.setattr(Run, "tick", spoiled(40, None))
     monkeypatch.setattr("experiments.logger.Logger.flush", lambda self, step: None)
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 400, *SMALL["dqn"], "--checkpoint-every", "100000")
     assert code == 1

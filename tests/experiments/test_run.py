@@ -193,8 +193,8 @@ def test_an_interrupted_run_keeps_its_weights(tmp_path: Path, monkeypatch: pytes
             raise KeyboardInterrupt
         return original(self)
 
-    original = Run.advance
-    monkeypatch.setattr(Run, "advance", interrupted)
+    original = Run.tick
+    monkeypatch.setattr(Run, "tick", interrupted)
     path, code, printed = run(tmp_path, "dqn", "CartPole-v1", 300, *SMALL["dqn"])
     assert code == 130
     assert "interrupted" in printed
