@@ -102,6 +102,11 @@ class Guard:
         self._before = [tensor.clone() for tensor in self._held]
 
     @property
+    def holds(self) -> bool:
+        """Whether anything moves before the gradient is known."""
+        return bool(self._held)
+
+    @property
     def allowed(self) -> Tensor | None:
         """0-d bool: whether anything may move still; None where a refusal raises at once."""
         return None if self.immediate else self.found == 0

@@ -89,7 +89,9 @@ class Learner:
         executor: Executor | None = None,
     ) -> None:
         self.executor = executor or Executor("eager")
-        self._outputs_and_loss = self.executor.compiled(self._outputs_and_loss)
+        self.outputs_and_loss = self.executor.compiled(self.outputs_and_loss)
+        self.run_step = self.executor.run
+        """Runs what happens on the device in a gradient step; another where seeds are stacked (stacking.py)."""
         self.device, self.precision, self._build = example.device, precision, build
         self.clock = clock or Clock()
         set_precision(precision, self.device)
@@ -145,7 +147,7 @@ class Learner:
         loss or its gradient is not finite.
         """
         self.interventions.draw()
-        found = self.executor.run(learn, batch, self._structure())
+        found = self.run_step(learn, batch, self._structure())
         self.optimization.count()
         self.interventions.intervene()
         return found
@@ -177,11 +179,12 @@ class Learner:
         """The loss as a function of the network's parameters, `observations` and `batch`: nothing else moves, but the
         running statistics of a batch norm."""
         with learning(self.network):
-            loss, aside, captured = self._outputs_and_loss(observations, loss_of, batch)
+            loss, aside, captured = self.outputs_and_loss(observations, loss_of, batch)
         penalties = self.interventions.penalties(self.interventions.forward(observations, captured))
         return Loss(sum(penalties.values(), start=loss), loss, penalties, aside, captured)
 
-    def _outputs_and_loss(self, observations: Tensor, loss_of: LossOf, batch: Any) -> tuple[Tensor, Any, Captured]:
+    def outputs_and_loss(self, observations: Tensor, loss_of: LossOf, batch: Any) -> tuple[Tensor, Any, Captured]:
+        """(The loss without penalties, anything beside it, what interventions asked to see of the forward pass)."""
         wanted, captured = self.interventions.wanted, {}
         with autocast(self.device, self.precision):
             outputs = self.network(observations) if wanted is None else self.network(observations, wanted)

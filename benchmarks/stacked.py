@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from agents.stacking import Stack, why_in_turns
 
 from agents.schedule import in_steps
+from agents.stacking import Stack, why_in_turns
 from benchmarks.intervention_cost import TimedAgent
 from benchmarks.turns import Spent, ratio, speed, take_turns, timed
 from envs import describe

@@ -60,7 +60,8 @@ class RunConfig:
     seed: int = 1
     """Seed of everything random in the run."""
     num_seeds: int = 1
-    """Runs to train side by side in one process, of the seeds from `seed` on, each in a directory of its own."""
+    """Runs to train side by side in one process, of the seeds from `seed` on, each in a directory of its own; MLPs'
+    gradient steps are computed as one, which is faster (where they are not, the start says why)."""
     device: Device = Device("auto")
     """Where the networks live; cuda:N is GPU number N; auto: CNNs on a GPU where there is one, MLPs on the CPU."""
     precision: Precision = "fp32"

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agents.checks import uses_convolutions
 from agents.config import require
+from envs import describe
 from experiments.config import TrainConfig
 from experiments.earlier import EarlierRun, earlier_run
 from experiments.json_file import read_json
 from experiments.naming import made_up_name
 from experiments.places import fitting_name
 from experiments.run_directory import ENDING
+from experiments.setup import spaces_from
 from experiments.store import Checkpoint, Unsound, at_step, listed, step_of
 
 SUFFIX = ".seeds.json"
@@ -62,6 +65,19 @@ def record_of(config: TrainConfig) -> Path:
         while (run.runs_dir / f"{name}{f'-{tried}' * (tried > 1)}{SUFFIX}").exists():
             tried += 1
     return run.runs_dir / f"{name}{f'-{tried}' * (tried > 1)}{SUFFIX}"
+
+
+def as_one(config: TrainConfig) -> bool:
+    """Whether gradient steps of several seeds of `config` are computed as one, as far as its settings tell: then it
+    pays to train them in one process. Imports torch where there are interventions alone."""
+    network = config.agent.network
+    for member in config.interventions:
+        network = member.configure(network)
+    convolutional = uses_convolutions(network, spaces_from(describe(config.world)))
+    moded = network.norm == "batch" or network.dropout > 0
+    if convolutional or moded or config.run.execution == "compile":
+        return False
+    return all(member.stacks for member in config.interventions)
 
 
 def asked_for(config: TrainConfig, say: Callable[[str], None]) -> list[Asked]:

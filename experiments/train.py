@@ -10,6 +10,7 @@ from rich.console import Console
 
 from agents.agent import Agent
 from agents.config import shown
+from agents.stacking import Stack, why_in_turns
 from envs.errors import WorldError
 from envs.patience import Patience
 from experiments.config import TrainConfig
@@ -58,8 +59,8 @@ def train(
 
 def train_seeds(seeds: Sequence[Seed], console: Console | None = None, record: Path | None = None) -> list[Result]:
     """`train` for several seeds of the same settings side by side: each is a run like any other, in a directory of its
-    own. They make their ticks in turn, save and stop together. One that is broken off leaves the others alone.
-    `record`: a file to write who ran together.
+    own. They make their ticks in turn, save and stop together, and where that pays take their gradient steps as one
+    (agents/stacking.py). One that is broken off leaves the others alone. `record`: a file to write who ran together.
 
     Raises what `train` raises, where one of them cannot begin, or for the first that an error of nobody's world ended.
     """
@@ -86,16 +87,20 @@ class _Company:
 
     def __init__(self, seeds: Sequence[Seed], console: Console, stop: StopRequests) -> None:
         self.console, self.stop = console, stop
+        learners, numbers = [seed.agent.learner for seed in seeds], [seed.config.run.seed for seed in seeds]
+        self.in_turns = why_in_turns(learners) if len(seeds) > 1 else "one alone"
+        stacked = () if self.in_turns else numbers
         self.members: list[Training] = []
         for place, (config, world, agent, earlier) in enumerate(seeds):
             try:
-                self.members.append(Training(config, world, agent, console, earlier, len(seeds)))
+                self.members.append(Training(config, world, agent, console, earlier, len(seeds), stacked))
             except BaseException:
                 for training in self.members:
                     training.abandon()
                 for other in seeds[place + 1 :]:
                     other.leave()
                 raise
+        self.stack = None if self.in_turns else Stack(learners)
         self._endings: dict[Training, tuple[Ending, str]] = {}
         self._results: dict[Training, Result] = {}
         self._pauses: dict[Training, Pause] = {}
@@ -105,7 +110,7 @@ class _Company:
         """Write who is trained together. Raises PlaceError."""
         runs = {training.directory.path.name: training.config.run.seed for training in self.members}
         try:
-            write_json(record, {"runs": runs})
+            write_json(record, {"runs": runs, "in_turns": self.in_turns})
         except OSError as error:
             for training in self.members:
                 training.abandon()
@@ -116,7 +121,8 @@ class _Company:
         for training in self.members:
             training.introduce(of_all=training is self.members[0])
         if len(self.members) > 1:
-            self.console.print(f"{len(self.members)} seeds side by side, in turns", highlight=False)
+            how = f"in turns: {self.in_turns}" if self.in_turns else "computed as one"
+            self.console.print(f"{len(self.members)} seeds side by side, their gradient steps {how}", highlight=False)
 
     def carry_out(self) -> None:
         """Make the runs, until all have ended."""
@@ -127,16 +133,32 @@ class _Company:
             while self._going:
                 learning = [training for training in self._going if self._pauses[training].learns]
                 if learning:
-                    self._advance(learning, None)
+                    self._learn(learning)
                     continue
                 progress.tick(max(training.step for training in self._going))
                 save = any(self._pauses[training].save for training in self._going)
                 self._advance(list(self._going), Answer(save, self.stop.asked))
+                self._keep_stacked()
 
     def _advance(self, members: Sequence[Training], answer: Answer | None) -> None:
         """Let `members` go on to their next pause."""
         for training in members:
             self._go_on(training, answer)
+
+    def _learn(self, members: Sequence[Training]) -> None:
+        """Let `members` go on over gradient steps."""
+        if self.stack is None:
+            self._advance(members, None)
+            return
+        self.stack.together({training.agent.learner: partial(self._go_on, training, None) for training in members})
+        self._keep_stacked()
+
+    def _keep_stacked(self) -> None:
+        """Those that have ended take no more gradient steps."""
+        if self.stack is not None and len(self.stack.learners) > len(self._going):
+            self.stack.keep([training.agent.learner for training in self._going])
+            for training in self._going:
+                training.stack_with([each.config.run.seed for each in self._going])
 
     def _go_on(self, training: Training, answer: Answer | None) -> None:
         try:

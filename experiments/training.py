@@ -1,7 +1,7 @@
 """A run from its settings to a finished directory: what is told, saved and written of it on the way."""
 
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -86,7 +86,7 @@ class Training:
     """A run, its directory, and who is told of it.
 
     `carry_out` is read to its end, `finish` called with what it returns. `seeds`: of how many in one process it is one;
-    of several, each says which it is.
+    of several, each says which it is. `stacked`: the seeds whose gradient steps are computed as one, itself one.
     """
 
     def __init__(
@@ -97,8 +97,10 @@ class Training:
         console: Console,
         earlier: EarlierRun | None = None,
         seeds: int = 1,
+        stacked: Sequence[int] = (),
     ) -> None:
         self.config, self.world, self.agent, self.console, self.seeds = config.settled, world, agent, console, seeds
+        self.stacked = list(stacked)
         self.resumed, self.lock = earlier and earlier.checkpoint, earlier and earlier.lock
         self.exact = True  # between two steps, and all can be saved
         self.ended: tuple[Ending, str] | None = None
@@ -124,6 +126,7 @@ class Training:
         try:
             self.lock = self.lock or RunLock(self.directory.path)
             made_by = self.directory.write_manifest(agent.device, self.placement, step or 0)
+            made_by |= {"stacked_seeds": self.stacked} if self.stacked else {}
             self.wandb = self._wandb()
             also = self.wandb and self.wandb.line
             self.watchers = Watchers(config, agent, self.directory, self.watch, self.say, also, step)
@@ -250,6 +253,10 @@ class Training:
         self.watchers.last(self.step)  # the last probes
         if self.checkpoints.lets_go:
             self.save(finished=True)
+
+    def stack_with(self, seeds: Sequence[int]) -> None:
+        """From now on its gradient steps are computed as one with those of `seeds` alone."""
+        self.checkpoints.made_by["stacked_seeds"] = list(seeds)
 
     def save(self, finished: bool = False) -> None:
         """Write a checkpoint, between two steps. Raises `NonFiniteError` where something is not finite."""

@@ -164,6 +164,12 @@ class Intervention:
         return getattr(self, "when", None)
 
     @property
+    def stacks(self) -> bool:
+        """Whether the gradient steps of several networks can be computed as one beside it (agents/stacking.py)."""
+        reads = self.captures and type(self).penalty is not Intervention.penalty
+        return not reads and type(self).value_head is Intervention.value_head
+
+    @property
     def waits_for_a_task_change(self) -> bool:
         """Whether, with its parameters, it does nothing in a world that never changes."""
         return self.timing is not None and self.timing.moment == "task change"

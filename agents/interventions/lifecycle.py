@@ -134,7 +134,7 @@ class Lifecycle:
         self.wanted: Capture | None = next((kind for kind in ("preactivations", "hidden") if kind in asked), None)
         """What the update's forward pass is to return beside the outputs."""
         # what is called at every gradient step is called on nobody for nothing
-        self._penalizing, self._stepping = map(self._who, ("penalty", "every_step"))
+        self._penalizing, self.stepping = map(self._who, ("penalty", "every_step"))
         self._timed = [(member, member.timing) for member in self.members if member.timing is not None]
         self._drawn: dict[str, tuple[torch.Generator, dict[str, Tensor]]] = {}  # where each step's draws go
         self._before: int | None = None  # steps when the last gradient step was made
@@ -245,7 +245,7 @@ class Lifecycle:
         """The optimizer has made a step: what happens on the device at every one."""
         if self.surgery is not None:
             self.surgery.after_optimizer_step()
-        for member in self._stepping:
+        for member in self.stepping:
             self.surgery.acting = member.name
             member.every_step(self.surgery, forward, self._drawn[member.name][1] if member.name in self._drawn else {})
 
