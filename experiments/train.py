@@ -183,7 +183,7 @@ class _Company:
         hung.go_without_the_world(error)
         for training in self.members:
             if training is not hung and training.ended is None:
-                training.exact = False
+                training.world, training.exact = None, False  # it is left with the process
                 training.finish("interrupted", f"the process was left: {error}")
 
 

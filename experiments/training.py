@@ -256,7 +256,9 @@ class Training:
 
     def stack_with(self, seeds: Sequence[int]) -> None:
         """From now on its gradient steps are computed as one with those of `seeds` alone."""
-        self.checkpoints.made_by["stacked_seeds"] = list(seeds)
+        made_by = self.checkpoints.made_by
+        made_by.pop("stacked_seeds")
+        made_by |= {"stacked_seeds": list(seeds)} if len(seeds) > 1 else {}
 
     def save(self, finished: bool = False) -> None:
         """Write a checkpoint, between two steps. Raises `NonFiniteError` where something is not finite."""
