@@ -24,7 +24,8 @@ from tests.experiments.test_going_on import lines, words
 from tests.experiments.test_run import one_thread  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-THREE = ("--num-seeds", "3", "--seed", "5")
+SHORT = ("--steps", "500", "--probes", "none")
+THREE = ("--num-seeds", "3", "--seed", "5", *SHORT)
 
 
 def trained(
@@ -89,7 +90,7 @@ def close(one: Path, other: Path) -> None:
 
 def test_each_is_the_run_that_it_would_be_alone(whole: Path, tmp_path: Path) -> None:
     for seed in (5, 7):
-        trained(words("dqn", tmp_path, "--seed", str(seed)))
+        trained(words("dqn", tmp_path, "--seed", str(seed), *SHORT))
         close(whole / f"run-s{seed}", tmp_path / "run")
         shutil.rmtree(tmp_path / "run")
 
@@ -98,7 +99,7 @@ def test_in_turns_it_is_that_to_the_bit(tmp_path: Path) -> None:
     flags = ("--interventions", "batch_norm", "--steps", "300")
     said = trained(words("ppo", tmp_path, *THREE, *flags))[1]
     assert "in turns: BatchNorm1d draws or moves something in the forward pass" in said
-    trained(words("ppo", tmp_path, "--seed", "6", *flags))
+    trained(words("ppo", tmp_path, "--seed", "6", *SHORT, *flags))
     assert same(tmp_path / "run-s6", tmp_path / "run")
 
 
@@ -118,7 +119,7 @@ def test_asked_to_stop_all_stop_at_one_step_and_end_as_if_never_stopped(name: st
         whole = tmp_path / "whole"
         trained(words(name, whole, *THREE))
     arguments = words(name, tmp_path / "parts", *THREE)
-    for stop, who in ((170, 6), (430, 5), (640, 7)):
+    for stop, who in ((130, 6), (350, 7)):
         results, said = trained(arguments, stop, who=who)
         assert [result.exit_code for result in results] == [75] * 3 and exit_code(results) == 75, said
         assert len({result.step for result in results}) == 1 and stop <= results[0].step <= stop + 4
@@ -126,13 +127,13 @@ def test_asked_to_stop_all_stop_at_one_step_and_end_as_if_never_stopped(name: st
     assert exit_code(results) == 0 and said.count("exactly as it was") == 3, said
     assert all(same(tmp_path / "parts" / f"run-s{seed}", whole / f"run-s{seed}") for seed in (5, 6, 7))
     told: list[str] = []
-    assert not asked_for(parse_train(arguments), told.append) and "run-s7 is finished: 900 steps" in told[-1]
+    assert not asked_for(parse_train(arguments), told.append) and "run-s7 is finished: 500 steps" in told[-1]
 
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
     """Three seeds of PPO that were asked to stop, with checkpoints of two steps each."""
-    trained(words("ppo", tmp_path, *THREE, "--checkpoint-every", "200"), 500)
+    trained(words("ppo", tmp_path, *THREE, "--checkpoint-every", "100"), 310, who=5)
     assert [len(listed(tmp_path / f"run-s{seed}" / "checkpoints")) for seed in (5, 6, 7)] == [2, 2, 2]
     return tmp_path
 
@@ -140,7 +141,7 @@ def stopped(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole_ppo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("whole_ppo")
-    trained(words("ppo", runs, *THREE, "--checkpoint-every", "200"))
+    trained(words("ppo", runs, *THREE, "--checkpoint-every", "100"))
     return runs
 
 
@@ -149,16 +150,16 @@ def test_where_one_was_not_saved_any_more_all_go_on_from_the_step_before(stopped
     for seed in (6, 7):
         shutil.rmtree(listed(stopped / f"run-s{seed}" / "checkpoints")[-1])
         (stopped / f"run-s{seed}" / "ending.json").unlink()
-    results, said = trained(words("ppo", stopped, *THREE, "--checkpoint-every", "200"))
-    assert said.count("goes on from step 400") == 3 and exit_code(results) == 0
+    results, said = trained(words("ppo", stopped, *THREE, "--checkpoint-every", "100"))
+    assert said.count("goes on from step 300") == 3 and exit_code(results) == 0
     assert all(same(stopped / f"run-s{seed}", whole_ppo / f"run-s{seed}") for seed in (5, 6, 7))
 
 
 def test_where_one_is_damaged_all_go_on_from_the_step_before(stopped: Path) -> None:
     newest = listed(stopped / "run-s6" / "checkpoints")[-1]
     (newest / "agent.pt").write_bytes(b"")
-    said = trained(words("ppo", stopped, *THREE, "--checkpoint-every", "200"))[1]
-    assert f"not resumed from '{newest}': agent.pt has 0 bytes" in said and said.count("goes on from step 400") == 3
+    said = trained(words("ppo", stopped, *THREE, "--checkpoint-every", "100"))[1]
+    assert f"not resumed from '{newest}': agent.pt has 0 bytes" in said and said.count("goes on from step 300") == 3
 
 
 def test_where_they_have_no_step_in_common_nothing_goes_on(stopped: Path) -> None:
@@ -169,15 +170,15 @@ def test_where_they_have_no_step_in_common_nothing_goes_on(stopped: Path) -> Non
 
 
 def test_one_that_fails_leaves_the_others_alone(whole_ppo: Path, tmp_path: Path) -> None:
-    arguments = words("ppo", tmp_path, *THREE, "--checkpoint-every", "200")
+    arguments = words("ppo", tmp_path, *THREE, "--checkpoint-every", "100")
     with pytest.raises(MemoryError, match="too much"):
-        trained(arguments, 500, MemoryError("too much"), who=6)
+        trained(arguments, 310, MemoryError("too much"), who=6)
     endings = [json.loads((tmp_path / f"run-s{seed}" / "ending.json").read_text()) for seed in (5, 6, 7)]
     assert [ending["ending"] for ending in endings] == ["finished", "crashed", "finished"]
     for seed in (5, 7):  # from there on by two, whose sums may have other last digits
         close(tmp_path / f"run-s{seed}", whole_ppo / f"run-s{seed}")
     results, said = trained(arguments)  # alone, from its newest checkpoint
-    assert [result.directory.name for result in results] == ["run-s6"] and "goes on from step 400" in said
+    assert [result.directory.name for result in results] == ["run-s6"] and "goes on from step 300" in said
     assert exit_code(results) == 0
 
 
@@ -185,14 +186,14 @@ def test_one_that_had_failed_is_left_where_the_others_are_further(stopped: Path)
     for path in listed(stopped / "run-s6" / "checkpoints")[1:]:
         shutil.rmtree(path)
     (stopped / "run-s6" / "ending.json").write_text(json.dumps({"ending": "not finite", "step": 450, "why": ""}))
-    results, said = trained(words("ppo", stopped, *THREE, "--checkpoint-every", "200"))
+    results, said = trained(words("ppo", stopped, *THREE, "--checkpoint-every", "100"))
     assert [result.directory.name for result in results] == ["run-s5", "run-s7"]
     assert "run-s6: ended by itself, and is left" in said
 
 
 def test_one_of_them_goes_on_alone(stopped: Path) -> None:
     results, said = trained(["--resume", str(stopped / "run-s6")])
-    assert results[0].ending == "finished" and "goes on from step 50" in said
+    assert results[0].ending == "finished" and "goes on from step 31" in said
     assert "not exactly: it was made by others (stacked_seeds: [5, 6, 7], now absent)" in said
 
 
