@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from agents import build_agent
-from agents.config import NetworkConfig
+from agents.config import LearningRate, NetworkConfig
 from agents.guard import NonFiniteError
 from agents.interventions import intervention_class
 from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.replay import Batch
-from agents.schedule import Schedule
+from agents.schedule import Over, in_steps
 from agents.stacking import Stack, why_in_turns
 from agents.transitions import Spaces
 from agents.value_config import C51Config, DQNConfig
@@ -49,7 +49,8 @@ def made(agent: str, interventions: str = "none", **changes) -> list:
     config, spaces = AGENTS[agent]
     config = type(config)(**{**vars(config), **changes})
     chosen = [intervention_class(name)(**given) for name, given in INTERVENTIONS[interventions].items()]
-    agents = [build_agent(config, spaces, 1, Generators(seed), interventions=chosen) for seed in range(SEEDS)]
+    config, cpu = in_steps(config, 1000), torch.device("cpu")
+    agents = [build_agent(config, spaces, 1, Generators(seed), cpu, interventions=chosen) for seed in range(SEEDS)]
     for seed, one in enumerate(agents):
         if one.learner.surgery is not None:
             shown = torch.Generator().manual_seed(seed)
@@ -129,7 +130,7 @@ def test_equal_to_learning_alone_on_the_same_batches(agent: str, interventions: 
 
 def test_each_has_a_norm_a_clip_and_a_rate_of_its_own() -> None:
     """Of three seeds one has gradients a thousand times as large; learning rates fall with each seed's own steps."""
-    falling = Schedule(start=1e-2, end=0.0, over="400")
+    falling = LearningRate(1e-2, 0.0, Over("400"))
     alone, stacked = (made("ppo, continuous", learning_rate=falling, max_grad_norm=0.5) for _ in range(2))
     for agents in (alone, stacked):
         with torch.no_grad():
@@ -209,8 +210,9 @@ TURNS = {
 @pytest.mark.parametrize("name", TURNS)
 def test_what_cannot_be_stacked_says_why(name: str) -> None:
     config, spaces = AGENTS["ppo, continuous"]
-    chosen = [intervention_class(name)()]
-    learners = [build_agent(config, spaces, 1, Generators(seed), interventions=chosen).learner for seed in range(2)]
+    chosen, cpu = [intervention_class(name)()], torch.device("cpu")
+    agents = [build_agent(config, spaces, 1, Generators(seed), cpu, interventions=chosen) for seed in range(2)]
+    learners = [one.learner for one in agents]
     assert TURNS[name] in why_in_turns(learners)
     with pytest.raises(ValueError, match="must be such as can be stacked"):
         Stack(learners)
