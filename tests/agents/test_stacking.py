@@ -19,6 +19,7 @@ from agents.stacking import Stack, why_in_turns
 from agents.transitions import Spaces
 from agents.value_config import C51Config, DQNConfig
 
+exhaustive = pytest.mark.exhaustive
 SEEDS, FEATURES, BATCH = 3, 7, 16
 BOX = Spaces((FEATURES,), np.dtype(np.float64), "continuous", 2, -np.ones(2, np.float32), np.ones(2, np.float32))
 DISCRETE = Spaces((FEATURES,), np.dtype(np.float32), "discrete", 3)
@@ -111,8 +112,15 @@ def close(one: dict, other: dict, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("interventions", INTERVENTIONS)
-@pytest.mark.parametrize("agent", AGENTS)
+CASES = [(agent, "none") for agent in AGENTS]
+CASES += [("ppo, continuous", name) for name in ("norm and decay", "cbp", "pulled", "reset", "local moments")]
+CASES += [("dqn, mse", name) for name in ("redo", "orthogonal", "doubled")]
+OTHERS = [(agent, name) for agent in AGENTS for name in INTERVENTIONS if (agent, name) not in CASES]
+
+
+@pytest.mark.parametrize(
+    ("agent", "interventions"), [*CASES, *(pytest.param(*case, marks=exhaustive) for case in OTHERS)]
+)
 def test_equal_to_learning_alone_on_the_same_batches(agent: str, interventions: str) -> None:
     alone, stacked = made(agent, interventions), made(agent, interventions)
     expected = [learns(one, seed, 20) for seed, one in enumerate(alone)]
