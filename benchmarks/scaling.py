@@ -1,9 +1,10 @@
-"""How steps per second grow: with environments, with the width of an MLP, with seeds in one process, with threads.
+"""How steps per second grow: with environments, with the width of an MLP, with threads, with seeds in one process.
 
-Every point is a whole run with learning on; those of a table take turns in one process, windows of equal time each, and
-have one thread where nothing else is said. Under ``threads`` the last column is what a run would choose by itself
-(experiments/machine.py), and the speeds there are by wall clock: where others use the machine too, more threads look
-worse than they are.
+Under ``seeds`` gradient steps are counted: how many times those of one seed all make together, stacked where that can
+be (agents/stacking.py). Every other point is a whole run with learning on; those of a table take turns in one process,
+windows of equal time each, and have one thread where nothing else is said. Under ``threads`` the last column is what a
+run would choose by itself (experiments/machine.py), and the speeds there are by wall clock: where others use the machine
+too, more threads look worse than they are.
 
     python -m benchmarks.scaling [--only TABLE ...] [--turns N] [--seconds S] [--png FILE]
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.learners import Ours
+from benchmarks.stacked import stacked_updates
 from benchmarks.throughput import VALUE, settings_of
 from benchmarks.turns import FEWEST, Spent, machine, speed, take_turns
 from envs import describe
@@ -28,6 +30,10 @@ VALUE_FLAGS = VALUE.replace("--learning-starts 1000", "--learning-starts 200")
 IMAGE, CNN = f"dqn --env ImageMDP-v0 {VALUE_FLAGS}", "--env ALE/Breakout-v5 --padding valid"
 ANT, BREAKOUT = "ppo --env Ant-v5 --num-minibatches 8", "ppo --env ALE/Breakout-v5 --num-minibatches 1"
 """With rollouts of 512 and 256 steps, shorter than usual: minibatches and so the work of a step are the usual ones."""
+
+
+Speeds = dict[str, dict[int, float]]
+"""By line and place on the axis."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,37 @@ def threads() -> list[Point]:
     return [Point(line, count, flags, count) for line, flags in lines.items() for count in counts]
 
 
+STACKED = {
+    "PPO Ant-v5, 64-64": f"{ANT} --rollout-steps 512",
+    "DQN ImageMDP, 64-64": f"{IMAGE} --width 64",
+    "DQN ImageMDP, 512-512": IMAGE,
+}
+"""Whose gradient steps are computed side by side, with made-up data and no world."""
+
+
+def seeds(turns: int, seconds: float, told: Callable[[str], None]) -> Speeds:
+    """How many times the gradient steps per second of one seed all make together, by line and number of seeds."""
+    found: Speeds = {}
+    for line, flags in STACKED.items():
+        for count in (2, 4, 8):
+            stacked = stacked_updates(settings_of(flags), count, turns, seconds, torch.device("cpu"))
+            told(f"{line}, {count} seeds: {stacked.words}")
+            found.setdefault(line, {1: 1.0})[count] = stacked.times
+    return found
+
+
 TABLES: dict[str, Callable[[], list[Point]]] = {"environments": environments, "width": widths, "threads": threads}
-AXES = {"environments": "environments", "width": "units of a hidden layer", "threads": "torch threads"}
-Speeds = dict[str, dict[int, float]]
+AXES = {
+    "environments": "environments",
+    "width": "units of a hidden layer",
+    "threads": "torch threads",
+    "seeds": "seeds in one process",
+}
+MEANT = {name: "gradient steps, beside one," if name == "seeds" else "steps a second" for name in AXES}
 
 
 def measure(points: list[Point], turns: int, seconds: float, told: Callable[[str], None]) -> Speeds:
-    """Steps per second by line and place on the axis."""
+    """Steps per second."""
     learners: dict[str, Ours] = {}
     windows, found = {}, {}
     for point in points:
@@ -108,16 +138,17 @@ def _window(learner: Ours, threads: int, steps: int) -> Callable[[], Spent]:
 
 def printed(name: str, points: list[Point], speeds: Speeds) -> None:
     """The table `name`."""
-    places = sorted({point.at for point in points})
+    places = sorted({place for found in speeds.values() for place in found})
     more = f"{'chosen':>9}" if name == "threads" else ""
-    print(f"\n{'steps/s by ' + AXES[name]:32}" + "".join(f"{place:9,}" for place in places) + more)
+    print(f"\n{MEANT[name] + ' by ' + AXES[name]:38}" + "".join(f"{place:9,}" for place in places) + more)
     for line, found in speeds.items():
-        cells = "".join(f"{found[place]:9,.0f}" if place in found else f"{'-':>9}" for place in places)
+        form = "9,.2f" if name == "seeds" else "9,.0f"
+        cells = "".join(f"{found[place]:{form}}" if place in found else f"{'-':>9}" for place in places)
         if name == "threads":
             config = settings_of(next(point.flags for point in points if point.line == line))
             products = products_of_a_batch(config, spaces_from(describe(config.world)))
             cells += f"{choose_threads(0, products).number:9}"
-        print(f"{line:32}{cells}", flush=True)
+        print(f"{line:38}{cells}", flush=True)
 
 
 def draw(found: dict[str, Speeds], path: Path) -> None:
@@ -131,11 +162,10 @@ def draw(found: dict[str, Speeds], path: Path) -> None:
     for axis, (name, speeds) in zip(axes[0], found.items(), strict=True):
         for line, points in speeds.items():
             axis.plot(list(points), list(points.values()), marker="o", markersize=3, label=line)
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name])
+        axis.set(xscale="log", yscale="log", xlabel=AXES[name], ylabel=MEANT[name].rstrip(","))
         axis.set_xticks(places := sorted({place for points in speeds.values() for place in points}), places)
         axis.minorticks_off()
         axis.legend(fontsize=6)
-    axes[0][0].set_ylabel("steps per second")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -143,20 +173,23 @@ def draw(found: dict[str, Speeds], path: Path) -> None:
 def main() -> None:
     """Measure the tables asked for, print them, draw them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="some tables alone")
+    parser.add_argument("--only", nargs="+", choices=list(AXES), default=list(AXES), help="some tables alone")
     parser.add_argument("--turns", type=int, default=FEWEST, help=f"windows of a point (default {FEWEST})")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a window (default 1)")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw them, too")
     arguments = parser.parse_args()
-    points = {name: TABLES[name]() for name in arguments.only}
+    points = {name: TABLES[name]() for name in arguments.only if name in TABLES}
     torch.set_num_threads(1)
     print(machine("envpool", "mujoco"), flush=True)
-    found = {}
-    for name, listed in points.items():
-        told = lambda words, name=name: print(f"  {name}  {words.partition(':')[0]}", flush=True)  # noqa: E731
-        found[name] = measure(listed, arguments.turns, arguments.seconds, told)
+    found, how = {}, (arguments.turns, arguments.seconds)
+    for name in arguments.only:
+
+        def told(words: str, name: str = name) -> None:
+            print(f"  {name}  {words if name == 'seeds' else words.partition(':')[0]}", flush=True)
+
+        found[name] = measure(points[name], *how, told) if name in points else seeds(*how, told)
     for name, speeds in found.items():
-        printed(name, points[name], speeds)
+        printed(name, points.get(name, []), speeds)
     if arguments.png:
         draw(found, arguments.png)
         print(f"\ndrawn: {arguments.png}")
