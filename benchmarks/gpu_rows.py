@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.learners import Ours
 from benchmarks.throughput import settings_of
@@ -15,6 +15,7 @@ from experiments.config import TrainConfig
 
 VALUE = "--learning-starts 1000 --epsilon.start 0.01 --epsilon.end 0.01 --epsilon.over constant"
 BREAKOUT, CONSTANT = "--env ALE/Breakout-v5", "--learning-rate.over constant"
+UPDATE = "the update"
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
 
 
@@ -151,7 +152,8 @@ class Watched(Ours):
         def update() -> Any:
             before, activities = clock.gradient_steps, [ProfilerActivity.CPU]
             with profile(activities=activities + [ProfilerActivity.CUDA] * bench.gpu) as profiler:
-                metrics = inner()
+                with record_function(UPDATE):
+                    metrics = inner()
                 bench.wait()
             found.update(self._counted(profiler, bench.gpu, clock.gradient_steps - before))
             return metrics
@@ -180,15 +182,19 @@ class Watched(Ours):
     def _counted(profiler: profile, gpu: bool, gradient_steps: int) -> dict[str, float]:
         events = profiler.events()
         if gpu:
-            marks = ("Optimizer.", "ProfilerStep", "Torch-Compiled")  # spans over kernels, not kernels
+            marks = (UPDATE, "Optimizer.", "ProfilerStep", "Torch-Compiled")  # spans over kernels, not kernels
             own = [event for event in events if event.device_type == DeviceType.CUDA]
             own = [event for event in own if not event.name.startswith(marks)]
             kernels = sum(event.time_range.elapsed_us() for event in own) / 1e3
         else:
             own = [event for event in events if event.name.startswith("aten::")]
             kernels = sum(event.self_cpu_time_total for event in own) / 1e3
-        waits = sum(event.name in WAITS for event in events) - gpu  # the last wait is the bench's
-        return {"kernels_ms": kernels, "kernels": len(own) / max(1, gradient_steps), "waits": max(0, waits)}
+        span = next(
+            event.time_range for event in events if event.name == UPDATE and event.device_type == DeviceType.CPU
+        )
+        waited = [event.time_range.start for event in events if event.name in WAITS]
+        waits = sum(span.start <= start < span.end for start in waited)  # those after it are the bench's
+        return {"kernels_ms": kernels, "kernels": len(own) / max(1, gradient_steps), "waits": waits}
 
 
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:

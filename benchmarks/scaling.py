@@ -3,8 +3,8 @@
 Under ``seeds`` gradient steps are counted: how many times those of one seed all make together, stacked where that can
 be (agents/stacking.py). Every other point is a whole run with learning on; those of a table take turns in one process,
 windows of equal time each, and have one thread where nothing else is said. Under ``threads`` the last column is what a
-run would choose by itself (experiments/machine.py), and the speeds there are by wall clock: where others use the machine
-too, more threads look worse than they are.
+run would choose by itself (experiments/machine.py), and the speeds there are by wall clock: where others use the
+machine too, more threads look worse than they are.
 
     python -m benchmarks.scaling [--only TABLE ...] [--turns N] [--seconds S] [--png FILE]
 """
