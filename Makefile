@@ -16,7 +16,7 @@ help:
 	@echo "make exhaustive   all triples of interventions on every agent, and what compiles (about 15 minutes)"
 	@echo "make faults   full disks, flipped bytes, killed processes, two writers: what came of each, counted"
 	@echo "make lint     check style and format (make format repairs what it can)"
-	@echo "make bench    steps per second, beside Stable-Baselines3 on the same worlds"
+	@echo "make bench    steps per second, beside Stable-Baselines3 and bare loops (about half an hour)"
 	@echo "make clean    remove caches and build leftovers; runs/ and .venv stay"
 
 .venv: $(READY)
