@@ -58,9 +58,10 @@ for event in Run(agent, world, 2**40):
 class Runner:
     """A run in a process, whose steps are counted from what it prints."""
 
-    def __init__(self, flags: str, policy: str) -> None:
+    def __init__(self, flags: str, policy: str, threads: int) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
-        command = [sys.executable, "-c", RUNNER, policy, *flags.split(), "--device", "cpu", "--probes", "none"]
+        settings = f"{flags} --device cpu --probes none --threads {threads}"
+        command = [sys.executable, "-c", RUNNER, policy, *settings.split()]
         environment["PYTHONPATH"] = str(ROOT)
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         self.placement = self.process.stdout.readline().removeprefix("on ").strip()
@@ -109,9 +110,11 @@ class Neighbours:
             process.wait()
 
 
-def measure(name: str, policy: str, turns: int, seconds: float, neighbours: Neighbours) -> tuple[str, float]:
+def measure(
+    name: str, policy: str, turns: int, seconds: float, neighbours: Neighbours, threads: int = 0
+) -> tuple[str, float]:
     """(the row's line of the table, how many times slower)."""
-    runner, pairs = Runner(ROWS[name], policy), []
+    runner, pairs = Runner(ROWS[name], policy, threads), []
     try:
         runner.speed(seconds / 2)
         for turn in range(turns):
@@ -126,8 +129,8 @@ def measure(name: str, policy: str, turns: int, seconds: float, neighbours: Neig
         runner.close()
     alone, beside = (median(column) for column in zip(*pairs, strict=True))
     slower = median(one / other for one, other in pairs)
-    threads = re.search(r"(\d+) torch thread", runner.placement)[1]
-    return f"{name:14} {threads:>7} {policy:>8} {alone:9,.0f} {beside:9,.0f} {slower:8.2f}x", slower
+    number = re.search(r"(\d+) torch thread", runner.placement)[1]
+    return f"{name:14} {number:>7} {policy:>8} {alone:9,.0f} {beside:9,.0f} {slower:8.2f}x", slower
 
 
 def main() -> None:
@@ -136,6 +139,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=FEWEST, help=f"pairs of a row (default {FEWEST})")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn's halves (default 3)")
     parser.add_argument("--neighbours", type=int, default=1, help="busy processes (default 1)")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads (default: as a run chooses them)")
     parser.add_argument("--only", choices=list(ROWS), nargs="+", default=list(ROWS), help="some rows alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,7 +150,7 @@ def main() -> None:
     try:
         for name in arguments.only:
             for policy in ("passive", "unset"):
-                line, slower = measure(name, policy, arguments.turns, arguments.seconds, neighbours)
+                line, slower = measure(name, policy, arguments.turns, arguments.seconds, neighbours, arguments.threads)
                 print(line, flush=True)
                 worst = max(worst, slower) if policy == "passive" else worst
     finally:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Device = NewType("Device", str)
 """auto, cpu, cuda (the current one) or cuda:N."""
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
-A_THREAD_EACH = 100_000_000
+A_THREAD_EACH = 90_000_000
 """Multiply-adds in the forward pass of a batch that keep a thread busy."""
 A_FEW_THREADS = 4
 """More are seldom worth their cores."""

@@ -128,8 +128,8 @@ def test_a_replay_on_the_device_is_measured_where_it_will_lie(gpus, monkeypatch:
     [
         (0, SMALL, 16, None, 0, 1),
         (0, SMALL, 16, "8", 0, 1),
-        (0, 199_999_999, 16, None, 0, 1),
-        (0, 200_000_000, 16, None, 0, 2),
+        (0, 179_999_999, 16, None, 0, 1),
+        (0, 180_000_000, 16, None, 0, 2),
         (0, LARGE, 16, None, 0, 4),
         (0, LARGE, 2, None, 0, 2),
         (0, LARGE, 1, None, 0, 1),
@@ -165,7 +165,7 @@ def test_threads_by_the_update(asked, products, cores, openmp, before, chosen, m
         # two torsos of 105-64-64, 8 means and a value, minibatches of 2048 / 32
         ("ppo --env Ant-v5", 64 * (2 * (105 * 64 + 64 * 64) + 64 * (8 + 1)), 1),
         # 8 x 8 x 4 x 32 on 20 x 20, 4 x 4 x 32 x 64 on 9 x 9, 3 x 3 x 64 x 64 on 7 x 7, 3136-512-4, batch 32
-        ("dqn --env ALE/Breakout-v5 --padding valid", 32 * (3_276_800 + 2_654_208 + 1_806_336 + 1_605_632 + 2_048), 2),
+        ("dqn --env ALE/Breakout-v5 --padding valid", 32 * (3_276_800 + 2_654_208 + 1_806_336 + 1_605_632 + 2_048), 3),
         # maps of 21, 11 and 11, 7744-512-4
         ("dqn --env ALE/Breakout-v5", 32 * (3_612_672 + 3_964_928 + 4_460_544 + 3_964_928 + 2_048), 4),
         # minibatches of 8 x 128 / 4; heads of 4 and 1
