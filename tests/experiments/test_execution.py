@@ -55,7 +55,7 @@ def test_a_run_without_a_compiler_says_so_and_learns(tmp_path: Path, monkeypatch
     assert "nothing could be compiled, so everything runs eagerly: InvalidCxxCompiler" in said
 
 
-@pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
+@pytest.mark.parametrize("algorithm", [pytest.param("dqn", marks=pytest.mark.exhaustive), "ppo"])
 def test_a_run_from_graphs_learns_what_an_eager_one_does(algorithm: str, tmp_path: Path) -> None:
     """On a tape in place of a GPU, probes and log included."""
     paths = []

@@ -176,6 +176,23 @@ def test_what_fits_into_main_memory_may_not_fit_onto_a_gpu(monkeypatch: pytest.M
         require_device_memory(small, spaces, torch.device("cuda"))
 
 
+def test_a_replay_that_a_gpu_has_no_room_for_lies_in_main_memory_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000,000 observations of CartPole take 39 MB: 4 numbers of 4 bytes and 23 bytes of the rest."""
+    import torch
+
+    from agents.replay import storage_device
+
+    config, cuda = parse_train([*CARTPOLE, "--buffer-size", "1000000"]), torch.device("cuda")
+    spaces = spaces_from(describe(config.world))
+    for free, lies in ((56_000_000, cuda), (55_000_000, torch.device("cpu"))):  # .7 of it are 39.2 and 38.5 MB
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        assert storage_device("auto", cuda, spaces.replay_bytes(1_000_000)) == lies
+        require_device_memory(config, spaces, cuda)
+    monkeypatch.setattr("experiments.setup.available_memory", lambda: 30_000_000)
+    with pytest.raises(ValueError, match=r"buffer_size = 1000000: .* 0\.0 GB of main memory are available"):
+        require_device_memory(config, spaces, cuda)
+
+
 def test_a_world_that_is_too_large_for_any_network_is_named() -> None:
     """A thousand million actions after one layer of one unit: 2e9 weights and biases, 5 copies of 4 bytes each, and one
     row of outputs: 44 GB."""
