@@ -79,9 +79,13 @@ class CUDACapturer:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        # another thread, that saves a replay say, may use the device meanwhile
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-            found = function()
+        current = torch.cuda.current_stream()
+        try:
+            # another thread, that saves a replay say, may use the device meanwhile
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                found = function()
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
         graph.replay()
         return found, graph.replay
 
@@ -143,7 +147,8 @@ class Executor:
     def run(self, function: Function, given: Any, structure: Hashable = ()) -> Any:
         """function(given). `structure`: whatever else its course depends on.
 
-        From a graph, outputs that are numbers are the caller's; others are overwritten by the next run.
+        From a graph, outputs that are all numbers are the caller's; others may be overwritten by the next run, of
+        whatever function: graphs share memory.
         """
         if self._capturer is None:
             return function(given)
