@@ -36,7 +36,7 @@ def overview(plan: Plan) -> list[str]:
     size = f", size {study.size} (of {', '.join(study.sizes)}; --size)" if study.size else ""
     lines = [study.question, f"study {study.name}{size}, in {plan.directory}"]
     lines += [f"it is said to take {study.takes}"] if study.takes else []
-    for trials, words in ((plan.tuning, "tune"), (plan.trials, "are reported")):
+    for trials, words in ((plan.tuning, "tune"), (plan.trials, "are reported"), (plan.forks, "are forks")):
         if trials:
             lines += ["", f"{len(trials):,} trials {words}", *_table(trials)]
     notes = list(plan.notes)
@@ -56,7 +56,9 @@ def _table(trials: Sequence[Trial]) -> list[str]:
 
 
 def commands(plan: Plan) -> list[str]:
-    """A line for each trial that is not finished; where some tune, for these alone until they are through."""
+    """A line for each trial that is not finished; where some tune, for these alone until they are through,
+    and for forks when all others are finished."""
     left = [trial for trial in plan.tuning if standing(trial).state not in THROUGH]
-    left = left or [trial for trial in plan.trials if standing(trial).state != "finished"]
+    for trials in (plan.trials, plan.forks):
+        left = left or [trial for trial in trials if standing(trial).state != "finished"]
     return [trial.command for trial in left]

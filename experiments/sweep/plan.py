@@ -3,24 +3,24 @@
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Literal
 
 from agents.config import require
 from agents.interventions import COMBINATIONS, NAMES
 from agents.spelling import did_you_mean
-from experiments.config import TrainConfig
+from experiments.config import KEPT, ForkConfig, TrainConfig
 from experiments.naming import digest, safe
 from experiments.places import fitting_name
 from experiments.setup import check
 from experiments.sweep.cells import Cell, cells_of, settings_of, words_of
-from experiments.sweep.controls import fresh_controls, random_controls
+from experiments.sweep.controls import fork_sources, fresh_controls, random_controls
 from experiments.sweep.grid import Fields
 from experiments.sweep.study import Study
 
-Kind = Literal["arm", "tuning", "random", "fresh"]
-TUNING, TRIALS = "tuning", "trials"
+Kind = Literal["arm", "tuning", "random", "fresh", "source", "fork"]
+TUNING, TRIALS, SOURCES, FORKS = "tuning", "trials", "sources", "forks"
 """Folders of a study's directory."""
 
 
@@ -65,14 +65,16 @@ class Trial:
 
 @dataclass
 class Plan:
-    """What a study comes to. `trials` are all but those that tune; of an arm whose values are not chosen yet they have
-    the smallest."""
+    """What a study comes to. `trials` are all but those that tune and the forks; of an arm whose values are not chosen
+    yet they have the smallest."""
 
     study: Study
     directory: Path
-    """Absolute; `tuning` and `trials` lie in its folders of that name."""
+    """Absolute; `tuning`, `trials` and `forks` lie in its folders of that name, what is forked in `sources`."""
     tuning: list[Trial] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    forks: list[Trial] = field(default_factory=list)
+    """Made when the trials are finished."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -82,13 +84,15 @@ def planned(study: Study, runs_dir: Path, chosen: Mapping[str, Fields] | None = 
     Every setting is checked as train.py would; nothing is written. ValueError: names the arm, the field, its value and
     what is allowed.
     """
+    ours = "one without a problem in its base: python -m experiments.supervised makes its runs"
+    require("problem" not in study.base, "study", study.name, ours)
     # not Path.resolve: a link to storage that all nodes see has its own name there
     found = Plan(study, Path.cwd() / runs_dir / study.name / study.size)
     cells = cells_of(study)
     settled = [cell.but({**_resources(study, cell), **_smallest(study, cell, chosen)}) for cell in cells]
     arms = list(settings_of(settled))
     _refuse_twins(arms)
-    _check_claims(study, cells)
+    check_claims(study, cells)
     controls: list[tuple[Kind, Iterable[Cell]]] = []
     if "random" in study.control:
         controls.append(("random", random_controls(arms)))
@@ -100,6 +104,11 @@ def planned(study: Study, runs_dir: Path, chosen: Mapping[str, Fields] | None = 
     found.trials = list(_trials(found, TRIALS, "arm", arms))
     for kind, own in controls:
         found.trials += _trials(found, TRIALS, kind, settings_of(list(own)))
+    if "fork" in study.control:
+        sources = list(_trials(found, SOURCES, "source", settings_of(list(fork_sources(arms)))))
+        found.forks = list(_forks(found, sources))
+        found.trials += sources
+        found.notes += [] if sources else ["nothing is forked: no world has two whole tasks (task.period)"]
     if study.tune is not None:
         candidates = [one for cell, config in arms for one in _candidates(study, cell, config)]
         found.tuning = list(_trials(found, TUNING, "tuning", settings_of(candidates)))
@@ -159,10 +168,37 @@ def _trials(plan: Plan, folder: str, kind: Kind, cells: Iterable[tuple[Cell, Tra
             yield replace(trial, config=replace(here, run=replace(here.run, seed=seed, name=name)))
 
 
-def _check_claims(study: Study, cells: list[Cell]) -> None:
+def _forks(plan: Plan, sources: Iterable[Trial]) -> Iterator[Trial]:
+    """Of each source, the run that goes on from its end with some of weights, optimizer and replay kept: every choice
+    but all three, which is the arm itself."""
+    whole = {(trial.arm, trial.world, trial.seed): trial for trial in plan.trials if trial.kind == "arm"}
+    for source in sources:
+        trial = whole[source.arm, source.world, source.seed]
+        environments = trial.config.world.num_envs
+        end = -(-source.config.run.steps // environments) * environments
+        begins = str(source.directory / "checkpoints" / f"step_{end:012d}")
+        for keep in (keep for count in range(len(KEPT)) for keep in combinations(KEPT, count)):
+            fork = ForkConfig(begins, keep or ("none",))
+            fields = {
+                name: word for name, word in trial.fields.items() if name != "preset"
+            }  # the source's settings say it
+            fields |= {
+                "fork": begins,
+                "fork.keep": ",".join(fork.keep),
+                "checkpoint.replay": trial.config.checkpoint.replay,
+            }
+            arm = f"{trial.arm} keep={'+'.join(fork.keep)}"
+            config = replace(trial.config, fork=fork)
+            name = fitting_name(safe("_".join([*arm.split(), f"s{trial.seed}", digest(config)])))
+            config = replace(config, run=replace(config.run, runs_dir=plan.directory / FORKS, name=name))
+            yield replace(trial, kind="fork", arm=arm, config=config, fields=fields)
+
+
+def check_claims(study: Study, cells: list[Cell]) -> None:
+    """Raise ValueError for a claim about an arm that the study has not."""
     arms = list(dict.fromkeys(cell.arm for cell in cells))
     for place, claim in enumerate(study.claims):
-        for name in (claim.arm, claim.than):
+        for name in filter(None, (claim.arm, claim.than)):
             allowed = f"an arm; there are {', '.join(map(repr, arms))}{did_you_mean(name, arms)}"
             require(name in arms, f"claims[{place}]", name, allowed)
 

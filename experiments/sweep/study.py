@@ -18,10 +18,13 @@ tune        values: {FIELD: [VALUE, ...]}: for each arm and world the best of th
             lifetime; the smaller one where the interval of their difference cannot decide. A parameter of an
             intervention is tuned in the arms that have it.
 control     Some of `random` (nothing is learned), `fresh` (of every arm, an agent for each task after the first, alone
-            and as long as a task).
+            and as long as a task), `fork` (of every arm, its last task begun with every choice of weights, optimizer
+            and replay kept, the rest new; tasks have to change where the steps of a task end).
 claims      What is expected, each {says, arm, than, measure, by}: reproduced where the 95 % interval of arm - than
-            lies above the margin `by`, not reproduced where it lies below. `arm` and `than` are arms' names;
-            `measure` is overall (the mean over tasks of their last tenth), last (the last task's) or a tag of the log.
+            lies above the margin `by`, not reproduced where it lies below. `arm` and `than` are arms' names (without
+            `than`, what the arm itself comes to counts); `measure` is overall (the mean over tasks of their last
+            tenth), first or last (that of the first or last task), lost (first - last) or a tag of the log (its last
+            value). `experiments.reproduce` checks them.
 resources   cpus (1; torch's and the world's threads are as many), gpus (0; may be a fraction) and memory (such as 2GB;
             estimated where left out) that a trial reserves.
 sizes       NAME: {takes: WORDS, SECTION: ...}. Other sizes of the same study: base, arms, grid and tune are laid over
@@ -100,8 +103,8 @@ sizes:
 
 LAID_OVER = ("base", "arms", "grid", "tune")
 SECTIONS = ("question", *LAID_OVER[:3], "seeds", "tune", "control", "claims", "resources")
-CONTROLS = ("random", "fresh")
-MEASURES = ("overall", "last")
+CONTROLS = ("random", "fresh", "fork")
+MEASURES = ("overall", "first", "last", "lost")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -122,7 +125,8 @@ class Claim:
 
     says: str
     arm: str
-    than: str
+    than: str = ""
+    """Empty: the arm's own value is what `by` is the margin of."""
     measure: str = "overall"
     by: float = 0.0
 
@@ -244,8 +248,8 @@ def _claim(where: str, value: Any) -> Claim:
     given = {text_of(where, key): part for key, part in mapping_of(where, value).items()}
     refuse_unknown(f"{where}.", given, ("says", "arm", "than", "measure", "by"))
     words = {name: text_of(f"{where}.{name}", given.get(name, "")) for name in ("says", "arm", "than")}
-    for name, word in words.items():
-        require(bool(word), f"{where}.{name}", word, "words" if name == "says" else "the name of an arm")
+    for name in ("says", "arm"):
+        require(bool(words[name]), f"{where}.{name}", words[name], "words" if name == "says" else "the name of an arm")
     measure = text_of(f"{where}.measure", given.get("measure", "overall"))
     ours = measure in MEASURES or "/" in measure
     require(ours, f"{where}.measure", measure, f"one of {', '.join(MEASURES)}, or a tag of the log")

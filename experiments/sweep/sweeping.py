@@ -11,7 +11,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +27,7 @@ from experiments.sweep.board import Board
 from experiments.sweep.disk import require_disk
 from experiments.sweep.here import Here
 from experiments.sweep.listed import standing
-from experiments.sweep.plan import TRIALS, Plan, Trial, planned
+from experiments.sweep.plan import FORKS, TRIALS, Plan, Trial, planned
 from experiments.sweep.study import Study
 
 LAST = {"interrupted": 1, "running": 2, "crashed": 3}
@@ -75,9 +75,9 @@ def sweep(
     def say(sentence: str) -> None:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
-    left = [trial for trial in [*plan.tuning, *plan.trials] if standing(trial).state != "finished"]
+    left = [trial for trial in [*plan.tuning, *plan.trials, *plan.forks] if standing(trial).state != "finished"]
     if not left:
-        return Swept(plan, finished=list(plan.trials))
+        return Swept(plan, finished=[*plan.trials, *plan.forks])
     at_once = workers or (len(left) if ray_address else usable_cores())
     disk = require_disk([trial.config for trial in left], at_once)
     lock = _locked(plan.directory, lock_timeout)
@@ -123,7 +123,7 @@ def _swept(study: Study, runs_dir: Path, plan: Plan, engine: Here, console: Cons
     if plan.tuning:
         tuned = _stage(plan, plan.tuning, "tuning", engine, console)
         if tuned.left:
-            return Swept(plan, left=[*tuned.left, *plan.trials])
+            return Swept(plan, left=[*tuned.left, *plan.trials, *plan.forks])
         for trial, why in tuned.failed:
             say(f"failed: {trial.config.run.name}: {why}")
         choices = tuning.choose(plan.tuning)
@@ -132,7 +132,11 @@ def _swept(study: Study, runs_dir: Path, plan: Plan, engine: Here, console: Cons
             say(tuning.in_words(choice))
         plan = planned(study, runs_dir, tuning.by_cell(choices))
     write_arms(plan)
-    return _stage(plan, plan.trials, "trials", engine, console)
+    made = _stage(plan, plan.trials, "trials", engine, console)
+    if made.left or not plan.forks:
+        return replace(made, left=[*made.left, *plan.forks]) if made.left else made
+    forked = _stage(plan, plan.forks, "forks", engine, console)
+    return Swept(plan, made.finished + forked.finished, made.failed + forked.failed, forked.left)
 
 
 def _stage(plan: Plan, trials: Sequence[Trial], title: str, engine: Here, console: Console) -> Swept:
@@ -165,7 +169,7 @@ def write_arms(plan: Plan) -> None:
     told = {
         trial.config.run.name: {"kind": trial.kind, "arm": trial.arm, "world": trial.world, "seed": trial.seed}
         | ({"tuned": trial.tuned} if trial.tuned else {})
-        for trial in plan.trials
+        for trial in [*plan.trials, *plan.forks]
     }
     write_whole(plan.directory / "arms.json", (json.dumps(told, indent=2) + "\n").encode())
 
@@ -174,7 +178,7 @@ def summed_up(swept: Swept, command: str) -> list[str]:
     """What came of a sweep, for people."""
     plan = swept.plan
     lines = [f"failed: {trial.config.run.name}: {why}" for trial, why in swept.failed]
-    counted = [f"{len(swept.finished):,} of {len(plan.trials):,} trials are finished"]
+    counted = [f"{len(swept.finished):,} of {len(plan.trials) + len(plan.forks):,} trials are finished"]
     counted += [f"{len(swept.failed):,} failed"] if swept.failed else []
     counted += [f"{len(swept.left):,} are left"] if swept.left else []
     lines.append(", ".join(counted))
@@ -183,4 +187,6 @@ def summed_up(swept: Swept, command: str) -> list[str]:
     if swept.finished:
         place = plan.directory / TRIALS
         lines.append(f"compare:   python compare.py {quoted(place)} --out {quoted(plan.directory / 'comparison')}")
+        forks = f"python compare.py {quoted(place)} {quoted(plan.directory / FORKS)}"
+        lines += [f"forks:     {forks} --out {quoted(plan.directory / 'forked')}"] if plan.forks else []
     return lines

@@ -158,7 +158,7 @@ def test_seeds(written, seeds):
         ({"tune": {"values": {"learning_rate": [1, 2]}, "seeds": "2"}}, "none of those that are reported"),
         ({"tune": {"values": {"learning_rate": [1, 2]}, "seeds": "7-8", "share": 0}}, "tune.share = 0: must be in"),
         ({"control": "frehs"}, "did you mean 'fresh'?"),
-        ({"claims": [{"says": "x", "arm": "a"}]}, "claims[0].than = '': must be the name of an arm"),
+        ({"claims": [{"says": "x", "than": "a"}]}, "claims[0].arm = '': must be the name of an arm"),
         ({"claims": [{"says": "x", "arm": "a", "than": "dqn"}]}, "claims[0] = 'a': must be an arm; there are 'dqn'"),
         ({"resources": {"gpus": 1.5}}, "resources.gpus = 1.5: must be a share"),
         ({"resources": {"memory": "2XB"}}, "resources.memory = '2XB'"),
