@@ -6,15 +6,16 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help .venv demo test test-wandb test-sweep exhaustive faults lint format bench clean
+.PHONY: help .venv demo test test-wandb test-sweep exhaustive faults claims lint format bench clean
 
 help:
-	@echo "make demo     train for about three minutes and see it learn"
+	@echo "make demo     what keeps an agent learning? Fifteen small ones, compared, in about three minutes"
 	@echo "make test     run the tests"
 	@echo "make test-wandb   install wandb into an environment of its own, beside .venv, and test --wandb in it"
 	@echo "make test-sweep   the same with Ray: a cluster of two nodes that loses one, a sweep that is killed"
 	@echo "make exhaustive   all triples of interventions on every agent, and what compiles (about 15 minutes)"
 	@echo "make faults   full disks, flipped bytes, killed processes, two writers: what came of each, counted"
+	@echo "make claims   every study in tiny runs (python -m experiments.reproduce all-cpu decides the claims)"
 	@echo "make lint     check style and format (make format repairs what it can)"
 	@echo "make bench    steps per second, beside Stable-Baselines3 and bare loops (about half an hour)"
 	@echo "make clean    remove caches and build leftovers; runs/ and .venv stay"
@@ -28,7 +29,9 @@ $(READY): requirements.txt
 		echo "error: Python 3.11 or newer is needed, but $(PYTHON) is `$(PYTHON) --version`; name another: make PYTHON=python3.11"; exit 1; }
 	@echo "Installing the packages of requirements.txt into .venv (a few minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@( while sleep 15; do echo "  still installing: `du -sh .venv | cut -f1` so far"; done ) & alive=$$!; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt; code=$$?; \
+		kill $$alive; exit $$code
 	@touch $(READY)
 
 demo: $(READY)
@@ -59,6 +62,9 @@ exhaustive: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults -m 'faults or not faults'
+
+claims: $(READY)
+	$(BIN)/python -m experiments.reproduce all-cpu --quick
 
 lint: $(READY)
 	$(BIN)/ruff check .

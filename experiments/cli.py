@@ -17,6 +17,7 @@ from experiments.evaluate_config import EvaluateConfig
 from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, value_of
 from experiments.foreign_flags import EVALUATE, about_agent, about_flag
 from experiments.help import rendered, sections_of
+from experiments.places import refuse_empty_paths
 from experiments.presets import PRESETS, preset_config, steady
 from experiments.seeds import SUFFIX, runs_in
 from experiments.store import checkpoint_of
@@ -186,6 +187,8 @@ class TrainLine:
         said = {path[1] for path in values if path[0] == "world"}
         config = replace(config, world=config.world.family.settled(config.world, said))
         if self.forked is not None:
+            several, alone = config.run.num_seeds, "1 beside --fork: a fork has the seed of the run that it is of"
+            require(several == 1, "num_seeds", several, alone)
             config = replace(config, fork=replace(config.fork, run=str(self.forked)))
         return config, own, given.notes
 
@@ -296,18 +299,6 @@ def refuse_two_moments(given: Mapping[str, list[str]]) -> None:
     for flag, value in moments.items():
         if everywhere not in ("own", value):
             raise ValueError(f"surgery.moments = {everywhere!r}: must be own, or {value!r} as {flag}")
-
-
-def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
-    """Raise ValueError for one of `flags` with nothing after it: as a path that would be the current directory."""
-    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
-        flag, equals, value = argument.partition("=")
-        flag = flag.replace("_", "-")
-        word = value if equals else "-" if following is None else following
-        if flag in flags and not word.strip():
-            raise ValueError(
-                f"{flag.removeprefix('--').replace('-', '_')} = '': must be a path; the current directory is ."
-            )
 
 
 def _help(line: TrainLine, program: str) -> str:

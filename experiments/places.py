@@ -9,6 +9,7 @@ import secrets
 import shlex
 import sys
 import unicodedata
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,18 @@ UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 
 class PlaceError(ValueError):
     """A place that passed the check took no files when it came to it."""
+
+
+def refuse_empty_paths(arguments: list[str], flags: Iterable[str]) -> None:
+    """Raise ValueError for one of `flags` with nothing after it: as a path that would be the current directory."""
+    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
+        flag, equals, value = argument.partition("=")
+        flag = flag.replace("_", "-")
+        word = value if equals else "-" if following is None else following
+        if flag in flags and not word.strip():
+            raise ValueError(
+                f"{flag.removeprefix('--').replace('-', '_')} = '': must be a path; the current directory is ."
+            )
 
 
 def fitting_name(name: str, limit: int = NAME_BYTES) -> str:

@@ -160,7 +160,7 @@ def never_learns(run: Run) -> bool:
     settings = run.settings
     if settings["agent"] == "ppo":
         return settings["rollout-steps"] * settings["num-envs"] > run.steps
-    return settings["learning-starts"] >= run.steps
+    return settings.get("learning-starts", 0) >= run.steps
 
 
 def controls_in(runs: Sequence[Run]) -> tuple[list[Run], Controls]:
@@ -201,7 +201,7 @@ def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, st
     all kept the whole one; the others with why not)."""
     kept: dict[tuple, Run] = {}
     dropped = []
-    for run in sorted(runs, key=lambda run: (run.length, not run.settings["fork"], _age(run))):
+    for run in sorted(runs, key=lambda run: (run.length, not run.settings.get("fork"), _age(run))):
         key = alike_but(run, "steps")
         if key in kept:
             dropped.append((kept[key].path, f"the same settings and seed as {run.name}, and not longer"))

@@ -20,6 +20,7 @@ from experiments.lock import holder
 from experiments.older import translated
 from experiments.records import EpisodeFile, lines_of, read_metrics
 from experiments.store import listed, step_of
+from experiments.supervised.config import SUPERVISED, settings_from
 from experiments.task_summary import PARTS, TENTH
 
 STILL_WRITTEN = 120
@@ -248,10 +249,13 @@ def settings_of(raw: Any) -> dict[str, Any]:
     """What a config.json says, by flag without the dashes. Interventions are read without their classes, which would
     bring torch: their parameters are `NAME.PARAMETER`. ValueError: it is no config.json."""
     require(isinstance(raw, dict), "settings", raw, "a JSON object")
-    raw = translated(raw)
-    config = from_dict({**raw, "interventions": []})
-    found = {"agent": config.agent_name, "implementation": "this suite"}
-    found |= {flag.name.removeprefix("--"): flag.default for flag in flags_of(config)}
+    if raw.get("algorithm") == SUPERVISED:
+        found = settings_from(raw)
+    else:
+        raw = translated(raw)
+        config = from_dict({**raw, "interventions": []})
+        found = {"agent": config.agent_name, "implementation": "this suite"}
+        found |= {flag.name.removeprefix("--"): flag.default for flag in flags_of(config)}
     listed = raw.get("interventions", [])
     require(isinstance(listed, list), "interventions", listed, "a list")
     for one in listed:
