@@ -68,6 +68,8 @@ class Stack:
         for learner in self._seats.keys() - set(self.learners):
             self._seats.pop(learner).leave()
         self._slices = Slices(self.learners) if len(self.learners) > 1 else None
+        for learner in self.learners:
+            learner.executor.forget()  # its tensors have gone to other places
         self._traced: dict[Any, Traced] = {}
         self._functions: dict[Any, Callable[[Any], Any]] = {}
         self._refused: dict[Learner, NonFiniteError] = {}
@@ -86,7 +88,11 @@ class Stack:
             seat.begin(calls[seat.learner])
         while asking := [seat for seat in seats if seat.asked is not None]:
             if len(asking) == len(self.learners) > 1:
-                self._step(asking)
+                try:
+                    self._step(asking)
+                except Exception as error:  # memory is short, say: each has it from its own step
+                    for seat in asking:
+                        seat.answer = partial(_raise, error)
             for seat in asking:
                 seat.go_on()
         for seat in seats:
@@ -95,12 +101,12 @@ class Stack:
 
     def _step(self, seats: Sequence["_Seat"]) -> None:
         """One gradient step of each."""
-        learn, batch, _ = seats[0].asked
-        columns = zip(*(leaves(seat.asked[1]) for seat in seats), strict=True)
-        batches = rebuilt(batch, [torch.stack(column) for column in columns])
+        (learn, *_), batches, structures = zip(*(seat.asked for seat in seats), strict=True)
+        columns = zip(*map(leaves, batches), strict=True)
+        stacked = rebuilt(batches[0], [torch.stack(column) for column in columns])
         function = self._functions.setdefault(learn.__func__, partial(self._learn, learn))
-        learning, own = self._slices.learning, self.learners[0].executor
-        found = own.run(function, batches, learning)
+        own = self.learners[0].executor
+        found = own.run(function, stacked, structures)
         if own.captures:  # a graph gives it in the same place each time
             found = rebuilt(found, [leaf.clone() for leaf in leaves(found)])
         for seat, learned in zip(seats, of_each(found, len(seats)), strict=True):

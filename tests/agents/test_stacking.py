@@ -18,6 +18,7 @@ from agents.schedule import Over, in_steps
 from agents.stacking import Stack, why_in_turns
 from agents.transitions import Spaces
 from agents.value_config import C51Config, DQNConfig
+from tests.agents.tape import recorded
 
 exhaustive = pytest.mark.exhaustive
 SEEDS, FEATURES, BATCH = 3, 7, 16
@@ -45,13 +46,14 @@ INTERVENTIONS = {
 }
 
 
-def made(agent: str, interventions: str = "none", **changes) -> list:
+def made(agent: str, interventions: str = "none", execution: str = "eager", **changes) -> list:
     """An agent of each seed; its surgeries are shown observations of a generator of its own."""
     config, spaces = AGENTS[agent]
     config = type(config)(**{**vars(config), **changes})
     chosen = [intervention_class(name)(**given) for name, given in INTERVENTIONS[interventions].items()]
     config, cpu = in_steps(config, 1000), torch.device("cpu")
-    agents = [build_agent(config, spaces, 1, Generators(seed), cpu, interventions=chosen) for seed in range(SEEDS)]
+    how = {"interventions": chosen, "execution": execution}
+    agents = [build_agent(config, spaces, 1, Generators(seed), cpu, **how) for seed in range(SEEDS)]
     for seed, one in enumerate(agents):
         if one.learner.surgery is not None:
             shown = torch.Generator().manual_seed(seed)
@@ -174,6 +176,20 @@ def test_the_same_to_the_bit_each_time() -> None:
         together(agents, [partial(learns, one, seed, 12) for seed, one in enumerate(agents)])
     for one, other in zip(first, second, strict=True):
         assert all(map(torch.equal, one.network.state_dict().values(), other.network.state_dict().values()))
+
+
+@pytest.mark.parametrize(("agent", "interventions"), [("dqn, mse", "cbp"), ("ppo, continuous", "pulled")])
+def test_captured_in_a_graph_it_is_the_same(agent: str, interventions: str) -> None:
+    alone = made(agent, interventions)
+    expected = [learns(one, seed, 12) for seed, one in enumerate(alone)]
+    with recorded() as tape:
+        stacked = made(agent, interventions, "graph")
+        found = together(stacked, [partial(learns, one, seed, 12) for seed, one in enumerate(stacked)])
+    assert (tape.captured, tape.replayed) == (1, 9)  # for all three; the first two runs warm up
+    for one, other, metrics, wanted in zip(stacked, alone, found, expected, strict=True):
+        close(one.network.state_dict(), other.network.state_dict())
+        for mine, theirs in zip(metrics, wanted, strict=True):
+            close(mine, theirs)
 
 
 def test_fewer_go_on_and_one_alone() -> None:

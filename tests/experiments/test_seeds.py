@@ -13,6 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from agents.guard import NonFiniteError
+from envs.errors import WorldError
 from experiments.cli import parse_train
 from experiments.run_directory import find_checkpoint
 from experiments.seeds import as_one, asked_for, record_of, take_up
@@ -180,6 +182,16 @@ def test_one_that_fails_leaves_the_others_alone(whole_ppo: Path, tmp_path: Path)
     results, said = trained(arguments)  # alone, from its newest checkpoint
     assert [result.directory.name for result in results] == ["run-s6"] and "goes on from step 300" in said
     assert exit_code(results) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"), [(WorldError("it broke"), "world failed"), (NonFiniteError("q is NaN"), "not finite")]
+)
+def test_one_that_is_broken_off_keeps_its_own_ending(error: Exception, ending: str, tmp_path: Path) -> None:
+    results, said = trained(words("ppo", tmp_path, *THREE, "--steps", "150"), 80, error, who=6)
+    assert [result.ending for result in results] == ["finished", ending, "finished"] and exit_code(results) == 1
+    assert [result.step for result in results] == [150, 80, 150] and str(error) in said
+    assert json.loads((tmp_path / "run-s6" / "ending.json").read_text())["ending"] == ending
 
 
 def test_one_that_had_failed_is_left_where_the_others_are_further(stopped: Path) -> None:

@@ -112,6 +112,15 @@ def test_native_code_that_hangs_is_left_behind(world, tmp_path, count):
 
 
 @pytest.mark.faults
+def test_where_one_seeds_world_is_left_behind_the_others_are_too(tmp_path):
+    code, printed, _, left = play("NativeLock", tmp_path, "--world-timeout", str(TIMEOUT), "--num-seeds", "2")
+    assert code == EXIT_CODE and not left and "Traceback" not in printed
+    endings = [json.loads((tmp_path / f"run-s{seed}" / "ending.json").read_text()) for seed in (1, 2)]
+    assert [ending["ending"] for ending in endings] == ["world failed", "interrupted"]
+    assert "the process was left: env = " in endings[1]["why"]
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("world", ["Sleeps", "NativeLock"])
 def test_playing_in_a_world_that_hangs_ends_too(world, tmp_path, count):
     assert play(world, tmp_path, "--steps", "20")[0] == 0
