@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from agents.execution import leaves, rebuilt
+from agents.execution import Executor, leaves, rebuilt
 from agents.guard import Gradient, NonFiniteError
 from agents.layers import MODED
 from agents.learner import Learner
@@ -68,6 +68,7 @@ class Stack:
         for learner in self._seats.keys() - set(self.learners):
             self._seats.pop(learner).leave()
         self._slices = Slices(self.learners) if len(self.learners) > 1 else None
+        self._executor = _executor_of(self.learners) if self.learners else None
         for learner in self.learners:
             learner.executor.forget()  # its tensors have gone to other places
         self._traced: dict[Any, Traced] = {}
@@ -105,9 +106,8 @@ class Stack:
         columns = zip(*map(leaves, batches), strict=True)
         stacked = rebuilt(batches[0], [torch.stack(column) for column in columns])
         function = self._functions.setdefault(learn.__func__, partial(self._learn, learn))
-        own = self.learners[0].executor
-        found = own.run(function, stacked, structures)
-        if own.captures:  # a graph gives it in the same place each time
+        found = self._executor.run(function, stacked, structures)
+        if self._executor.captures:  # a graph gives it in the same place each time
             found = rebuilt(found, [leaf.clone() for leaf in leaves(found)])
         for seat, learned in zip(seats, of_each(found, len(seats)), strict=True):
             error = self._refused.pop(seat.learner, None)
@@ -150,6 +150,23 @@ class Stack:
                 learner.optimization.guard.check(Gradient(owners, norms, norm), **watched)
             except NonFiniteError as error:
                 self._refused[learner] = error
+
+
+class _Everyone:
+    """The random generators of several runs."""
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        self.registries = [learner.executor.generators for learner in learners]
+
+    def on(self, device: torch.device) -> list[torch.Generator]:
+        """Those on `device`."""
+        return [made for registry in self.registries if registry is not None for made in registry.on(device)]
+
+
+def _executor_of(learners: Sequence[Learner]) -> Executor:
+    """Runs what all of them do, as the first one's own would."""
+    first = learners[0].executor
+    return Executor(first.mode, first.device, _Everyone(learners), first.say)
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -22,7 +22,7 @@ from tests.agents.tape import recorded
 
 exhaustive = pytest.mark.exhaustive
 SEEDS, FEATURES, BATCH = 3, 7, 16
-BOX = Spaces((FEATURES,), np.dtype(np.float64), "continuous", 2, -np.ones(2, np.float32), np.ones(2, np.float32))
+BOX = Spaces((FEATURES,), np.dtype(np.float32), "continuous", 2, -np.ones(2, np.float32), np.ones(2, np.float32))
 DISCRETE = Spaces((FEATURES,), np.dtype(np.float32), "discrete", 3)
 MLP = NetworkConfig(width=12, depth=2)
 OF_PPO = {"network": NetworkConfig(width=12, depth=2, activation="tanh"), "rollout_steps": 32}
@@ -180,12 +180,13 @@ def test_the_same_to_the_bit_each_time() -> None:
 
 @pytest.mark.parametrize(("agent", "interventions"), [("dqn, mse", "cbp"), ("ppo, continuous", "pulled")])
 def test_captured_in_a_graph_it_is_the_same(agent: str, interventions: str) -> None:
-    alone = made(agent, interventions)
-    expected = [learns(one, seed, 12) for seed, one in enumerate(alone)]
     with recorded() as tape:
+        alone = made(agent, interventions, "graph")
+        expected = [learns(one, seed, 12) for seed, one in enumerate(alone)]
+        assert (tape.captured, tape.replayed) == (3, 3 * 9)  # the first two runs warm up
         stacked = made(agent, interventions, "graph")
         found = together(stacked, [partial(learns, one, seed, 12) for seed, one in enumerate(stacked)])
-    assert (tape.captured, tape.replayed) == (1, 9)  # for all three; the first two runs warm up
+    assert (tape.captured, tape.replayed) == (3 + 1, 3 * 9 + 9)  # one for all three
     for one, other, metrics, wanted in zip(stacked, alone, found, expected, strict=True):
         close(one.network.state_dict(), other.network.state_dict())
         for mine, theirs in zip(metrics, wanted, strict=True):
