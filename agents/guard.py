@@ -1,5 +1,6 @@
 """Nothing that is not finite moves a weight, and no result that is not finite goes unseen."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -127,9 +128,9 @@ class Guard:
         gradient_step = self.clock.gradient_steps + 1
         if self.immediate:
             for name, value in scalars.items():
-                if not torch.isfinite(value):
+                if not math.isfinite(value.item()):
                     self._refuse(name, None, gradient_step)
-            if not torch.isfinite(gradient.norm):
+            if not math.isfinite(gradient.norm.item()):
                 bad = torch.isfinite(gradient.norms).logical_not_().nonzero().flatten().tolist()
                 self._refuse("gradient", gradient.owners[bad[0]] if bad else None, gradient_step)
         else:

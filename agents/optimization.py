@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from agents.adam import FusedAdam
 from agents.clock import Clock
 from agents.config import AdamConfig
 from agents.guard import Gradient, Guard, NonFiniteError
@@ -17,10 +18,9 @@ OWN = ("lr", "capturable", "fused", "foreach")
 
 def make_adam(
     groups: Iterable, learning_rate: float | Tensor, config: AdamConfig, capturable: bool = False
-) -> torch.optim.Adam:
+) -> FusedAdam:
     """Fused Adam over parameters, or over groups of them with options of their own."""
-    options = {"betas": config.betas, "eps": config.eps, "capturable": capturable}
-    return torch.optim.Adam(groups, learning_rate, fused=True, **options)
+    return FusedAdam(groups, learning_rate, betas=config.betas, eps=config.eps, capturable=capturable)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -61,7 +61,7 @@ class Optimization:
 
     def backward(self, loss: Tensor) -> None:
         """The gradient of the scalar `loss`, in place of the one before."""
-        self.adam.zero_grad(set_to_none=True)
+        self.adam.zero_grad()
         loss.backward()
 
     def step(self, **watched: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Optimization:
         self.guard.check(Gradient(owners, norms, norm), **watched)
         if self.max_norm > 0:
             torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
-        self.adam.step()
+        self.adam.move()
         return norm
 
     def count(self) -> None:

@@ -130,8 +130,9 @@ class History:
         _wrap(self.agent.learner.optimization, "backward", before=lambda loss: self.losses.append(float(loss.detach())))
         _wrap(self.agent, "update", after=lambda logged: self.metrics.append({k: float(v) for k, v in logged.items()}))
         _wrap(self.lifecycle.surgery, "activations", after=self._on_activations)
-        self.adam.register_step_pre_hook(lambda *_: self.adam_steps.append((self._gradients(), self.take())))
-        self.adam.register_step_post_hook(lambda *_: self.adam_steps.append((*self.adam_steps.pop(), self.take())))
+        steps = self.adam_steps
+        _wrap(self.adam, "move", before=lambda: steps.append((self._gradients(), self.take())))
+        _wrap(self.adam, "move", after=lambda _: steps.append((*steps.pop(), self.take())))
         for module in self.network.modules():
             if isinstance(module, SeededDropout):
                 module.register_forward_hook(self._on_dropout)
