@@ -54,6 +54,14 @@ def through(layers: nn.Sequential, x: Tensor, prefix: str, capture: Capture | No
     return x, captured
 
 
+def scaled(pixels: Tensor) -> Tensor:
+    """Pixels from 0 to 255 as numbers in [0, 1], laid out as they come, and in autocast's precision where there is one:
+    it would round them to that in the next layer."""
+    kind = pixels.device.type
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return pixels.to(precision, copy=True).div_(255.0)
+
+
 def require_hidden(config: NetworkConfig, hidden: int) -> None:
     """Raise ValueError where more layers are to be spectrally normalised than the torso's `hidden` ones."""
     wanted, allowed = config.spectral_layers, f"<= {hidden}, the hidden layers of this torso"
@@ -81,8 +89,9 @@ class MLP(nn.Module):
     def forward(
         self, observations: Tensor, prefix: str = "", capture: Capture | None = None
     ) -> tuple[Tensor, Captured]:
-        scale = 255.0 if observations.dtype == torch.uint8 else 1.0
-        return through(self.layers, observations.flatten(1).float() / scale, f"{prefix}layers.", capture)
+        flat = observations.flatten(1)
+        inputs = scaled(flat) if observations.dtype == torch.uint8 else flat.float()
+        return through(self.layers, inputs, f"{prefix}layers.", capture)
 
 
 class ConvolutionalTorso(nn.Module):
@@ -118,7 +127,7 @@ class ConvolutionalTorso(nn.Module):
         self, observations: Tensor, prefix: str = "", capture: Capture | None = None
     ) -> tuple[Tensor, Captured]:
         # channels_last takes a third off the convolutions' time on a CPU and costs nothing elsewhere
-        images = observations.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
+        images = scaled(observations).contiguous(memory_format=torch.channels_last)
         maps, early = through(self.convolutions, images, f"{prefix}convolutions.", capture)
         features, late = through(self.dense, maps.flatten(1), f"{prefix}dense.", capture)
         return features, early | late

@@ -15,9 +15,9 @@ from agents.heads import ValueHead, head_for
 from agents.interventions.base import Intervention
 from agents.interventions.lifecycle import Configure, value_head
 from agents.networks import ActorCritic, ActorOrCritic, QNetwork, build_torso
-from agents.optimization import autocast
 from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
+from agents.rounding import without_gradient
 from agents.transitions import Spaces
 from agents.value_config import ValueAgentConfig
 
@@ -49,7 +49,7 @@ class QPolicy:
     @torch.inference_mode()
     def greedy(self, network: QNetwork, observations: Tensor) -> Tensor:
         """The actions of greatest value, int64 [batch]."""
-        with autocast(self.device, self.precision):
+        with without_gradient(network, self.device, self.precision):
             return self.head.values(network(observations)).argmax(1)
 
     def act(
@@ -110,9 +110,9 @@ class ActorPolicy:
     def forward(
         self, network: ActorCritic, observations: Tensor, part: ActorOrCritic | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head); for one `part` alone
-        the other is None where the torsos are apart."""
-        with autocast(self.device, self.precision):
+        """Policy outputs [batch, ...] and values [batch] (expectations under a categorical head), without a gradient;
+        for one `part` alone the other is None where the torsos are apart."""
+        with without_gradient(network, self.device, self.precision):
             policy, outputs = network(observations, part=part)
         return policy, None if outputs is None else self.head.values(outputs)
 

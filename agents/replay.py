@@ -44,6 +44,17 @@ class Batch(NamedTuple):
     """[batch, ...] the states bootstrapped from."""
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """`images`, uint8 [batch, channels, height, width], laid out with a pixel's channels side by side, as convolutions
+    read them."""
+    if images.device.type != "cpu":
+        return images.contiguous(memory_format=torch.channels_last)
+    # the same as a shuffle of the channels of images of one pixel, which torch does in a fifth of a strided copy's time
+    batch, stack, height, width = images.shape
+    planes = images.reshape(batch, 1, 1, -1).permute(0, 3, 1, 2)
+    return torch.channel_shuffle(planes, stack).view(batch, height, width, stack).permute(0, 3, 1, 2)
+
+
 class Replay:
     """Uniform replay over `num_envs` rings of `capacity // num_envs` slots.
 
@@ -153,36 +164,37 @@ class Replay:
             ring[newest_first[kept:]] = -1
             self.filled[environment] = kept
 
-    def _positions(self, environment: np.ndarray, steps_from_oldest: np.ndarray) -> np.ndarray:
+    def _slots(self, environment: np.ndarray, steps_from_oldest: np.ndarray) -> np.ndarray:
+        """Flat indices of the slots so many steps after each ring's oldest one."""
         return self.offset[environment] + (self.oldest[environment] + steps_from_oldest) % self.slots
 
-    @np.errstate(over="ignore")  # an infinite sum makes an infinite target, which is refused by name
-    def _follow(self, environment: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Walk n steps from `start` (counted from the oldest slot): summed rewards, discounts, steps walked.
+    def _follow(
+        self, environment: np.ndarray, start: np.ndarray, slot: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Walk n steps from `start` (counted from the oldest slot), which lies in `slot`: summed rewards, discounts,
+        steps walked.
 
         Where the walk runs past what is written before the episode ends, steps is n_step + 1: not a valid start.
         """
-        rewards = np.zeros(start.shape, np.float32)
-        discounts = np.ones(start.shape, np.float32)
-        steps = np.zeros(start.shape, np.int64)
-        walking = np.ones(start.shape, bool)
-        for _ in range(self.n_step):
-            # the state reached must be written: only then has this step happened as far as this ring knows
-            known = start + steps + 1 < self.filled[environment]
-            here = self._positions(environment, start + np.where(known, steps, 0))
-            rewards += np.where(walking, discounts * self.rewards[here], 0.0).astype(np.float32)
-            discounts = np.where(walking, discounts * np.float32(self.gamma) * ~self.terminal[here], discounts)
-            steps = np.where(walking, np.where(known, steps + 1, self.n_step + 1), steps)
-            walking &= known & ~self.ended[here] & ~self.terminal[here]
-        return rewards, discounts.astype(np.float32), steps
-
-    def _valid(self, environment: np.ndarray, start: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        here = self._positions(environment, start)
-        whole_stack = np.minimum(self.ages[here], self.stack - 1) <= start
-        return ~self.final[here] & whole_stack & (steps <= self.n_step)
+        # the state reached must be written: only then has this step happened as far as this ring knows
+        ahead = self.filled[environment] - start - 1
+        gamma, terminal = np.float32(self.gamma), self.terminal[slot]
+        rewards, discounts, known = self.rewards[slot], gamma * ~terminal, ahead > 0
+        steps = np.where(known, 1, self.n_step + 1)
+        walking = known & ~self.ended[slot] & ~terminal
+        for walked in range(1, self.n_step):
+            known = ahead > walked
+            here = self._slots(environment, start + np.where(known, walked, 0))
+            terminal = self.terminal[here]
+            with np.errstate(over="ignore"):  # an infinite sum makes an infinite target, which is refused by name
+                rewards += np.where(walking, discounts * self.rewards[here], np.float32(0.0))
+            discounts = np.where(walking, discounts * gamma * ~terminal, discounts)
+            steps = np.where(walking, np.where(known, walked + 1, self.n_step + 1), steps)
+            walking &= known & ~self.ended[here] & ~terminal
+        return rewards, discounts, steps
 
     def _draw(self, batch_size: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Draw starts uniformly by rejection: (environment, start, rewards, discounts, steps), each [batch_size]."""
+        """Draw starts uniformly by rejection: (environment, start, slot, rewards, discounts, steps), [batch_size]."""
         edges = np.cumsum(self.filled)
         kept: list[tuple[np.ndarray, ...]] = []
         missing, tries = batch_size, 0
@@ -190,29 +202,37 @@ class Replay:
             flat = generator.integers(edges[-1], size=missing)
             environment = np.searchsorted(edges, flat, side="right")
             start = flat - (edges[environment] - self.filled[environment])
-            rewards, discounts, steps = self._follow(environment, start)
-            valid = self._valid(environment, start, steps)
-            kept.append(tuple(part[valid] for part in (environment, start, rewards, discounts, steps)))
-            missing -= int(valid.sum())
+            slot = self._slots(environment, start)
+            drawn = environment, start, slot, *self._follow(environment, start, slot)
+            valid = ~self.final[slot] & (drawn[-1] <= self.n_step)
+            if self.stacked:
+                valid &= np.minimum(self.ages[slot], self.stack - 1) <= start  # the whole stack is there still
+            if not kept and valid.all():
+                return drawn
+            kept.append(tuple(part[valid] for part in drawn))
+            missing -= len(kept[-1][0])
             tries += 1
             if tries == 1000:
                 raise RuntimeError(f"replay: no valid transition among {len(self)} slots; raise learning_starts")
         return tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
 
-    def _frames(self, environment: np.ndarray, start: np.ndarray) -> np.ndarray:
+    def _frames(self, environment: np.ndarray, start: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """The slots whose observations, [stack] for each of `start` [batch] where these are stacks, make what was seen
-        there. Stacks do not leave the episode."""
+        there, in `slot`. Stacks do not leave the episode."""
         if not self.stacked:
-            return self._positions(environment, start)
-        back = np.minimum(np.arange(self.stack - 1, -1, -1), self.ages[self._positions(environment, start)][:, None])
-        return self._positions(environment[:, None], start[:, None] - back).reshape(-1)
+            return slot
+        back = np.minimum(np.arange(self.stack - 1, -1, -1), self.ages[slot][:, None])
+        return self._slots(environment[:, None], start[:, None] - back).reshape(-1)
 
     def _fetch(self, rows: Tensor) -> Tensor:
         """What was seen, [batch, ...] on the training device, from the slots that `_frames` says."""
         found = self.observations.index_select(0, rows)
         if found.device.type != self.device.type:
             found = found.pin_memory().to(self.device, non_blocking=True)
-        return found.unflatten(0, (-1, self.stack)) if self.stacked else found
+        if not self.stacked:
+            return found
+        stacks = found.unflatten(0, (-1, self.stack))
+        return channels_last(stacks) if stacks.dim() == 4 else stacks
 
     def sample(self, batch_size: int, generator: np.random.Generator | None = None) -> Batch:
         """Draw `batch_size` valid transitions with replacement, with `generator` in place of the replay's own if given.
@@ -221,9 +241,10 @@ class Replay:
         """
         if not len(self):
             raise RuntimeError("replay: empty")
-        environment, start, rewards, discounts, steps = self._draw(batch_size, generator or self.generator)
-        columns = [self.actions[self._positions(environment, start)], rewards, discounts]
-        frames = self._frames(environment, start), self._frames(environment, start + steps)
+        environment, start, slot, rewards, discounts, steps = self._draw(batch_size, generator or self.generator)
+        columns, reached = [self.actions[slot], rewards, discounts], start + steps
+        following = self._frames(environment, reached, self._slots(environment, reached))
+        frames = self._frames(environment, start, slot), following
         together = self.observations.device.type == self.device.type
         sent_columns = sent([*columns, *frames] if together else columns, self.device)
         rows = sent_columns[3:] if together else map(torch.from_numpy, frames)

@@ -20,6 +20,7 @@ from agents.execution import leaves, rebuilt
 from agents.guard import Guard
 from agents.learner import Learner, LossOf, Step
 from agents.moments import MOMENTS, initialise_adam
+from agents.optimization import autocast
 
 Named = dict[str, Tensor]
 OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "capturable")
@@ -95,6 +96,9 @@ class Slices:
         self._moved: dict[Any, list[tuple[list[Tensor], ...]]] = {}  # lists for Adam
         for learner in learners:
             initialise_adam(learner.optimization.adam)
+            for network in (learner.network, learner.target):
+                if network is not None:  # its weights move in the stack, unseen by what would round them again
+                    network.rounded = autocast(learner.device, learner.precision)
 
     @property
     def learning(self) -> tuple[tuple[bool, ...], ...]:

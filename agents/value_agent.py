@@ -16,11 +16,11 @@ from agents.interventions.lifecycle import check_interventions
 from agents.kinds import check_agent
 from agents.learner import Learner, Step
 from agents.networks import QNetwork
-from agents.optimization import autocast
 from agents.policies import Player, QPolicy
 from agents.randomness import Generators
 from agents.replay import Batch, Replay, storage_device
 from agents.rewards import RewardTransform
+from agents.rounding import without_gradient
 from agents.transitions import Spaces, Transitions
 from agents.value_config import ValueAgentConfig
 from plasticity_probes import target_statistics
@@ -28,7 +28,8 @@ from plasticity_probes import target_statistics
 
 def take(outputs: Tensor, actions: Tensor) -> Tensor:
     """Outputs of one action an example: [batch, actions(, atoms)], int64 [batch] -> [batch(, atoms)]."""
-    return outputs[torch.arange(len(actions), device=outputs.device), actions]
+    index = actions.view(-1, *[1] * (outputs.dim() - 1)).expand(-1, 1, *outputs.shape[2:])
+    return outputs.gather(1, index).squeeze(1)
 
 
 class ValueAgent:
@@ -146,11 +147,14 @@ class ValueAgent:
     @torch.no_grad()
     def target(self, rewards: Tensor, discounts: Tensor, next_observations: Tensor) -> Target:
         """What to regress on: the target network's value of the greedy action, the online one's choice if double."""
-        with autocast(self.device, self.precision):
+        with without_gradient(self.learner.target, self.device, self.precision):
             next_outputs = self.learner.target(next_observations)
-            selector = self.network(next_observations) if self.config.double else next_outputs
-            next_actions = self.head.values(selector).argmax(1)
-            return self.head.bootstrap(rewards, discounts, take(next_outputs, next_actions))
+        selector = next_outputs
+        if self.config.double:
+            with without_gradient(self.network, self.device, self.precision):
+                selector = self.network(next_observations)
+        next_actions = self.head.values(selector).argmax(1)
+        return self.head.bootstrap(rewards, discounts, take(next_outputs, next_actions))
 
     def _metrics(self, step: Step, q: Tensor, target: Target, statistics: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         mean, std = statistics

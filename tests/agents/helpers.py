@@ -24,8 +24,8 @@ BOUND = np.array([0.5, 1.0], np.float32)
 CONTINUOUS = Spaces((5,), np.dtype(np.float32), "continuous", 2, -BOUND, BOUND)
 
 
-def build(config, spaces=VECTOR, num_envs=2, seed=0, device=CPU, interventions=()):
-    return build_agent(config, spaces, num_envs, Generators(seed), device, interventions=interventions)
+def build(config, spaces=VECTOR, num_envs=2, seed=0, device=CPU, interventions=(), precision="fp32"):
+    return build_agent(config, spaces, num_envs, Generators(seed), device, precision, interventions=interventions)
 
 
 class NoiseWorld:

@@ -5,6 +5,7 @@ gradient steps that move them by up to 2e-2 (20 times the learning rate): float3
 """
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,19 +169,19 @@ VALUE_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", VALUE_CASES)
-def test_value_agents_learn_as_the_plain_loop(name):
-    config, spaces, loss_of = VALUE_CASES[name]
+def learn_both_ways(config, spaces, loss_of, updates):
+    """[(weights of ours, of the plain loop's on the same batches)] of network and target network, and those before."""
     agent = build(config, spaces)
     q = plain_q(agent.network, spaces)
     target, start = copy.deepcopy(q), [p.detach().clone() for p in q.parameters()]
-    adam = torch.optim.Adam(
-        q.parameters(), LR, betas=config.adam.betas, eps=config.adam.eps, foreach=False, fused=False
-    )
+    rate, settings = agent.learner.learning_rate, config.adam
+    adam = torch.optim.Adam(q.parameters(), rate, betas=settings.betas, eps=settings.eps, foreach=False, fused=False)
     batches, sample = [], agent.replay.sample
     agent.replay.sample = lambda size: batches.append(sample(size)) or batches[-1]
-    drive(agent, NoiseWorld(spaces, 2), 46)  # 92 steps, of which 40 fill: (92 - 40) / 2 = 26 updates
-    assert len(batches) == 26
+    drive(
+        agent, NoiseWorld(spaces, 2), 20 + updates
+    )  # of two environments: 40 steps fill, and one in two is learned in
+    assert len(batches) == updates
     for update, batch in enumerate(batches, start=1):
         loss = loss_of(config, q, target, batch)
         adam.zero_grad()
@@ -192,8 +193,25 @@ def test_value_agents_learn_as_the_plain_loop(name):
         if update % config.target_period == 0:
             for theirs, online in zip(target.parameters(), q.parameters(), strict=True):
                 theirs.data.copy_(config.tau * online.data + (1.0 - config.tau) * theirs.data)
-    assert_close(agent.network.parameters(), q.parameters(), start)
-    assert_close(agent.learner.target.parameters(), target.parameters(), start)
+    both = (agent.network, q), (agent.learner.target, target)
+    return [(list(ours.parameters()), list(plain.parameters())) for ours, plain in both], start
+
+
+@pytest.mark.parametrize("name", VALUE_CASES)
+def test_value_agents_learn_as_the_plain_loop(name):
+    both, start = learn_both_ways(*VALUE_CASES[name], updates=26)
+    for ours, plain in both:
+        assert_close(ours, plain, start)
+
+
+def test_two_hundred_updates_channels_last_are_those_of_plain_layers():
+    config, spaces, loss_of = VALUE_CASES["huber, Nature CNN"]
+    config = replace(config, learning_rate=LearningRate(1e-4), adam=AdamConfig(eps=1.5e-4))  # about Dopamine's
+    both, start = learn_both_ways(config, spaces, loss_of, updates=200)
+    for ours, plain in both:
+        for mine, theirs, before in zip(ours, plain, start, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+            assert (mine - before).abs().max() > 1e-4
 
 
 # -- PPO -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from agents.replay import Replay
+from agents.replay import Replay, channels_last
 from agents.transitions import Spaces, Transitions
 from tests.agents.helpers import ATARI, CPU, STACK, VECTOR, needs_cuda
 
@@ -273,6 +273,14 @@ def test_batches_have_the_worlds_types():
         torch.float32,
         torch.float32,
     )
+
+
+@pytest.mark.parametrize("spaces", [ATARI, Spaces((3, 20, 30), np.dtype(np.uint8), "discrete", 2, frame_stack=3)])
+def test_stacks_of_frames_lie_channels_last(spaces):
+    frames = np.random.default_rng(0).integers(0, 256, (2, *spaces.observation_shape), np.uint8)
+    laid_out = channels_last(torch.from_numpy(frames))
+    assert laid_out.is_contiguous(memory_format=torch.channels_last) and not laid_out.is_contiguous()
+    assert np.array_equal(laid_out.numpy(), frames)
 
 
 def test_the_replay_copies_what_it_is_given():
