@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import resource
 import subprocess
 import sys
 from functools import partial
@@ -250,3 +252,24 @@ def test_a_run_prints_and_records_where_it_ran(flags, threads, tmp_path, capsys)
     assert manifest["placement"].startswith(said)
     assert (manifest["torch_threads"], manifest["torch_device"]) == (threads, "cpu")
     assert manifest["usable_cpus"] == cores.usable_cores()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its malloc is glibc's")
+def test_memory_that_tensors_free_is_kept_for_the_next_ones():
+    def pages():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    machine.keep_memory()
+    torch.ones(5_000_000)  # 20 MB: 4,883 pages
+    before = pages()
+    for _ in range(10):
+        torch.ones(5_000_000)
+    assert pages() - before < 1_000
+
+
+def test_where_there_is_no_glibc_memory_is_left_alone(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", missing)
+    machine.keep_memory()
