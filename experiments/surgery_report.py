@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.deeds import Done
 from agents.interventions.base import Intervention
-from agents.interventions.surgery import Done
 from agents.probing import layer_name
 from agents.when import When
 from experiments.config import TrainConfig

@@ -272,7 +272,7 @@ class Lifecycle:
                 member.intervene(self.surgery, self.clock)
 
     def surgeries(self) -> dict[tuple[str, str, str], Tensor | int]:
-        """How much was done since the last call, by (intervention, what, where), see `Surgery.done`."""
+        """How much was done since the last call, by (intervention, what, where), see agents/deeds.py."""
         return {} if self.surgery is None else self.surgery.take_done()
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from agents.deeds import Deeds, Done
 from agents.interventions.slices import Reinitializer, Slices, Slots, TensorSlices, UnitSet
 from agents.layers import Captured
 from agents.moments import MOMENTS, AdamState, initialise_adam
@@ -24,8 +25,6 @@ from plasticity_probes.units import HiddenLayer
 __all__ = ["MOMENTS", "Moments", "Surgery", "initialise_adam"]
 
 Moments = Literal["zero", "keep", "mean", "local"]
-Done = dict[tuple[str, str, str], Tensor | int]
-"""How much was done, by (intervention, what, where)."""
 
 
 class Listener(Protocol):
@@ -65,8 +64,6 @@ class Surgery:
         self.interventions = tuple(interventions)
         self._sample, self._capture, self.moments = sample, capture, moments
         self.acting = ""  # the intervention whose hook is being called
-        self.done: Done = {}
-        self._counts: dict[tuple[str, str, str], Tensor] = {}  # what is counted at every step stays in its place
         self.slices = {layer.name: Slices(layer) for layer in layers if layer.separable}
         self.replaced = {
             name: torch.zeros((), dtype=torch.int64, device=slices.layer.producer.weight.device)
@@ -77,8 +74,8 @@ class Surgery:
         self._twins = {name: self._tensors(name) for name in self.networks}
         self._reinitializer = Reinitializer(self.networks["online"], self._names)
         self._adam = AdamState(optimizer, self._names)
-        device = next(self.networks["online"].parameters()).device
-        self._once = 1 if self.may_look else torch.ones((), dtype=torch.int64, device=device)
+        self._once = 1 if self.may_look else torch.ones((), dtype=torch.int64, device=optimizer.found_inf.device)
+        self.deeds = Deeds(replayed=not self.may_look)
         self._check(online)
 
     def _tensors(self, network: str) -> dict[str, Tensor]:
@@ -295,22 +292,11 @@ class Surgery:
     def note(self, what: str, where: str, amount: Tensor | int = 1) -> None:
         """Add to the count of what was done since `take_done` was last called: (who acts, `what`, `where`). In an
         `every_step`, which may be replayed from a graph, `amount` must be a tensor."""
-        key = (self.acting, what, where)
-        if not isinstance(amount, Tensor):
-            self.done[key] = self.done.get(key, 0) + amount
-        elif key in self._counts:
-            self.done[key] = self._counts[key].add_(amount)
-        else:
-            self.done[key] = self._counts[key] = amount.clone()
+        self.deeds.add((self.acting, what, where), amount)
 
     def take_done(self) -> Done:
-        """What was done since the last call, by (intervention, what, where): units replaced by layer, tensors reset by
-        parameter, tensors projected, moments and steps zeroed; tensors are 0-d and on the device."""
-        done = {key: amount.clone() if isinstance(amount, Tensor) else amount for key, amount in self.done.items()}
-        self.done = {} if self.may_look else dict(self._counts)
-        for count in self._counts.values():
-            count.zero_()
-        return done
+        """What was done since the last call, see agents/deeds.py; tensors are 0-d and on the device."""
+        return self.deeds.take()
 
     @property
     def may_look(self) -> bool:

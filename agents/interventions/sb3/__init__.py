@@ -169,7 +169,7 @@ class InterventionCallback(HookingCallback):
         """A sentence for each intervention that edits weights now and then and has not since it met this model."""
         if not self.chosen or not self.clock.gradient_steps:
             return []
-        done = self.lifecycle.surgery.done.items()
+        done = self.lifecycle.surgery.deeds.since.items()
         acted = self._report.acted | {who for (who, *_), amount in done if int(amount)}
         idle = [one for one in self.lifecycle.members if one.is_surgery and one.name not in acted]
         none_came = "waits for a task change, and none came: no environment's info has had a larger task_index"

@@ -7,7 +7,7 @@ import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
-from agents.interventions.surgery import Done
+from agents.deeds import Done
 
 PRINTED = ("stdout", "log")
 
