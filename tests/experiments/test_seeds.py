@@ -22,7 +22,7 @@ from experiments.setup import build, check
 from experiments.store import Unsound, listed, read
 from experiments.train import Seed, exit_code, train_seeds
 from experiments.training import Result
-from tests.experiments.test_going_on import lines, words
+from tests.experiments.test_going_on import lines, signals_heard, words
 from tests.experiments.test_run import one_thread  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,8 @@ def _stopping(kind: type, stop_at: int, error: BaseException | None) -> type:
                 if error is not None:
                     raise error
                 os.kill(os.getpid(), signal.SIGTERM)
+                while not signals_heard():
+                    pass
             super().observe(transitions)
 
     return Stops
