@@ -60,10 +60,11 @@ class FusedAdam(torch.optim.Adam):
                 parameter.grad = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, moments in the layout of their parameters: the kernel takes both in the
-        order in which they lie in memory."""
+        """Take over what `state_dict` gave, as copies, moments in the layout of their parameters: the kernel takes both
+        in the order in which they lie in memory."""
         super().load_state_dict(state_dict)
         initialise_adam(self)  # torch's own has no state before its first step
         for parameter, state in self.state.items():
             for name in MOMENTS[:2]:
                 state[name] = torch.empty_like(parameter, requires_grad=False).copy_(state[name])
+            state["step"] = state["step"].clone()

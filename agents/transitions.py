@@ -38,7 +38,8 @@ class Spaces(NamedTuple):
         """Two observations of zeros on `device`, to follow a network by."""
         import torch
 
-        return torch.from_numpy(np.zeros((2, *self.observation_shape), self.observation_dtype)).to(device)
+        dtype = np.uint8 if self.is_image else np.float32  # as networks see it
+        return torch.from_numpy(np.zeros((2, *self.observation_shape), dtype)).to(device)
 
     def replay_bytes(self, capacity: int) -> int:
         """Bytes that a replay of `capacity` slots takes when full: observations and 23 bytes of the rest a slot."""

@@ -82,3 +82,16 @@ def test_torch_counts_that_weights_have_moved():
     before = [parameter._version for parameter in parameters]
     step([(adam, parameters)], 1, without=(1,))
     assert [now._version > then for now, then in zip(parameters, before, strict=True)] == [True, False, True]
+
+
+def test_a_state_taken_over_is_a_copy():
+    _, (one, weights) = pair()
+    _, (other, _) = pair()
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    one.move()
+    other.load_state_dict(one.state_dict())
+    saved = copy.deepcopy(other.state_dict()["state"])
+    one.move()
+    for number, state in other.state_dict()["state"].items():
+        assert all(torch.equal(value, saved[number][name]) for name, value in state.items())
