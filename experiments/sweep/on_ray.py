@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,18 +22,17 @@ from envs.cores import usable_cores
 from experiments.config import from_dict, to_dict
 from experiments.run_directory import COMMIT, git_commit
 from experiments.signals import StopRequests
-from experiments.sweep.board import Board, last_step
+from experiments.sweep.board import Board
 from experiments.sweep.disk import need_of
-from experiments.sweep.plan import Plan, Trial
-from experiments.sweep.trials import Outcome, make
+from experiments.sweep.plan import Bundle, Plan, Trial, bundles
+from experiments.sweep.trials import make_together
+from experiments.sweep.tries import Outcome, Tries
 
 ROOT = Path(__file__).parents[2]
 NOT_SHIPPED = (".git", ".venv*", "runs", "docs", "tests", "benchmarks", "**/__pycache__", ".*_cache", "*.egg-info")
 """What no trial needs. The code is about a megabyte without."""
 OBJECTS = 100 * 2**20
 """Bytes of Ray's store for objects on this machine; outcomes are all that goes through it."""
-DEATHS = 3
-"""Processes that a trial may lose without getting any further."""
 ANSWERS = 10.0
 """Seconds in which a cluster has to."""
 POLL, PATIENCE = 1.0, 120.0
@@ -41,14 +40,17 @@ POLL, PATIENCE = 1.0, 120.0
 
 
 def made_remotely(
-    settings: dict[str, Any], command: list[str], lock_timeout: float, gone: Collection[str], seen: str
-) -> dict[str, Any]:
-    """`trials.make` in a process of Ray's, which has none of the sweep's objects. `command`: what is recorded as that
+    settings: list[dict[str, Any]], command: list[str], lock_timeout: float, gone: Collection[str], seen: str
+) -> list[dict[str, Any]]:
+    """`make_together` in a process of Ray's, which has none of the sweep's objects. `command`: what is recorded as that
     which made the run; `seen`: a file that must be there."""
     sys.argv[:] = command
-    if not os.path.exists(seen):
-        return asdict(Outcome("failed", f"{socket.gethostname()} does not see {seen}: runs_dir must lie where all do"))
-    return asdict(make(from_dict(settings), lock_timeout, gone))
+    if os.path.exists(seen):
+        outcomes = make_together([from_dict(one) for one in settings], lock_timeout, gone)
+    else:
+        blind = f"{socket.gethostname()} does not see {seen}: runs_dir must lie where all do"
+        outcomes = [Outcome("failed", blind)] * len(settings)
+    return [asdict(outcome) for outcome in outcomes]
 
 
 def touched(path: str, answer: str) -> str:
@@ -119,7 +121,8 @@ class OnRay:
 
     def _check_fits(self, address: str) -> None:
         nodes = [node["Resources"] for node in self._nodes]
-        for needs in {tuple(self.reserved(trial).items()) for trial in [*self.plan.tuning, *self.plan.trials]}:
+        together = [*self._bundles(self.plan.tuning), *self._bundles(self.plan.trials)]
+        for needs in {tuple(self.reserved(bundle).items()) for bundle in together}:
             if any(all(node.get(name, 0.0) >= value for name, value in needs) for node in nodes):
                 continue
             most = {name: max(node.get(name, 0.0) for node in nodes) for name, _ in needs}
@@ -129,99 +132,77 @@ class OnRay:
                 raise ValueError(f"resources: {sentence}")
             self.plan.notes.append(f"{sentence}; such trials wait for one that the cluster may add")
 
-    def reserved(self, trial: Trial) -> dict[str, float]:
-        """What `trial` takes of a node, by Ray's names."""
-        asked, cpus = self.plan.study.resources, trial.config.run.threads or 1
-        memory = asked.memory or need_of(trial.config).memory
-        found = {"CPU": float(cpus), "memory": float(memory)}
+    def _bundles(self, trials: Sequence[Trial]) -> list[Bundle]:
+        return bundles(trials, self.plan.study.resources.seeds)
+
+    def reserved(self, bundle: Bundle) -> dict[str, float]:
+        """What the process of `bundle` takes of a node, by Ray's names."""
+        asked, config = self.plan.study.resources, bundle[0].config
+        memory = len(bundle) * (asked.memory or need_of(config).memory)
+        found = {"CPU": float(config.run.threads or 1), "memory": float(memory)}
         return {**found, "GPU": asked.gpus} if asked.gpus else found
 
-    def _room(self, trial: Trial) -> int:
-        """How many trials go on together where all are like `trial`."""
-        needs, nodes = self.reserved(trial), [node["Resources"] for node in self._nodes]
+    def _room(self, bundle: Bundle) -> int:
+        """How many processes go on together where all are like that of `bundle`."""
+        needs, nodes = self.reserved(bundle), [node["Resources"] for node in self._nodes]
         slots = sum(int(min(node.get(name, 0.0) // value for name, value in needs.items())) for node in nodes)
         return self.workers or max(1, slots)
 
     def make(self, trials: Sequence[Trial], board: Board) -> bool:
         """Make all `trials`, telling `board` of each; False where a signal ended it before, after they were saved.
 
-        A trial whose process or machine is lost goes on elsewhere from its newest checkpoint, up to `DEATHS` times
-        without a step more. One that ran out of memory is tried again once.
+        A trial whose process or machine is lost goes on elsewhere from its newest checkpoint, see `Tries`.
         """
-        waiting, running, tries = deque(trials), {}, _Tries()
+        waiting, running, tries = deque(self._bundles(trials)), {}, Tries(board)
         with StopRequests() as stop:
             while (waiting or running) and not stop.asked:
                 while waiting and len(running) < self._room(waiting[0]):
-                    trial = waiting.popleft()
-                    running[self._begin(trial)] = trial
-                    board.set(trial, "running")
+                    bundle = waiting.popleft()
+                    running[self._begin(bundle)] = bundle
+                    for trial in bundle:
+                        board.set(trial, "running")
                 done, _ = ray.wait(list(running), timeout=POLL)
                 for reference in done:
-                    trial = running.pop(reference)
-                    outcome, again = tries.judged(trial, _answer(reference))
-                    if again:
-                        board.set(trial, "waiting")
-                        board.say(f"goes on: {trial.config.run.name}: {outcome.why}")
-                        waiting.appendleft(trial)
-                    else:
-                        board.set(trial, outcome.state, outcome.why)
+                    bundle = running.pop(reference)
+                    if again := tries.judged(bundle, _answer(reference, bundle)):
+                        waiting.appendleft(again)
             self._stop(running, board)
         return not stop.asked
 
-    def _begin(self, trial: Trial) -> Any:
-        needs = self.reserved(trial)
+    def _begin(self, bundle: Bundle) -> Any:
+        needs = self.reserved(bundle)
         gone = {node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]}
         gone -= {node["NodeManagerHostname"] for node in self._nodes}
         options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "memory": int(needs["memory"])}
-        begun = self._make.options(name=trial.config.run.name, **options)
+        begun = self._make.options(name=bundle[0].config.run.name, **options)
         lock = str(self.plan.directory / "lock.json")
-        return begun.remote(to_dict(trial.config), sys.argv, self.lock_timeout, sorted(gone), lock)
+        settings = [to_dict(trial.config) for trial in bundle]
+        return begun.remote(settings, sys.argv, self.lock_timeout, sorted(gone), lock)
 
-    def _stop(self, running: dict[Any, Trial], board: Board) -> None:
+    def _stop(self, running: dict[Any, Bundle], board: Board) -> None:
         """Have what is going on save, and leave."""
-        for reference, trial in running.items():
+        for reference, bundle in running.items():
             ray.cancel(reference)  # is Ctrl-C there, which a run hears
-            board.set(trial, "left", "the sweep was asked to stop")
+            for trial in bundle:
+                board.set(trial, "left", "the sweep was asked to stop")
         if running:
-            board.say(f"{len(running)} trials are asked to save, and leave")
+            board.say(f"{sum(map(len, running.values()))} trials are asked to save, and leave")
             ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
 
 
-class _Tries:
-    """How often a trial has lost its process, and its memory."""
-
-    def __init__(self) -> None:
-        self.short: Counter[Path] = Counter()
-        self.deaths: dict[Path, list[int]] = {}
-
-    def judged(self, trial: Trial, outcome: Outcome) -> tuple[Outcome, bool]:
-        """(what became of it, whether it is tried again)."""
-        place = trial.directory
-        if outcome.out_of_memory:
-            self.short[place] += 1
-            return outcome, self.short[place] == 1
-        if outcome.state != "interrupted":
-            return outcome, False
-        step = last_step(place)[1]
-        seen = self.deaths.setdefault(place, [])
-        seen[:] = [step, *(other for other in seen if other >= step)]
-        if len(seen) < DEATHS:
-            return outcome, True
-        return Outcome("failed", f"{DEATHS} times in a row without a step more: {outcome.why}"), False
-
-
-def _answer(reference: Any) -> Outcome:
-    """What a task returned, or what ended it, as an outcome; a lost process is one that was interrupted."""
+def _answer(reference: Any, bundle: Bundle) -> list[Outcome]:
+    """What a task returned, or what ended it, by trial; a lost process is one that was interrupted."""
     try:
-        return Outcome(**ray.get(reference))
+        return [Outcome(**outcome) for outcome in ray.get(reference)]
     except OutOfMemoryError as error:
-        return Outcome("failed", f"its machine ran out of memory: {_first_line(error)}", True)
+        ended = Outcome("failed", f"its machine ran out of memory: {_first_line(error)}", True)
     except TaskCancelledError:
-        return Outcome("interrupted", "it was cancelled")
+        ended = Outcome("interrupted", "it was cancelled")
     except RayTaskError as error:
-        return Outcome("failed", _first_line(error.cause) if error.cause is not None else _first_line(error))
+        ended = Outcome("failed", _first_line(error.cause) if error.cause is not None else _first_line(error))
     except RayError as error:
-        return Outcome("interrupted", f"its process was lost: {_first_line(error)}")
+        ended = Outcome("interrupted", f"its process was lost: {_first_line(error)}")
+    return [ended] * len(bundle)
 
 
 def _require_listening(address: str) -> None:

@@ -63,6 +63,10 @@ class Trial:
         return shlex.join(["python", "train.py", *words_of({**self.fields, **own})])
 
 
+Bundle = tuple[Trial, ...]
+"""Trials that one process makes: seeds of one arm."""
+
+
 @dataclass
 class Plan:
     """What a study comes to. `trials` are all but those that tune and the forks; of an arm whose values are not chosen
@@ -113,6 +117,19 @@ def planned(study: Study, runs_dir: Path, chosen: Mapping[str, Fields] | None = 
         candidates = [one for cell, config in arms for one in _candidates(study, cell, config)]
         found.tuning = list(_trials(found, TUNING, "tuning", settings_of(candidates)))
     return found
+
+
+def bundles(trials: Iterable[Trial], seeds: int) -> list[Bundle]:
+    """The `trials` by the process that makes them: up to `seeds` that differ in nothing but their seed."""
+    found: list[list[Trial]] = []
+    for trial in trials:
+        before = found[-1] if found else []
+        alike = [(one.kind, one.label, one.fields) == (trial.kind, trial.label, trial.fields) for one in before]
+        if 0 < len(before) < seeds and all(alike):
+            before.append(trial)
+        else:
+            found.append([trial])
+    return [tuple(together) for together in found]
 
 
 def _resources(study: Study, cell: Cell) -> Fields:

@@ -25,8 +25,10 @@ claims      What is expected, each {says, arm, than, measure, by}: reproduced wh
             `than`, what the arm itself comes to counts); `measure` is overall (the mean over tasks of their last
             tenth), first or last (that of the first or last task), lost (first - last) or a tag of the log (its last
             value). `experiments.reproduce` checks them.
-resources   cpus (1; torch's and the world's threads are as many), gpus (0; may be a fraction) and memory (such as 2GB;
-            estimated where left out) that a trial reserves.
+resources   cpus (1; torch's and the world's threads are as many), gpus (0: on the CPU; may be a share of one), memory
+            (such as 2GB; estimated where left out) that a trial reserves. seeds (1): so many seeds of an arm are made
+            side by side in one process (train.py's --num-seeds), which reserves that once, and memory for each; it pays
+            on GPUs and with small MLPs, and is exact but for the last digits.
 sizes       NAME: {takes: WORDS, SECTION: ...}. Other sizes of the same study: base, arms, grid and tune are laid over
             those above, entry by entry (an arm or a grid's field that is `none` is left out); the rest takes their
             place. Without --size the first is taken.
@@ -139,6 +141,8 @@ class Resources:
     gpus: float = 0.0
     memory: int = 0
     """Bytes; 0: estimated."""
+    seeds: int = 1
+    """So many trials of an arm are made side by side in one process."""
 
 
 @dataclass(frozen=True)
@@ -257,16 +261,18 @@ def _claim(where: str, value: Any) -> Claim:
 
 
 def _resources(given: Mapping[str, Any]) -> Resources:
-    refuse_unknown("resources.", given, ("cpus", "gpus", "memory"))
-    cpus = whole_number(str(given.get("cpus", "1")))
-    require(cpus is not None and 1 <= cpus <= 1024, "resources.cpus", given.get("cpus"), "a whole number in [1, 1024]")
+    refuse_unknown("resources.", given, ("cpus", "gpus", "memory", "seeds"))
+    cpus, seeds = (whole_number(str(given.get(name, "1"))) for name in ("cpus", "seeds"))
+    for name, count in (("cpus", cpus), ("seeds", seeds)):
+        within = count is not None and 1 <= count <= 1024
+        require(within, f"resources.{name}", given.get(name), "a whole number in [1, 1024]")
     gpus = number_of("resources.gpus", given.get("gpus", "0"))
     whole = 0 <= gpus <= 1 or (gpus <= 64 and gpus == int(gpus))
     require(whole, "resources.gpus", given.get("gpus"), "a share in [0, 1], or a whole number up to 64")
     said = re.fullmatch(r"([0-9.]+)([KMGT]?I?B?)", str(given.get("memory", "0")).upper().replace(" ", ""))
     known = said is not None and said[2] in UNITS
     require(known, "resources.memory", given.get("memory"), "a number of bytes, or such as 500MB or 2GB")
-    return Resources(cpus, gpus, int(number_of("resources.memory", said[1]) * UNITS[said[2]]))
+    return Resources(cpus, gpus, int(number_of("resources.memory", said[1]) * UNITS[said[2]]), seeds)
 
 
 def read_study(path: Path, size: str = "") -> Study:

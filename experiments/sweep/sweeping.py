@@ -83,7 +83,7 @@ def sweep(
     lock = _locked(plan.directory, lock_timeout)
     try:
         say(disk)
-        engine = Here(lock_timeout)
+        engine = Here(study.resources.seeds, lock_timeout)
         if on_ray and left:
             from experiments.sweep.on_ray import OnRay
 

@@ -6,7 +6,7 @@ from typing import Any
 from agents.config import require
 from agents.spelling import did_you_mean, whole_number
 
-OF_THE_SWEEP = ("seed", "name", "runs-dir", "resume", "help")
+OF_THE_SWEEP = ("seed", "name", "runs-dir", "num-seeds", "resume", "help")
 """Fields that a sweep sets itself."""
 MOST = 1_000_000
 """Seeds, and values of a field; a slip of the pen is caught before memory is full of trials."""
@@ -15,7 +15,7 @@ MOST = 1_000_000
 def field_name(where: str, written: Any) -> str:
     """A field's name with hyphens, as its flag has it."""
     name = text_of(where, written).removeprefix("--").replace("_", "-")
-    require(name not in OF_THE_SWEEP, where, written, f"left out: a sweep sets {', '.join(OF_THE_SWEEP[:3])} itself")
+    require(name not in OF_THE_SWEEP, where, written, f"left out: a sweep sets {', '.join(OF_THE_SWEEP[:4])} itself")
     return "agent" if name == "algorithm" else name
 
 

@@ -150,22 +150,3 @@ def test_what_cannot_be_is_said_before_anything_is_made(tmp_path):
     with pytest.raises(ValueError, match="ray_address = '127.0.0.1:1': must be that of a Ray cluster"):
         sweep(study_of(STUDY, NAME), tmp_path, ray_address="127.0.0.1:1")
     assert not list(tmp_path.glob(f"{NAME}/trials"))
-
-
-def test_how_often_a_trial_is_tried_again(tmp_path):
-    from experiments.sweep.on_ray import _Tries
-    from experiments.sweep.trials import Outcome
-
-    trial, tries = planned(study_of(STUDY, NAME), tmp_path).trials[0], _Tries()
-    lost, short = Outcome("interrupted", "its process was lost"), Outcome("failed", "no memory", True)
-    trial.directory.mkdir(parents=True)
-
-    def after(step):
-        (trial.directory / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
-        return tries.judged(trial, lost)
-
-    assert [after(step)[1] for step in (100, 100, 200, 200, 300)] == [True] * 5  # each time before the third it went on
-    assert [after(step)[1] for step in (300, 300)] == [True, False]
-    assert after(300)[0].why == "3 times in a row without a step more: its process was lost"
-    assert [tries.judged(trial, short)[1] for _ in range(2)] == [True, False]
-    assert tries.judged(trial, Outcome("failed", "not finite")) == (Outcome("failed", "not finite"), False)

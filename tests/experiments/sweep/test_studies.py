@@ -142,7 +142,7 @@ def test_seeds(written, seeds):
         ({"seeds": "3-1"}, "seeds = '3-1': must be how many"),
         ({"seeds": [1, 1]}, "each once"),
         ({"arms": {"a": {}, "b": {}}}, "arms = 'b': must be settings of their own; a has the same"),
-        ({"arms": {"a": {"seed": 1}}}, "a sweep sets seed, name, runs-dir itself"),
+        ({"arms": {"a": {"seed": 1}}}, "a sweep sets seed, name, runs-dir, num-seeds itself"),
         ({"grid": {"width": 8}}, "grid.width = 8: must be a list"),
         ({"grid": {"width": [8, 8]}}, "grid.width = 'width=8': must be given once"),
         ({"grid": {"width": [{"depth": 1}]}}, "a mapping that has width and more"),

@@ -15,15 +15,18 @@ import pytest
 from rich.console import Console
 
 from experiments.lock import RunLock
+from experiments.results.comparison import compare
+from experiments.results.settings import CompareConfig
 from experiments.sweep import trials as trials_module
 from experiments.sweep import tuning
 from experiments.sweep.board import Board, last_step
 from experiments.sweep.disk import need_of, require_disk
 from experiments.sweep.listed import commands, standing
-from experiments.sweep.plan import planned
+from experiments.sweep.plan import bundles, planned
 from experiments.sweep.study import study_of
 from experiments.sweep.sweeping import summed_up, sweep
-from experiments.sweep.trials import Outcome, make
+from experiments.sweep.trials import make
+from experiments.sweep.tries import Outcome, Tries
 from tests.faults.whole_runs import parts_of
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +51,7 @@ def saved(directory):
     return len(list(directory.glob("checkpoints/step_*"))) > 1
 
 
-def test_a_study_is_tuned_made_and_not_made_again(tmp_path, capsys):
+def test_a_study_is_tuned_made_and_not_made_again(tmp_path):
     said = Console(file=StringIO(), width=200)
     one = study(tune=TUNE, control=["random", "fresh"], grid={"loss": ["mse", "huber"]})
     swept = sweep(one, tmp_path, workers=1, console=said)
@@ -71,14 +74,9 @@ def test_a_study_is_tuned_made_and_not_made_again(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("small/t*/*/*")}
     assert commands(tuning.planned_as_tuned(one, tmp_path)) == []
     assert summed_up(swept, "")[0] == "5 of 5 trials are finished"
-
-
-def test_compare_knows_the_controls(tmp_path):
-    assert sweep(study(control=["random", "fresh"], seeds=2), tmp_path, workers=1).exit_code == 0
-    command = [sys.executable, "compare.py", str(tmp_path / "small/trials"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "random control: 2 runs" in done.stdout and "fresh-agent control: 2 runs of task 1 alone" in done.stdout
+    told = compare(CompareConfig((str(tmp_path / "small/trials"),), out=tmp_path))
+    assert "random control: 1 runs in which nothing is learned" in told.notes
+    assert "fresh-agent control: 2 runs of task 1 alone" in told.notes
 
 
 def test_one_that_fails_stops_no_other(tmp_path):
@@ -290,3 +288,30 @@ def test_the_printed_commands_are_an_array(tmp_path):
     process.send_signal(signal.SIGUSR1)
     assert process.wait() == 75
     assert printed() == [long] and short != long
+
+
+def test_how_often_a_trial_is_tried_again(tmp_path):
+    [trial] = planned(study(), tmp_path).trials
+    board = Board([trial], "trials", Console(file=StringIO()))
+    tries, lost, short = Tries(board), Outcome("interrupted", "its process was lost"), Outcome("failed", "memory", True)
+    trial.directory.mkdir(parents=True)
+
+    def after(step):
+        (trial.directory / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        return tries.judged((trial,), [lost]) == (trial,)
+
+    assert [after(step) for step in (100, 100, 200, 200, 300)] == [True] * 5  # it went on before the third each time
+    assert [after(step) for step in (300, 300)] == [True, False]
+    assert board.rows[trial.directory].why == "3 times in a row without a step more: its process was lost"
+    assert [tries.judged((trial,), [short]) for _ in range(2)] == [(trial,), ()]
+    assert tries.judged((trial,), [Outcome("failed", "not finite")]) == ()
+
+
+def test_seeds_side_by_side(tmp_path):
+    one = study(seeds=3, grid={"loss": ["mse", "huber"]}, resources={"seeds": 2})
+    together = [[(trial.arm, trial.seed) for trial in bundle] for bundle in bundles(planned(one, tmp_path).trials, 2)]
+    assert together == [[("mse", 1), ("mse", 2)], [("mse", 3)], [("huber", 1), ("huber", 2)], [("huber", 3)]]
+    swept = sweep(one, tmp_path, workers=1)
+    assert len(swept.finished) == 6 and len({trial.directory for trial in swept.finished}) == 6
+    for trial in swept.finished:
+        assert last_step(trial.directory)[1] == 1200
