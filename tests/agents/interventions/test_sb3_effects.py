@@ -297,7 +297,8 @@ def test_nap_works_where_there_are_norms():
         weights = [getattr(model, "q_net", model.policy).features_extractor.layers[n].weight for n in (0, 3)]
         norms = [weight.norm().item() for weight in weights]
         before = [weight.clone() for weight in weights]
-        learnt(model, [ReDo(when="every 4 gradient steps"), PFO(), NaP()])
+        # not at the last step: what a replacement drew is scaled at the end of the step after it
+        learnt(model, [ReDo(when="every 7 gradient steps"), PFO(), NaP()])
         assert [weight.norm().item() for weight in weights] == pytest.approx(norms, rel=1e-5)
         assert not any(torch.equal(*pair) for pair in zip(weights, before, strict=True))
     with pytest.raises(ValueError, match=r"nap: 'q_net.0' has no norm before its nonlinearity"):
