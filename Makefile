@@ -6,11 +6,12 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := passive
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help .venv demo test test-wandb test-sweep exhaustive faults claims lint format bench clean
+.PHONY: help .venv demo test test-long test-wandb test-sweep exhaustive faults claims lint format bench clean
 
 help:
 	@echo "make demo     what keeps an agent learning? Fifteen small ones, compared, in about three minutes"
 	@echo "make test     run the tests"
+	@echo "make test-long   the rest of them: whole commands, killed, resumed and compared (about 5 minutes)"
 	@echo "make test-wandb   install wandb into an environment of its own, beside .venv, and test --wandb in it"
 	@echo "make test-sweep   the same with Ray: a cluster of two nodes that loses one, a sweep that is killed"
 	@echo "make exhaustive   all triples of interventions on every agent, and what compiles (about 15 minutes)"
@@ -39,6 +40,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'long and not faults and not exhaustive'
 
 test-wandb: .venv-wandb/.ready
 	.venv-wandb/bin/python -m pytest tests/experiments/test_wandb.py

@@ -99,6 +99,7 @@ def test_each_is_the_run_that_it_would_be_alone(whole: Path, tmp_path: Path) -> 
         shutil.rmtree(tmp_path / "run")
 
 
+@pytest.mark.long
 def test_in_turns_it_is_that_to_the_bit(tmp_path: Path) -> None:
     flags = ("--interventions", "batch_norm", "--steps", "300")
     said = trained(words("ppo", tmp_path, *THREE, *flags))[1]
@@ -117,7 +118,7 @@ def test_a_record_says_who_ran_together(whole: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["dqn", "ppo"])
+@pytest.mark.parametrize("name", ["dqn", pytest.param("ppo", marks=pytest.mark.long)])
 def test_asked_to_stop_all_stop_at_one_step_and_end_as_if_never_stopped(name: str, whole: Path, tmp_path: Path) -> None:
     if name == "ppo":
         whole = tmp_path / "whole"
@@ -205,6 +206,7 @@ def test_one_that_had_failed_is_left_where_the_others_are_further(stopped: Path)
     assert "run-s6: ended by itself, and is left" in said
 
 
+@pytest.mark.long
 def test_one_of_them_goes_on_alone(stopped: Path) -> None:
     results, said = trained(["--resume", str(stopped / "run-s6")])
     assert results[0].ending == "finished" and "goes on from step 31" in said

@@ -14,6 +14,7 @@ from experiments.signals import EXIT_SAVED
 from tests.faults.whole_runs import ROOT, RUNS, SEEDS, WORLDS, WholeRun
 
 many = pytest.mark.faults
+LATER = [pytest.param(name, marks=pytest.mark.long) for name in (*RUNS, *SEEDS) if name != "dqn"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_killed_at_a_random_moment_it_ends_as_if_it_never_was(name, whole, tmp_p
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=[many, pytest.mark.timeout(900)])])
-@pytest.mark.parametrize("name", [*RUNS, *SEEDS])
+@pytest.mark.parametrize("name", ["dqn", *LATER])
 def test_killed_many_times_in_one_run_it_ends_as_if_it_never_was(name, kills, whole, tmp_path, count):
     expected, seconds = whole(name)
     run, done = killed_at_random(name, tmp_path / "runs", kills, seconds / 2, random.Random(f"{name} {kills}"))

@@ -4,6 +4,8 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import pytest
+
 from experiments.results.settings import CompareConfig
 from experiments.results.written import compared
 from experiments.store import listed, read
@@ -25,6 +27,7 @@ STUDY = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_forks_are_planned_and_made_after_their_sources(tmp_path: Path) -> None:
     study = study_of(STUDY, "small")
     plan = planned(study, tmp_path)

@@ -138,6 +138,7 @@ def test_two_sweeps_of_one_study_are_one_too_many(tmp_path):
         sweep(study(), tmp_path, workers=1, lock_timeout=0)
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_killed_goes_on(tmp_path):
     one = study(seeds=2)
     whole = {
@@ -247,6 +248,7 @@ def test_the_board_reads_how_far_a_trial_is(tmp_path):
     assert "running" in shown.file.getvalue() and "failed" in shown.file.getvalue()
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_and_leaves(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps({"question": "Which?", "base": {**BASE, "steps": 100_000}, "seeds": 2}))
@@ -261,6 +263,7 @@ def test_ctrl_c_saves_and_leaves(tmp_path):
     assert f"go on:     python sweep.py {path} --workers 1" in said
 
 
+@pytest.mark.long
 def test_the_printed_commands_are_an_array(tmp_path):
     """The line of docs/cluster.md's job script, with its number given by hand."""
     page = (ROOT / "docs/cluster.md").read_text()
@@ -307,6 +310,7 @@ def test_how_often_a_trial_is_tried_again(tmp_path):
     assert tries.judged((trial,), [Outcome("failed", "not finite")]) == ()
 
 
+@pytest.mark.long
 def test_seeds_side_by_side(tmp_path):
     one = study(seeds=3, grid={"loss": ["mse", "huber"]}, resources={"seeds": 2})
     together = [[(trial.arm, trial.seed) for trial in bundle] for bundle in bundles(planned(one, tmp_path).trials, 2)]
