@@ -111,7 +111,11 @@ def started(folder, *flags):
     """sweep.py as a process of its own."""
     command = [sys.executable, "sweep.py", str(study_file(folder)), "--runs-dir", str(folder), *flags]
     of_it = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    return subprocess.Popen(command, cwd=ROOT, **of_it)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    try:
+        return subprocess.Popen(command, cwd=ROOT, **of_it)
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 def test_a_sweep_that_is_killed_goes_on(undisturbed, tmp_path):

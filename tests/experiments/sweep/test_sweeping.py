@@ -253,7 +253,9 @@ def test_ctrl_c_saves_and_leaves(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps({"question": "Which?", "base": {**BASE, "steps": 100_000}, "seeds": 2}))
     command = [sys.executable, "sweep.py", str(path), "--workers", "1", "--runs-dir", str(tmp_path)]
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    signal.signal(signal.SIGINT, heard)
     while not any(map(saved, tmp_path.glob("small/trials/*"))):
         assert process.poll() is None
         time.sleep(0.02)
