@@ -51,9 +51,9 @@ class Penalty(NamedTuple):
     """The initial weights, with what was replaced or reset since."""
     old: tuple[np.ndarray, np.ndarray]
     """Weights and buffers at the last target copy (update phase), with what was replaced or reset since."""
-    observations: torch.Tensor
+    observations: torch.Tensor | None
     captured: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    """Kept at the `CHECKED` gradient steps alone."""
+    """These two are kept at the `CHECKED` gradient steps alone."""
 
 
 class History:
@@ -181,12 +181,13 @@ class History:
     def _on_penalty(self, name, result, forward):
         if result is not None:
             step = self.agent.clock.gradient_steps + 1
-            captured = {}
-            if step in CHECKED:
+            captured, observations = {}, None
+            if step in CHECKED:  # minibatches lie in memory that the next ones are written into
+                observations = forward.observations.clone()
                 held = forward.captured.items()
                 captured = {k: [values.detach() for values in both] for k, both in held}
             old = tuple(part.copy() for part in self.old)
-            told = Penalty(step, float(result.detach()), self.start.copy(), old, forward.observations, captured)
+            told = Penalty(step, float(result.detach()), self.start.copy(), old, observations, captured)
             self.penalties[name].append(told)
 
     def _on_activations(self, result, n):

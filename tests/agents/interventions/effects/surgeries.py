@@ -152,8 +152,10 @@ def reset(history):
 
 def shrink_perturb(history):
     shrink, perturb = SETTINGS["shrink_perturb"]["shrink"], SETTINGS["shrink_perturb"]["perturb"]
-    edits, former = history.of("shrink_perturb"), None
+    edits, former = history.of("shrink_perturb", ["every_step"]), None  # softly it is part of the step itself
     assert len(edits) == STEPS
+    for edit in history.of("shrink_perturb", ["intervene"]):  # and does not come a second time when the host decides
+        only_these(history, edit, [])
     for edit in edits:
         trained = history.trained(edit.before)
         places = history.where_are(trained)
