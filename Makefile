@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 help:
 	@echo "make demo     what keeps an agent learning? Fifteen small ones, compared, in about three minutes"
 	@echo "make test     run the tests"
-	@echo "make test-long   the rest of them: whole commands, killed, resumed and compared (about 5 minutes)"
+	@echo "make test-long   the rest of them: whole commands, pairs of interventions, killed and compared (as long again)"
 	@echo "make test-wandb   install wandb into an environment of its own, beside .venv, and test --wandb in it"
 	@echo "make test-sweep   the same with Ray: a cluster of two nodes that loses one, a sweep that is killed"
 	@echo "make exhaustive   all triples of interventions on every agent, and what compiles (about 15 minutes)"

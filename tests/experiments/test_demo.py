@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from experiments import demo
 from experiments.cli import parse_train
 from experiments.demo_runs import made
@@ -10,6 +12,7 @@ from experiments.reproduce import studies
 TINY = demo.WORLD.replace(f"--steps {demo.STEPS}", "--steps 400").replace(f"period {demo.PERIOD}", "period 200")
 
 
+@pytest.mark.long
 def test_the_arms_are_runs_that_are_made_once(tmp_path, capfd):
     arms = dict(list(demo.ARMS.items())[:2])
     assert made(arms, TINY, 1, tmp_path) == 0

@@ -114,7 +114,7 @@ def test_modules(words, monkeypatch, capsys):
         return
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     told = capsys.readouterr().out
     assert end.value.code == 0
     assert all(word in told for word in rest if word.startswith("--"))

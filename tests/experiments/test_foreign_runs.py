@@ -169,6 +169,7 @@ def test_evaluate_names_a_world_that_fails(tmp_path, monkeypatch):
     assert "odd_worlds.py" in (path / "traceback_evaluate.txt").read_text()
 
 
+@pytest.mark.long
 def test_the_commands_take_module_and_id(tmp_path):
     """train, replay of its config.json, evaluate and evaluate's probes, from a folder of the user's own."""
     (tmp_path / "my_worlds.py").write_text((ROOT / "tests" / "odd_worlds.py").read_text())

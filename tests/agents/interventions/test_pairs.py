@@ -54,6 +54,7 @@ def test_refused_among_the_injected_layers(other):
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.long
 def test_both_effects(case):
     kind, *names = case
     assert_effects(kind, names)

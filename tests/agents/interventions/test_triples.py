@@ -16,6 +16,7 @@ CASES = [(kind, *names) for names in TRIPLES for kind in KINDS if fits(kind, nam
 
 
 @pytest.mark.parametrize("case", random.Random(0).sample(CASES, 40), ids=" ".join)
+@pytest.mark.long
 def test_all_three_effects(case):
     kind, *names = case
     assert_effects(kind, random.Random(" ".join(case)).sample(names, 3))

@@ -116,6 +116,7 @@ def test_one_that_runs_out_of_memory_is_tried_again_once(times, finished, tmp_pa
     assert len(swept.finished) == finished and not left
 
 
+@pytest.mark.long
 def test_a_lock_is_waited_for_and_taken_from_a_machine_that_is_gone(tmp_path, monkeypatch):
     [trial] = planned(study(), tmp_path).trials
     assert make(trial.config) == Outcome("finished")
