@@ -86,6 +86,7 @@ def test_images_with_the_channels_last_meet_a_nature_cnn_and_a_line_that_says_so
     assert json.loads(done.stdout)["returns"] == [10.0]
 
 
+@pytest.mark.long
 def test_actions_far_from_0_are_learned(tmp_path):
     arguments = ["ppo", "--env", "tests.odd_worlds:FarActions-v0", "--steps", "20000", "--runs-dir", str(tmp_path)]
     config = parse_train([*arguments, "--probes", "none", "--threads", "1"])

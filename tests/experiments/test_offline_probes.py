@@ -59,6 +59,7 @@ def test_refits_and_sharpness_are_taken_where_all_is_asked_for(trained: Path) ->
     assert values["probes/hessian_eigenvalue/LM"][0] != 0
 
 
+@pytest.mark.long
 def test_command_prints_a_table_and_json(trained: Path) -> None:
     command = [sys.executable, "evaluate.py", str(trained), "--probe", "units"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

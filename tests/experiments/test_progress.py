@@ -87,6 +87,7 @@ def test_lines_go_to_standard_error_and_not_too_often(monkeypatch: pytest.Monkey
     assert told.out == ""
 
 
+@pytest.mark.long
 def test_evaluations_tell_a_pipe_how_far_they_are(tmp_path: Path) -> None:
     flags = [*SMALL["dqn"], "--probe.every", "100", "--probe.samples", "32", "--keep-checkpoints", "0"]
     path, _, _ = run(tmp_path, "dqn", "CartPole-v1", 300, *flags, "--checkpoint-every", "150")

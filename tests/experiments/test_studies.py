@@ -140,6 +140,7 @@ def test_adam_gnt_is_not_adam_with_a_step_count_per_element():
     assert overshoot.updates((0.9, 0.999), "local")[0] == pytest.approx(1.0, abs=1e-3)  # which "local" is
 
 
+@pytest.mark.long
 def test_the_overshoot_that_zeroed_moments_cause():
     """3.16 at once and 6.57 at step 12 for (.9, .999), 2.13 at step 13 for (.9, .99)."""
     sizes = overshoot.updates((0.9, 0.999), "zero")

@@ -33,6 +33,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_random_labels_give_what_the_earlier_study_recorded(tmp_path):
     with (ROOT / "docs/results/random_labels.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["arm"] == "none" and row["seed"] == "1"][:2]

@@ -91,6 +91,7 @@ STAGES = {
 
 @pytest.mark.parametrize("place", STAGES)
 @pytest.mark.parametrize("name", ["dqn", *(pytest.param(name, marks=many) for name in ("c51", "ppo", *SEEDS))])
+@pytest.mark.long
 def test_killed_at_each_stage_of_a_save_it_ends_as_if_it_never_was(name, place, whole, tmp_path, count):
     expected, _ = whole(name)
     run = WholeRun(name, tmp_path / "runs")
@@ -100,6 +101,7 @@ def test_killed_at_each_stage_of_a_save_it_ends_as_if_it_never_was(name, place, 
     count(f"{name}: killed {place}", "ends as if never killed")
 
 
+@pytest.mark.long
 def test_a_terminal_that_is_closed_is_a_run_that_is_saved(whole, tmp_path, count):
     expected, _ = whole("ppo")
     run = WholeRun("ppo", tmp_path / "runs")

@@ -54,6 +54,7 @@ def test_no_script_is_forgotten():
 
 
 @pytest.mark.parametrize("name", SHORT)
+@pytest.mark.long
 def test_the_script_runs_from_the_root_and_prints_probes(name):
     done = started(f"docs/examples/{name}", SHORT[name], ROOT)
     assert done.returncode == 0, done.stderr
@@ -68,6 +69,7 @@ def test_the_script_runs_from_the_root_and_prints_probes(name):
 
 
 @pytest.mark.parametrize("name", SHORT)
+@pytest.mark.long
 def test_a_run_too_short_for_every_probe_leaves_their_columns_empty(name):
     """SB3 runs one rollout: no update has moved anything yet, so there is no churn."""
     done = started(f"docs/examples/{name}", ["--steps", "60"], ROOT)

@@ -52,6 +52,7 @@ def test_the_page_is_under_forty_lines():
     assert len(PAGE.splitlines()) < 40
 
 
+@pytest.mark.long
 def test_one_file_makes_the_name_the_help_the_log_the_page_and_the_offline_probe(checkout):
     (checkout / "plasticity_probes" / "probes" / "sparsity.py").write_text(CODE)
     assert "sparsity" in run(checkout, "train.py", "dqn", "--env", "CartPole-v1", "--help").stdout
@@ -78,6 +79,7 @@ def test_one_file_makes_the_name_the_help_the_log_the_page_and_the_offline_probe
         assert value == pytest.approx(metrics[tag][1][-1], abs=1e-3)
 
 
+@pytest.mark.long
 def test_what_is_wrong_with_a_file_is_said(checkout):
     file = checkout / "plasticity_probes" / "probes" / "sparsity.py"
     file.write_text(CODE.replace('"sparsity/all"', '"dead_fraction/all"'))

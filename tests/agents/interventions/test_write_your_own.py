@@ -64,6 +64,7 @@ def test_it_does_what_it_says(l1, kind):
     assert logged == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_one_file_makes_the_flags_the_help_and_the_log(tmp_path):
     leave = shutil.ignore_patterns("__pycache__")
     for room in ("agents", "envs", "experiments", "plasticity_probes"):
