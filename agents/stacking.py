@@ -38,7 +38,7 @@ def why_in_turns(learners: Sequence[Learner]) -> str:
     if moded := {type(module).__name__ for module in modules if type(module) in MODED}:
         return f"{' and '.join(sorted(moded))} draws or moves something in the forward pass"
     if first.optimization.guard.holds:
-        return "something moves in each network before its gradient is known (popart)"
+        return "something moves in each network before its gradient is known"
     if first.executor.mode == "compile":
         return "execution is compile"
     for member in first.interventions.members:
