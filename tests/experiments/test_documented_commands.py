@@ -20,6 +20,7 @@ SAY = """
 say() { printf '%s\\x1f' "$@"; printf '\\x1e'; }
 python() { say python "$@"; }; make() { say make "$@"; }; pip() { say pip "$@"; }
 tensorboard() { say tensorboard "$@"; }; chromium() { say chromium "$@"; }; source() { say source "$@"; }
+xdg-open() { say xdg-open "$@"; }
 """
 
 
