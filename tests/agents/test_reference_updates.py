@@ -169,11 +169,41 @@ VALUE_CASES = {
 }
 
 
+class SameSide(nn.Module):
+    """A ReLU that, where its input is 0 within rounding, is on the side on which the agent's was."""
+
+    def __init__(self, sides):
+        super().__init__()
+        self.sides = iter(sides)
+
+    def forward(self, x):
+        if not torch.is_grad_enabled():
+            return x.relu()
+        near, own, theirs = x.detach().abs() < 1e-6, x.detach() > 0, next(self.sides)
+        assert torch.equal(own[~near], theirs[~near]) and near.sum() < 5
+        return x * torch.where(near, theirs, own)
+
+
+def on_the_same_sides(q, network):
+    """The plain `q` with such ReLUs in place of its own, beside the `network` that learns first."""
+    sides = [[] for layer in q if isinstance(layer, nn.ReLU)]
+    ours = [layer for layer in network.modules() if isinstance(layer, nn.ReLU)]
+    for layer, kept in zip(ours, sides, strict=True):
+        layer.register_forward_hook(lambda _, __, x, kept=kept: kept.append(x > 0) if x.requires_grad else None)
+    remaining = iter(sides)
+    return nn.Sequential(*(SameSide(next(remaining)) if isinstance(layer, nn.ReLU) else layer for layer in q))
+
+
 def learn_both_ways(config, spaces, loss_of, updates):
-    """[(weights of ours, of the plain loop's on the same batches)] of network and target network, and those before."""
+    """[(weights of ours, of the plain loop's on the same batches)] of network and target network, and those before.
+
+    A gradient jumps where a ReLU's input crosses 0: of 45,000 inputs an update some come to lie within rounding of it,
+    in 200 updates, and the two would then learn different things, both right. There the plain loop takes our side.
+    """
     agent = build(config, spaces)
     q = plain_q(agent.network, spaces)
     target, start = copy.deepcopy(q), [p.detach().clone() for p in q.parameters()]
+    q = on_the_same_sides(q, agent.network)
     rate, settings = agent.learner.learning_rate, config.adam
     adam = torch.optim.Adam(q.parameters(), rate, betas=settings.betas, eps=settings.eps, foreach=False, fused=False)
     batches, sample = [], agent.replay.sample
@@ -204,8 +234,9 @@ def test_value_agents_learn_as_the_plain_loop(name):
         assert_close(ours, plain, start)
 
 
-def test_two_hundred_updates_channels_last_are_those_of_plain_layers():
-    config, spaces, loss_of = VALUE_CASES["huber, Nature CNN"]
+@pytest.mark.parametrize("name", ["huber, Nature CNN", "C51, Nature CNN"])
+def test_two_hundred_updates_channels_last_are_those_of_plain_layers(name):
+    config, spaces, loss_of = VALUE_CASES[name]
     config = replace(config, learning_rate=LearningRate(1e-4), adam=AdamConfig(eps=1.5e-4))  # about Dopamine's
     both, start = learn_both_ways(config, spaces, loss_of, updates=200)
     for ours, plain in both:
