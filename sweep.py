@@ -21,9 +21,12 @@ def main() -> int:
         study = read_study(settings.study, settings.size)
         plan = planned_as_tuned(study, settings.runs_dir)
         if settings.dry_run or settings.print:
+            from experiments.sweep.here import limits_here
             from experiments.sweep.listed import commands, overview
+            from experiments.sweep.sweeping import at_once
 
-            print("\n".join(commands(plan) if settings.print else overview(plan)))
+            here = limits_here(plan, at_once(settings.workers))
+            print("\n".join(commands(plan) if settings.print else overview(plan, here)))
             return 0
         from experiments.progress import RunConsole
         from experiments.sweep.sweeping import summed_up, sweep

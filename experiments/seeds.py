@@ -17,7 +17,7 @@ from experiments.naming import made_up_name
 from experiments.places import fitting_name
 from experiments.run_directory import ENDING
 from experiments.setup import spaces_from
-from experiments.store import Checkpoint, Unsound, at_step, listed, step_of
+from experiments.store import Checkpoint, Unsound, at_step, listed, read, step_of
 
 SUFFIX = ".seeds.json"
 BY_ITSELF = ("not finite", "world failed", "not written", "crashed")
@@ -67,17 +67,32 @@ def record_of(config: TrainConfig) -> Path:
     return run.runs_dir / f"{name}{f'-{tried}' * (tried > 1)}{SUFFIX}"
 
 
-def as_one(config: TrainConfig) -> bool:
-    """Whether gradient steps of several seeds of `config` are computed as one, as far as its settings tell: then it
-    pays to train them in one process. Imports torch where there are interventions alone."""
+def why_in_turns(config: TrainConfig) -> str:
+    """Why gradient steps of several seeds of `config` are not computed as one, as far as its settings tell; empty where
+    they are: then it pays to train them in one process. `agents.stacking.why_in_turns` says it of learners. Imports
+    torch where there are interventions alone."""
     network = config.agent.network
     for member in config.interventions:
         network = member.configure(network)
-    convolutional = uses_convolutions(network, spaces_from(describe(config.world)))
-    moded = network.norm == "batch" or network.dropout > 0
-    if convolutional or moded or config.run.execution == "compile":
-        return False
-    return all(member.stacks for member in config.interventions)
+    if uses_convolutions(network, spaces_from(describe(config.world))):
+        return "convolutions are not stacked"
+    if network.norm == "batch" or network.dropout > 0:
+        return "something is drawn or moved in the forward pass"
+    if config.run.execution == "compile":
+        return "execution is compile"
+    alone = [member.name for member in config.interventions if not member.stacks]
+    return f"{' and '.join(alone)} cannot be stacked" if alone else ""
+
+
+def company(directory: Path) -> tuple[int, ...] | None:
+    """The seeds beside which a run goes on as if it had not been stopped: those that it was stacked with, its own too;
+    none where it was alone, or ended by itself. None where it has not begun, and may be beside any."""
+    checkpoints = listed(directory / "checkpoints") if (directory / "checkpoints").is_dir() else []
+    for path in reversed(checkpoints):
+        with suppress(Unsound):
+            newest = read(path)
+            return () if _ended_by_itself(directory) else tuple(newest.made_by.get("stacked_seeds", ()))
+    return None
 
 
 def asked_for(config: TrainConfig, say: Callable[[str], None]) -> list[Asked]:
@@ -100,7 +115,7 @@ def take_up(runs: Sequence[Asked], say: Callable[[str], None]) -> list[Asked]:
 
     Raises as `EarlierRun.take_up`, and Unsound where they have none in common.
     """
-    going = [(config, earlier) for config, earlier in runs if earlier is None or not _ended_by_itself(earlier)] or runs
+    going = [one for one in runs if one[1] is None or not _ended_by_itself(one[1].directory)] or runs
     common = _common([earlier for _, earlier in going], say) if len(runs) > 1 else {}
     found: list[Asked] = []
     for config, earlier in runs:
@@ -122,9 +137,9 @@ def take_up(runs: Sequence[Asked], say: Callable[[str], None]) -> list[Asked]:
     return found
 
 
-def _ended_by_itself(earlier: EarlierRun) -> bool:
+def _ended_by_itself(directory: Path) -> bool:
     with suppress(ValueError):
-        ending: Any = read_json("ending", earlier.directory / ENDING)
+        ending: Any = read_json("ending", directory / ENDING)
         return isinstance(ending, dict) and ending.get("ending") in BY_ITSELF
     return False
 

@@ -64,6 +64,15 @@ def train_seeds(seeds: Sequence[Seed], console: Console | None = None, record: P
 
     Raises what `train` raises, where one of them cannot begin, or for the first that an error of nobody's world ended.
     """
+    results = side_by_side(seeds, console, record)
+    for result in results:
+        if result.raised is not None:
+            raise result.raised
+    return results
+
+
+def side_by_side(seeds: Sequence[Seed], console: Console | None = None, record: Path | None = None) -> list[Result]:
+    """`train_seeds`, but an error of nobody's world is what the result says of the one that it ended."""
     console, settings = console or Console(quiet=True, force_terminal=False), seeds[0].config
     with StopRequests() as stop, Patience(settings.run.world_timeout, settings.world.env) as patience:
         if isinstance(console, RunConsole):
@@ -75,11 +84,7 @@ def train_seeds(seeds: Sequence[Seed], console: Console | None = None, record: P
             company.write(record)
         company.introduce()
         company.carry_out()
-        results = company.finish()
-        for training in company.members:
-            if training.raised is not None:
-                raise training.raised
-        return results
+        return company.finish()
 
 
 class _Company:

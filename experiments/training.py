@@ -52,6 +52,8 @@ class Result:
     """The newest one that is the run's end, or that it can go on from; None where there is none."""
     exact: bool = True
     """Whether that holds all of the run, as it is."""
+    raised: Exception | None = None
+    """What it crashed with."""
 
     @property
     def exit_code(self) -> int:
@@ -306,7 +308,8 @@ class Training:
         self.checkpoints.close()
         self.lock.release()
         newest = self.checkpoints.newest
-        result = Result(self.directory.path, self.step, ending, why, newest and newest[0], self.exact)
+        newest = newest and newest[0]
+        result = Result(self.directory.path, self.step, ending, why, newest, self.exact, self.raised)
         if self.wandb is not None:
             self.wandb.finish(result.exit_code, {"exit_code": result.exit_code, "steps": self.step})
         return result

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from experiments.listing import listed_run
 from experiments.sweep.plan import Plan, Trial
+from experiments.sweep.stacks import Limits, in_words
 
 THROUGH = ("finished", "crashed")
 """States in which a trial that tunes waits for nothing."""
@@ -30,29 +31,31 @@ def standing(trial: Trial) -> Standing:
     return Standing(found.state, found.step, found.why)
 
 
-def overview(plan: Plan) -> list[str]:
-    """The question, and every trial with how it stands."""
+def overview(plan: Plan, limits: Limits) -> list[str]:
+    """The question, every trial with how it stands, and which of those that are left are made side by side."""
     study = plan.study
     size = f", size {study.size} (of {', '.join(study.sizes)}; --size)" if study.size else ""
     lines = [study.question, f"study {study.name}{size}, in {plan.directory}"]
     lines += [f"it is said to take {study.takes}"] if study.takes else []
     for trials, words in ((plan.tuning, "tune"), (plan.trials, "are reported"), (plan.forks, "are forks")):
         if trials:
-            lines += ["", f"{len(trials):,} trials {words}", *_table(trials)]
+            lines += ["", f"{len(trials):,} trials {words}", *_table(trials, limits)]
     notes = list(plan.notes)
     if any(standing(trial).state not in THROUGH for trial in plan.tuning):
         notes.append("what is tuned stands there with its smallest value, until it is chosen")
     return [*lines, *(["", *(f"note: {note}" for note in notes)] if notes else [])]
 
 
-def _table(trials: Sequence[Trial]) -> list[str]:
+def _table(trials: Sequence[Trial], limits: Limits) -> list[str]:
     states = [standing(trial) for trial in trials]
     lines = [
         f"  {state.state:11} {trial.config.run.steps:>13,} steps  {trial.config.run.name}"
         for trial, state in zip(trials, states, strict=True)
     ]
     counted = Counter(state.state for state in states)
-    return [*lines, "  in all: " + ", ".join(f"{count:,} {state}" for state, count in counted.items())]
+    lines.append("  in all: " + ", ".join(f"{count:,} {state}" for state, count in counted.items()))
+    left = [trial for trial, state in zip(trials, states, strict=True) if state.state != "finished"]
+    return lines + in_words(left, limits)
 
 
 def commands(plan: Plan) -> list[str]:

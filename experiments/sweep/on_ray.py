@@ -23,8 +23,8 @@ from experiments.config import from_dict, to_dict
 from experiments.run_directory import COMMIT, git_commit
 from experiments.signals import StopRequests
 from experiments.sweep.board import Board
-from experiments.sweep.disk import need_of
-from experiments.sweep.plan import Bundle, Plan, Trial, bundles
+from experiments.sweep.plan import Bundle, Plan, Trial
+from experiments.sweep.stacks import Limits, bundles, memory_of
 from experiments.sweep.trials import make_together
 from experiments.sweep.tries import Outcome, Tries
 
@@ -121,8 +121,7 @@ class OnRay:
 
     def _check_fits(self, address: str) -> None:
         nodes = [node["Resources"] for node in self._nodes]
-        together = [*self._bundles(self.plan.tuning), *self._bundles(self.plan.trials)]
-        for needs in {tuple(self.reserved(bundle).items()) for bundle in together}:
+        for needs in {tuple(self.reserved(trial, 1).items()) for trial in [*self.plan.tuning, *self.plan.trials]}:
             if any(all(node.get(name, 0.0) >= value for name, value in needs) for node in nodes):
                 continue
             most = {name: max(node.get(name, 0.0) for node in nodes) for name, _ in needs}
@@ -132,31 +131,30 @@ class OnRay:
                 raise ValueError(f"resources: {sentence}")
             self.plan.notes.append(f"{sentence}; such trials wait for one that the cluster may add")
 
-    def _bundles(self, trials: Sequence[Trial]) -> list[Bundle]:
-        return bundles(trials, self.plan.study.resources.seeds)
-
-    def reserved(self, bundle: Bundle) -> dict[str, float]:
-        """What the process of `bundle` takes of a node, by Ray's names."""
-        asked, config = self.plan.study.resources, bundle[0].config
-        memory = len(bundle) * (asked.memory or need_of(config).memory)
-        found = {"CPU": float(config.run.threads or 1), "memory": float(memory)}
+    def reserved(self, trial: Trial, seeds: int) -> dict[str, float]:
+        """What a process that makes so many `seeds` of `trial` takes of a node, by Ray's names."""
+        asked = self.plan.study.resources
+        found = {"CPU": float(trial.config.run.threads or 1), "memory": float(memory_of(trial, seeds, asked.memory))}
         return {**found, "GPU": asked.gpus} if asked.gpus else found
 
-    def _room(self, bundle: Bundle) -> int:
-        """How many processes go on together where all are like that of `bundle`."""
-        needs, nodes = self.reserved(bundle), [node["Resources"] for node in self._nodes]
-        slots = sum(int(min(node.get(name, 0.0) // value for name, value in needs.items())) for node in nodes)
-        return self.workers or max(1, slots)
+    def _room(self, trial: Trial, seeds: int) -> int:
+        """For how many processes, each with so many `seeds` of `trial`, there is room at the same time."""
+        needs, nodes = self.reserved(trial, seeds), [node["Resources"] for node in self._nodes]
+        return sum(int(min(node.get(name, 0.0) // value for name, value in needs.items())) for node in nodes)
+
+    def _at_once(self, trial: Trial, seeds: int = 1) -> int:
+        return self.workers or max(1, self._room(trial, seeds))
 
     def make(self, trials: Sequence[Trial], board: Board) -> bool:
         """Make all `trials`, telling `board` of each; False where a signal ended it before, after they were saved.
 
         A trial whose process or machine is lost goes on elsewhere from its newest checkpoint, see `Tries`.
         """
-        waiting, running, tries = deque(self._bundles(trials)), {}, Tries(board)
+        limits = Limits(self.plan.study.resources.seeds, self._at_once(trials[0]), self._room)
+        waiting, running, tries = deque(bundles(trials, limits)), {}, Tries(board)
         with StopRequests() as stop:
             while (waiting or running) and not stop.asked:
-                while waiting and len(running) < self._room(waiting[0]):
+                while waiting and len(running) < self._at_once(waiting[0][0], len(waiting[0])):
                     bundle = waiting.popleft()
                     running[self._begin(bundle)] = bundle
                     for trial in bundle:
@@ -164,13 +162,12 @@ class OnRay:
                 done, _ = ray.wait(list(running), timeout=POLL)
                 for reference in done:
                     bundle = running.pop(reference)
-                    if again := tries.judged(bundle, _answer(reference, bundle)):
-                        waiting.appendleft(again)
+                    waiting.extendleft(tries.judged(bundle, _answer(reference, bundle)))
             self._stop(running, board)
         return not stop.asked
 
     def _begin(self, bundle: Bundle) -> Any:
-        needs = self.reserved(bundle)
+        needs = self.reserved(bundle[0], len(bundle))
         gone = {node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]}
         gone -= {node["NodeManagerHostname"] for node in self._nodes}
         options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "memory": int(needs["memory"])}

@@ -119,19 +119,6 @@ def planned(study: Study, runs_dir: Path, chosen: Mapping[str, Fields] | None = 
     return found
 
 
-def bundles(trials: Iterable[Trial], seeds: int) -> list[Bundle]:
-    """The `trials` by the process that makes them: up to `seeds` that differ in nothing but their seed."""
-    found: list[list[Trial]] = []
-    for trial in trials:
-        before = found[-1] if found else []
-        alike = [(one.kind, one.label, one.fields) == (trial.kind, trial.label, trial.fields) for one in before]
-        if 0 < len(before) < seeds and all(alike):
-            before.append(trial)
-        else:
-            found.append([trial])
-    return [tuple(together) for together in found]
-
-
 def _resources(study: Study, cell: Cell) -> Fields:
     """A trial's threads are the cores that it reserves, and it is on a GPU where it reserves one."""
     given = {"threads": str(study.resources.cpus), "device": "auto" if study.resources.gpus else "cpu"}

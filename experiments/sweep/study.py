@@ -26,9 +26,10 @@ claims      What is expected, each {says, arm, than, measure, by}: reproduced wh
             tenth), first or last (that of the first or last task), lost (first - last) or a tag of the log (its last
             value). `experiments.reproduce` checks them.
 resources   cpus (1; torch's and the world's threads are as many), gpus (0: on the CPU; may be a share of one), memory
-            (such as 2GB; estimated where left out) that a trial reserves. seeds (1): so many seeds of an arm are made
-            side by side in one process (train.py's --num-seeds), which reserves that once, and memory for each; it pays
-            on GPUs and with small MLPs, and is exact but for the last digits.
+            (such as 2GB; estimated where left out) that a trial reserves. seeds (auto): so many seeds of an arm at most
+            are made side by side in one process where their gradient steps are computed as one (train.py's
+            --num-seeds), which reserves that once, and memory for each; each is the run that it would be alone but for
+            the last digits. 1: never.
 sizes       NAME: {takes: WORDS, SECTION: ...}. Other sizes of the same study: base, arms, grid and tune are laid over
             those above, entry by entry (an arm or a grid's field that is `none` is left out); the rest takes their
             place. Without --size the first is taken.
@@ -141,8 +142,8 @@ class Resources:
     gpus: float = 0.0
     memory: int = 0
     """Bytes; 0: estimated."""
-    seeds: int = 1
-    """So many trials of an arm are made side by side in one process."""
+    seeds: int = 0
+    """So many trials of an arm at most are made side by side in one process; 0: as many as pay."""
 
 
 @dataclass(frozen=True)
@@ -262,17 +263,21 @@ def _claim(where: str, value: Any) -> Claim:
 
 def _resources(given: Mapping[str, Any]) -> Resources:
     refuse_unknown("resources.", given, ("cpus", "gpus", "memory", "seeds"))
-    cpus, seeds = (whole_number(str(given.get(name, "1"))) for name in ("cpus", "seeds"))
-    for name, count in (("cpus", cpus), ("seeds", seeds)):
-        within = count is not None and 1 <= count <= 1024
-        require(within, f"resources.{name}", given.get(name), "a whole number in [1, 1024]")
+    found = {}
+    for name, usual in (("cpus", "1"), ("seeds", "auto")):
+        word = str(given.get(name, usual))
+        found[name] = 0 if word == usual == "auto" else whole_number(word)
+        within = found[name] is not None and (word == usual or 1 <= found[name] <= 1024)
+        allowed = f"{'auto, or ' * (usual == 'auto')}a whole number in [1, 1024]"
+        require(within, f"resources.{name}", given.get(name), allowed)
     gpus = number_of("resources.gpus", given.get("gpus", "0"))
     whole = 0 <= gpus <= 1 or (gpus <= 64 and gpus == int(gpus))
     require(whole, "resources.gpus", given.get("gpus"), "a share in [0, 1], or a whole number up to 64")
     said = re.fullmatch(r"([0-9.]+)([KMGT]?I?B?)", str(given.get("memory", "0")).upper().replace(" ", ""))
     known = said is not None and said[2] in UNITS
     require(known, "resources.memory", given.get("memory"), "a number of bytes, or such as 500MB or 2GB")
-    return Resources(cpus, gpus, int(number_of("resources.memory", said[1]) * UNITS[said[2]]), seeds)
+    memory = int(number_of("resources.memory", said[1]) * UNITS[said[2]])
+    return Resources(found["cpus"], gpus, memory, found["seeds"])
 
 
 def read_study(path: Path, size: str = "") -> Study:

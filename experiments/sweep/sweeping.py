@@ -25,9 +25,10 @@ from experiments.signals import EXIT_SAVED
 from experiments.sweep import tuning
 from experiments.sweep.board import Board
 from experiments.sweep.disk import require_disk
-from experiments.sweep.here import Here
+from experiments.sweep.here import Here, limits_here
 from experiments.sweep.listed import standing
 from experiments.sweep.plan import FORKS, TRIALS, Plan, Trial, planned
+from experiments.sweep.stacks import bundles
 from experiments.sweep.study import Study
 
 LAST = {"interrupted": 1, "running": 2, "crashed": 3}
@@ -78,12 +79,13 @@ def sweep(
     left = [trial for trial in [*plan.tuning, *plan.trials, *plan.forks] if standing(trial).state != "finished"]
     if not left:
         return Swept(plan, finished=[*plan.trials, *plan.forks])
-    at_once = workers or (len(left) if ray_address else usable_cores())
-    disk = require_disk([trial.config for trial in left], at_once)
+    processes = len(left) if ray_address and not workers else at_once(workers)
+    stacks = sorted(map(len, bundles(left, limits_here(plan, processes))))
+    disk = require_disk([trial.config for trial in left], sum(stacks[-processes:]))
     lock = _locked(plan.directory, lock_timeout)
     try:
         say(disk)
-        engine = Here(study.resources.seeds, lock_timeout)
+        engine = Here(plan, lock_timeout)
         if on_ray and left:
             from experiments.sweep.on_ray import OnRay
 
@@ -98,9 +100,18 @@ def sweep(
         lock.release()
 
 
+def at_once(workers: int) -> int:
+    """How many processes make trials at the same time on this machine, where so many `workers` are asked for."""
+    return workers or (usable_cores() if _ray_is_there() else 1)
+
+
+def _ray_is_there() -> bool:
+    return importlib.util.find_spec("ray") is not None
+
+
 def _on_ray(workers: int, address: str) -> bool:
     """Whether Ray is asked for, and there."""
-    there = importlib.util.find_spec("ray") is not None
+    there = _ray_is_there()
     require(there or not address, "ray_address", address, f"left out where Ray is not installed ({INSTALL})")
     require(there or workers <= 1, "workers", workers, f"1 where Ray is not installed ({INSTALL})")
     return there and workers != 1

@@ -15,7 +15,7 @@ from experiments.lock import FILE, Locked, holder
 from experiments.seeds import Asked, take_up
 from experiments.setup import build, check
 from experiments.sweep.tries import Outcome
-from experiments.train import Seed, train_seeds
+from experiments.train import Seed, side_by_side
 from experiments.training import Result
 
 BETWEEN_TRIES = 1.0
@@ -25,41 +25,39 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory",
 
 
 def make(config: TrainConfig, lock_timeout: float = 0.0, gone: Collection[str] = ()) -> Outcome:
-    """`make_together` for one run."""
-    return make_together([config], lock_timeout, gone)[0]
+    """Make the run that `config` names, from where it was: what became of it. Whatever keeps it from its end is the
+    outcome's `why`.
+
+    A directory that another process holds is waited for `lock_timeout` seconds, and taken over from a machine that is
+    known to be `gone`.
+    """
+    try:
+        results = _made([config], time.monotonic() + lock_timeout, gone)
+        return _outcome(results[0]) if results else Outcome("finished")  # it had been before
+    except ValueError as error:
+        return Outcome("failed", str(error))
+    except Exception as error:
+        return _crashed(config.run.runs_dir / config.run.name, error)
+    finally:
+        gc.collect()  # what hangs together in circles would stay while the next one is built
 
 
 def make_together(
     configs: Sequence[TrainConfig], lock_timeout: float = 0.0, gone: Collection[str] = ()
 ) -> list[Outcome]:
-    """Make the runs that `configs` name, side by side, from where they were: what became of each. Whatever keeps one
-    from its end is its outcome's `why`.
-
-    A directory that another process holds is waited for `lock_timeout` seconds, and taken over from a machine that is
-    known to be `gone`.
-    """
+    """`make` for several side by side. One that cannot begin beside the others is made alone, after them."""
     found: dict[Path, Outcome] = {}
-    try:
-        runs = _taken_up(configs, time.monotonic() + lock_timeout, gone)
-        for result in _made(runs) if runs else ():
-            found[result.directory] = _outcome(result)
-        failed = Outcome("finished")  # what is not found had been before
-    except ValueError as error:
-        failed = Outcome("failed", str(error))
-    except Exception as error:
-        words = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
-        for config in configs:
-            with suppress(OSError):
-                write_whole(_place(config) / "traceback.txt", traceback.format_exc().encode())
-        short = isinstance(error, MemoryError) or any(part in str(error).lower() for part in NO_MEMORY)
-        failed = Outcome("failed", words[:300], short)
-    finally:
-        gc.collect()  # what hangs together in circles would stay while the next one is built
-    return [found.get(_place(config), failed) for config in configs]
-
-
-def _place(config: TrainConfig) -> Path:
-    return config.run.runs_dir / config.run.name
+    if len(configs) > 1:
+        with suppress(Exception):  # of one of them, which says it when it is made alone
+            until = time.monotonic() + lock_timeout
+            found = {result.directory: _outcome(result) for result in _made(configs, until, gone)}
+        gc.collect()
+    places = [config.run.runs_dir / config.run.name for config in configs]
+    for place, config in zip(places, configs, strict=True):
+        if place not in found:
+            stopped = [outcome for outcome in found.values() if outcome.state == "interrupted"]
+            found[place] = stopped[0] if stopped else make(config, lock_timeout, gone)
+    return [found[place] for place in places]
 
 
 def _taken_up(configs: Sequence[TrainConfig], until: float, gone: Collection[str]) -> list[Asked]:
@@ -99,8 +97,9 @@ def _release(runs: Sequence[Asked]) -> None:
             earlier.lock.release()
 
 
-def _made(runs: Sequence[Asked]) -> list[Result]:
-    seeds: list[Seed] = []
+def _made(configs: Sequence[TrainConfig], until: float, gone: Collection[str]) -> list[Result]:
+    """How those that are not finished ended. Raises where one of them cannot begin."""
+    runs, seeds = _taken_up(configs, until, gone), []
     try:
         for config, earlier in runs:
             check(config, anew=earlier is None, seeds=len(runs))
@@ -111,7 +110,7 @@ def _made(runs: Sequence[Asked]) -> list[Result]:
             seed.leave()
         _release(runs)
         raise
-    return train_seeds(seeds)
+    return side_by_side(seeds) if seeds else []
 
 
 def _outcome(result: Result) -> Outcome:
@@ -119,4 +118,15 @@ def _outcome(result: Result) -> Outcome:
         return Outcome("finished")
     if result.ending == "interrupted" and result.exact:
         return Outcome("interrupted", result.why)
+    if result.raised is not None:
+        return _crashed(result.directory, result.raised)
     return Outcome("failed", f"{result.ending} at step {result.step:,}: {result.why}")
+
+
+def _crashed(place: Path, error: Exception) -> Outcome:
+    """Its traceback is written beside what there is of the run."""
+    with suppress(OSError):
+        write_whole(place / "traceback.txt", "".join(traceback.format_exception(error)).encode())
+    words = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
+    short = isinstance(error, MemoryError) or any(part in str(error).lower() for part in NO_MEMORY)
+    return Outcome("failed", words[:300], short)

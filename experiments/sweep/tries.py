@@ -30,19 +30,20 @@ class Tries:
         self.short: Counter[Path] = Counter()
         self.lost: dict[Path, list[int]] = {}
 
-    def judged(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> Bundle:
-        """Those of `bundle` that are to be tried again: broken off, up to `LOSSES` times without a step more, or out of
-        memory for the first time."""
-        again = []
+    def judged(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> list[Bundle]:
+        """Those of `bundle` that are to be tried again: broken off, up to `LOSSES` times without a step more, side by
+        side as they were; or out of memory for the first time, each alone."""
+        again, alone = [], []
         for trial, outcome in zip(bundle, outcomes, strict=True):
+            short = outcome.out_of_memory
             outcome, tried_again = self._judged(trial, outcome)
             if tried_again:
                 self.board.set(trial, "waiting")
                 self.board.say(f"goes on: {trial.config.run.name}: {outcome.why}")
-                again.append(trial)
+                (alone if short else again).append(trial)
             else:
                 self.board.set(trial, outcome.state, outcome.why)
-        return tuple(again)
+        return [*([tuple(again)] if again else []), *((trial,) for trial in alone)]
 
     def _judged(self, trial: Trial, outcome: Outcome) -> tuple[Outcome, bool]:
         place = trial.directory

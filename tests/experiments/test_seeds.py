@@ -14,10 +14,12 @@ import torch
 from rich.console import Console
 
 from agents.guard import NonFiniteError
+from agents.interventions import NAMES
+from agents.stacking import why_in_turns as of_learners
 from envs.errors import WorldError
 from experiments.cli import parse_train
 from experiments.run_directory import find_checkpoint
-from experiments.seeds import as_one, asked_for, record_of, take_up
+from experiments.seeds import asked_for, company, record_of, take_up, why_in_turns
 from experiments.setup import build, check
 from experiments.store import Unsound, listed, read
 from experiments.train import Seed, exit_code, train_seeds
@@ -167,6 +169,18 @@ def test_where_one_is_damaged_all_go_on_from_the_step_before(stopped: Path) -> N
     assert f"not resumed from '{newest}': agent.pt has 0 bytes" in said and said.count("goes on from step 300") == 3
 
 
+def test_beside_whom_each_goes_on(stopped: Path, tmp_path: Path) -> None:
+    seeds = [stopped / f"run-s{seed}" for seed in (5, 6, 7)]
+    assert [company(run) for run in seeds] == [(5, 6, 7)] * 3
+    (seeds[1] / "ending.json").write_text(json.dumps({"ending": "not finite", "step": 450, "why": ""}))
+    assert company(seeds[1]) == () and company(tmp_path / "new") is None
+    for path in listed(seeds[2] / "checkpoints"):
+        shutil.rmtree(path)
+    assert company(seeds[2]) is None
+    trained(words("ppo", tmp_path / "alone", *SHORT), 200, who=1)
+    assert company(tmp_path / "alone" / "run") == ()
+
+
 def test_where_they_have_no_step_in_common_nothing_goes_on(stopped: Path) -> None:
     for path in listed(stopped / "run-s5" / "checkpoints"):
         shutil.rmtree(path)
@@ -225,13 +239,23 @@ def test_made_up_names_are_those_that_each_would_have_alone(tmp_path: Path) -> N
 
 
 def test_whether_it_pays_is_known_from_the_settings() -> None:
-    def of(*flags: str) -> bool:
-        return as_one(parse_train([*flags, "--steps", "1000"]))
+    def of(*flags: str) -> str:
+        return why_in_turns(parse_train([*flags, "--steps", "1000"]))
 
-    assert of("ppo", "--env", "Ant-v5") and of("dqn", "--env", "CartPole-v1", "--interventions", "redo", "l2_init")
-    assert not of("dqn", "--env", "ALE/Pong-v5") and of("dqn", "--env", "ImageMDP-v0")
-    for name in ("batch_norm", "dropout", "popart", "infer", "pfo"):
-        assert not of("dqn", "--env", "CartPole-v1", "--interventions", name), name
+    assert not of("ppo", "--env", "Ant-v5") and not of("dqn", "--env", "ImageMDP-v0")
+    assert of("dqn", "--env", "ALE/Pong-v5") == "convolutions are not stacked"
+    several = "--interventions", "pfo", "redo", "infer"
+    assert of("dqn", "--env", "CartPole-v1", *several) == "pfo and infer cannot be stacked"
+
+
+def test_settings_and_learners_agree_on_it() -> None:
+    for name in NAMES:
+        flags = ["--width", "8", "--interventions", name, "--steps", "1000"]
+        flags += ["--plasticity-injection.when", "at gradient step 9"] if name == "plasticity_injection" else []
+        config = parse_train(["dqn", "--env", "CartPole-v1", *flags])
+        world, agent = build(config)
+        world.close()
+        assert bool(why_in_turns(config)) == bool(of_learners([agent.learner])), name
 
 
 BAD = {

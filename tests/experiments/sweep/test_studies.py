@@ -9,6 +9,7 @@ import pytest
 
 from experiments.cli import parse_train
 from experiments.config import to_dict
+from experiments.sweep.here import limits_here
 from experiments.sweep.listed import commands, overview
 from experiments.sweep.plan import planned
 from experiments.sweep.study import EXAMPLE, Claim, Resources, Tuning, read_study, study_of
@@ -81,7 +82,9 @@ def test_a_thousand_trials_are_listed(tmp_path):
     grid["interventions"] = ["none", "layer_norm", {"redo": {"tau": [0, 0.025, 0.1]}}]
     plan = planned(study(grid=grid, seeds=10), tmp_path)
     assert len(plan.trials) == 1000 == len(commands(plan))
-    assert overview(plan)[-1] == "  in all: 1,000 new"
+    told = overview(plan, limits_here(plan))
+    assert told[-102:-100] == ["  in all: 1,000 new", "  side by side, their gradient steps computed as one:"]
+    assert told[-1] == "    width=128 learning-rate=3e-3 redo.tau=0.1: seeds 1-10"
 
 
 def test_arms_grids_and_worlds(tmp_path):
