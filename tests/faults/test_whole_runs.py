@@ -11,10 +11,11 @@ import time
 import pytest
 
 from experiments.signals import EXIT_SAVED
-from tests.faults.whole_runs import ROOT, RUNS, SEEDS, WORLDS, WholeRun
+from tests.faults.whole_runs import COMPILED, ROOT, RUNS, SEEDS, WORLDS, WholeRun
 
 many = pytest.mark.faults
-LATER = [pytest.param(name, marks=pytest.mark.long) for name in (*RUNS, *SEEDS) if name != "dqn"]
+LATER = [pytest.param(name, marks=pytest.mark.long) for name in (*RUNS, *SEEDS, "dqn, compiled") if name != "dqn"]
+LATER += [pytest.param(name, marks=many) for name in COMPILED if name != "dqn, compiled"]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,7 @@ def test_killed_many_times_in_one_run_it_ends_as_if_it_never_was(name, kills, wh
     while done < kills:  # a machine that has become faster ends a run before it was killed so often: then sooner
         run, done = killed_at_random(name, tmp_path / f"{longest:.3f}", kills, longest, rng)
         assert run.parts() == expected
+        assert ("execution: compiled in" in run.said.read_text()) == (name in COMPILED)
         longest /= 2
     count(f"{name}: kill -9, {done} times in one run", "ends as if never killed")
 

@@ -35,6 +35,7 @@ SEEDS = {
     "ppo, 3 seeds": f"{RUNS['ppo']} --num-seeds 3",
 }
 """Side by side in one process."""
+COMPILED = {f"{name}, compiled": f"{words} --execution compile" for name, words in RUNS.items()}
 PROBED = "--log-every 100 --probe.samples 32 --probe.heavy-samples 8 --threads 1 --checkpoint-every"
 FRAMES = f"--num-envs 2 --width 32 --learning-starts 100 --buffer-size 2000 --checkpoint.replay always {PROBED} 300"
 WORLDS = {
@@ -96,7 +97,14 @@ class WholeRun:
     start is the same command."""
 
     def __init__(self, name: str, runs: Path, *flags: str) -> None:
-        self.words = [*(RUNS | SEEDS | WORLDS)[name].split(), "--runs-dir", str(runs), "--name", "run", *flags]
+        self.words = [
+            *(RUNS | SEEDS | COMPILED | WORLDS)[name].split(),
+            "--runs-dir",
+            str(runs),
+            "--name",
+            "run",
+            *flags,
+        ]
         self.directories = [runs / f"run-s{seed}" for seed in (1, 2, 3)] if name in SEEDS else [runs / "run"]
         self.directory, self.said = self.directories[-1], runs.parent / f"{runs.name}.txt"
 
