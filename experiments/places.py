@@ -162,6 +162,11 @@ def new_directory(parent: Path, name: str) -> Path:
         raise _refusal("runs_dir", parent, error) from None
 
 
+def from_here(path: Path) -> Path:
+    """`path` as it is shortest to read: without the working directory where that is its beginning."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def quoted(path: Path | str) -> str:
     """`path` as a shell takes it for one argument that is no flag."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

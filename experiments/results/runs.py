@@ -16,7 +16,7 @@ from agents.interventions import NAMES, parameters_of
 from experiments.config import NOT_IN_THE_NAME, TrainConfig, from_dict
 from experiments.flags import flags_of
 from experiments.json_file import read_json
-from experiments.lock import holder
+from experiments.lock import holder, was_killed
 from experiments.older import translated
 from experiments.records import EpisodeFile, lines_of, read_metrics
 from experiments.store import listed, step_of
@@ -172,6 +172,8 @@ class Run:
         if self._crashed:
             lines = (self.path / "traceback.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return "crashed", f"crashed {at}: {shown(lines[-1])[1:-1] if lines else 'no word of why'}"
+        if was_killed(self.path):
+            return "unfinished", f"unfinished {at}: it was killed, or its machine stopped"
         return "unfinished", f"unfinished {at}, {self._last_written()}"
 
     @property

@@ -14,7 +14,7 @@ from agents.transitions import Spaces
 from envs import describe
 from envs.config import WorldConfig
 from experiments.config import TrainConfig
-from experiments.places import nearest_folder
+from experiments.places import from_here, nearest_folder
 from experiments.setup import spaces_from
 from experiments.sizes import needed_bytes, sizes_of
 
@@ -89,4 +89,4 @@ def require_disk(configs: Iterable[TrainConfig], at_once: int) -> str:
     require(
         total <= free, "runs_dir", str(place), f"where there is room: {words} (keep_checkpoints, checkpoint.replay)"
     )
-    return f"{words} in {place}"
+    return f"{words} in {from_here(place)}"

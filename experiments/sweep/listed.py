@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.listing import listed_run
+from experiments.places import from_here
 from experiments.sweep.plan import Plan, Trial
 from experiments.sweep.stacks import Limits, in_words
 
@@ -35,7 +36,7 @@ def overview(plan: Plan, limits: Limits) -> list[str]:
     """The question, every trial with how it stands, and which of those that are left are made side by side."""
     study = plan.study
     size = f", size {study.size} (of {', '.join(study.sizes)}; --size)" if study.size else ""
-    lines = [study.question, f"study {study.name}{size}, in {plan.directory}"]
+    lines = [study.question, f"study {study.name}{size}, in {from_here(plan.directory)}"]
     lines += [f"it is said to take {study.takes}"] if study.takes else []
     for trials, words in ((plan.tuning, "tune"), (plan.trials, "are reported"), (plan.forks, "are forks")):
         if trials:

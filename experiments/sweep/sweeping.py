@@ -20,7 +20,7 @@ from agents.config import require
 from envs.cores import usable_cores
 from experiments.durable import write_whole
 from experiments.lock import Locked, RunLock
-from experiments.places import quoted
+from experiments.places import from_here, quoted
 from experiments.signals import EXIT_SAVED
 from experiments.sweep import tuning
 from experiments.sweep.board import Board
@@ -196,8 +196,9 @@ def summed_up(swept: Swept, command: str) -> list[str]:
     if swept.left or swept.failed:
         lines.append(f"go on:     {command}")
     if swept.finished:
-        place = plan.directory / TRIALS
-        lines.append(f"compare:   python compare.py {quoted(place)} --out {quoted(plan.directory / 'comparison')}")
-        forks = f"python compare.py {quoted(place)} {quoted(plan.directory / FORKS)}"
-        lines += [f"forks:     {forks} --out {quoted(plan.directory / 'forked')}"] if plan.forks else []
+        place = from_here(plan.directory)
+        compare = f"python compare.py {quoted(place / TRIALS)}"
+        lines.append(f"compare:   {compare} --out {quoted(place / 'comparison')}")
+        forked = f"{compare} {quoted(place / FORKS)} --out {quoted(place / 'forked')}"
+        lines += [f"forks:     {forked}"] if plan.forks else []
     return lines

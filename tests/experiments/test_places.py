@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import parse_train
-from experiments.places import NAME_BYTES, PlaceError, fitting_name, new_directory, quoted, require_writable
+from experiments.places import NAME_BYTES, PlaceError, fitting_name, from_here, new_directory, quoted, require_writable
 from experiments.run_directory import RunDirectory
 from experiments.setup import check
 
@@ -293,3 +293,9 @@ def test_paths_are_printed_as_a_shell_takes_them() -> None:
     assert quoted("runs/a b") == "'runs/a b'"
     assert quoted("-x") == "./-x"
     assert quoted("runs/x") == "runs/x"
+
+
+def test_a_path_below_the_working_directory_is_said_without_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "runs" / "x") == Path("runs/x")
+    assert from_here(tmp_path.parent / "x") == tmp_path.parent / "x" and from_here(Path("runs")) == Path("runs")

@@ -54,6 +54,17 @@ def test_a_crash_from_before_a_run_went_on_is_none_of_its_last(tmp_path):
     assert read_run(path).state[0] == "unfinished"
 
 
+def test_a_killed_run_is_told_by_the_lock_that_it_left(tmp_path):
+    path = a_run(tmp_path, "a", [1.0])
+    cut(path, 50)
+    code = f"import os; from pathlib import Path; from experiments.lock import RunLock; RunLock(Path({str(path)!r}))"
+    subprocess.run([sys.executable, "-c", f"{code}; os.kill(os.getpid(), 9)"], cwd=Path(__file__).parents[3])
+    assert read_run(path).state == ("unfinished", "unfinished at step 50 of 100: it was killed, or its machine stopped")
+    left = json.loads((path / "lock.json").read_text())
+    (path / "lock.json").write_text(json.dumps(left | {"host": "elsewhere"}))  # nobody here knows
+    assert "last written" in read_run(path).state[1]
+
+
 def test_a_run_that_goes_on_now_is_told_by_its_lock(tmp_path):
     path = a_run(tmp_path, "a", [1.0])
     cut(path, 50)
