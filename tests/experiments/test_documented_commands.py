@@ -16,26 +16,36 @@ from experiments.sweep.settings import parse_sweep
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FIRST = ("python ", "make ", "source ", "pip ", "tensorboard ", "for seed in ")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+WITHIN = re.compile(r"\bpython (?:\S+\.py|-m \S)[^>\n]*")
+"""A command of ours in another's line: srun python sweep.py ..., python sweep.py ... > FILE."""
 SAY = """
+head=HEAD
 say() { printf '%s\\x1f' "$@"; printf '\\x1e'; }
 python() { say python "$@"; }; make() { say make "$@"; }; pip() { say pip "$@"; }
 tensorboard() { say tensorboard "$@"; }; chromium() { say chromium "$@"; }; source() { say source "$@"; }
 xdg-open() { say xdg-open "$@"; }
+[() { true; }; sleep() { true; }; kill() { wait; }
 """
 
 
 def blocks(text):
-    """What is indented by four, one text a block."""
-    found = re.findall(r"(?:^    .*\n)+", text, re.M)
-    return [block for block in found if block.strip().startswith(FIRST)]
+    """What is indented by four or fenced without a language, one text a block; of a block that begins with another's
+    command, our commands alone."""
+    fenced = [block for language, block in FENCE.findall(text) if not language]
+    indented = re.findall(r"(?:^    .*\n)+", FENCE.sub("", text), re.M)
+    whole = [block for block in indented if block.strip().startswith(FIRST)]
+    parts = (block.replace("\\\n", " ") for block in [*indented, *fenced] if block not in whole)
+    return [*whole, *(command for block in parts for command in WITHIN.findall(block))]
 
 
 def commands():
     """Each command as the list of its words, as bash reads it."""
     texts = []
     for page in PAGES:
-        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-        texts += blocks(text) + re.findall(r"`((?:python|make) [^`]+)`", " ".join(text.split()))
+        text = page.read_text(encoding="utf-8")
+        texts += blocks(text)
+        texts += re.findall(r"`((?:python|make) [^`]+)`", " ".join(FENCE.sub("", text).split()))
     done = subprocess.run(["bash", "-u"], input=SAY + "\n".join(texts), capture_output=True, text=True)
     assert not done.returncode and not done.stderr, done.stderr
     found = [tuple(command.split("\x1f")[:-1]) for command in done.stdout.split("\x1e")[:-1]]
@@ -70,7 +80,7 @@ def run(tmp_path_factory):
 
 
 def as_written(words, run):
-    names = ("runs/NAME", "runs/ant", "RUN")
+    names = ("runs/NAME", "runs/ant", "runs/first", "runs/losses/killed", "RUN")
     return [functools.reduce(lambda said, name: said.replace(name, str(run)), names, word) for word in words]
 
 
