@@ -56,6 +56,7 @@ def installed(tmp_path_factory):
     return target
 
 
+@pytest.mark.long
 def test_the_pages_lines_run_beside_other_agents_and_envs(installed, tmp_path):
     block = next(b for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "plasticity_suite" in b)
     assert len(block.splitlines()) <= 5

@@ -162,6 +162,7 @@ def all_kinds():
     return [PlasticityCallback(20, samples=16), InterventionCallback([CBP(), InFeR(), Listener(heard=Heard())])]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("end", "error"),
     [*((end, KeyboardInterrupt) for end in ENDS), *((end, RuntimeError) for end in ENDS if end.startswith("in the "))],
@@ -221,6 +222,7 @@ def test_an_end_while_the_probes_are_set_up(kind, within, monkeypatch):
     assert callback.latest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("event", ["penalty", "step", "sync", "task", "replaced"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,9 @@ from tests.agents.interventions.effects import EFFECTS, assert_effects
 from tests.agents.interventions.effects.runs import AGENTS
 from tests.agents.interventions.effects.settings import SETTINGS, fits
 
-CASES = [(kind, name) for name in NAMES for kind in AGENTS if fits(kind, [name])]
+LATER = {"c51 on images": pytest.mark.long}
+"""Its layers are those of DQN on images, its head that of C51."""
+CASES = [pytest.param(kind, name, marks=LATER.get(kind, ())) for name in NAMES for kind in AGENTS if fits(kind, [name])]
 
 
 def test_every_intervention_has_settings_and_an_effect():
