@@ -42,7 +42,8 @@ def _supervised(study: Study, runs_dir: Path, workers: int, console: Any | None)
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        failed = supervised.sweep(trials, workers, [Path(sys.argv[0]).name, *sys.argv[1:]], say)
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        trials, failed = supervised.made(study, runs_dir, workers, command, say)
     arms: dict[str, list] = {}
     for trial in trials:
         arms.setdefault(trial.arm, []).append(trial)

@@ -1,1 +1,1 @@
-"""Small studies that answer one question each: `python -m experiments.studies.NAME --help`."""
+"""Studies as YAML files, each a question with arms, seeds and claims (docs/studies.md); and what Adam does to replaced units."""

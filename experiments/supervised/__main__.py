@@ -39,18 +39,19 @@ def main() -> int:
         require(len(places) == 1, "study", " ".join(places), "one YAML file")
         settings = SupervisedSweep(Path(places[0]), **values)
         require(0 <= settings.workers <= 1_000, "workers", settings.workers, "in [0, 1000]")
-        from experiments.supervised.sweeping import is_supervised, planned, sweep
+        from experiments.supervised.sweeping import is_supervised, made, planned, tuners
         from experiments.sweep.study import read_study
 
         study = read_study(settings.study, settings.size)
         require(is_supervised(study), "study", str(settings.study), "one whose base names a problem; sweep.py makes it")
         trials = planned(study, settings.runs_dir)
         if settings.dry_run:
-            print("\n".join(f"{'finished' if t.finished else 'new':9} {t.directory.name}" for t in trials))
+            for one in [*tuners(study, settings.runs_dir), *trials]:
+                place = one.directory.relative_to(one.directory.parents[1])
+                print(f"{'finished' if one.finished else 'new':9} {place}")
             return 0
-        failed = sweep(
-            trials, settings.workers, [Path(sys.argv[0]).name, *sys.argv[1:]], lambda line: print(line, flush=True)
-        )
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        trials, failed = made(study, settings.runs_dir, settings.workers, command, lambda line: print(line, flush=True))
     except (ValueError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:

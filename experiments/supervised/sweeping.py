@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,10 +18,14 @@ from experiments.naming import safe
 from experiments.places import fitting_name
 from experiments.run_directory import ENDING
 from experiments.supervised.config import SupervisedConfig, config_of, to_json
-from experiments.sweep.cells import cells_of
-from experiments.sweep.plan import check_claims
+from experiments.sweep import tuning
+from experiments.sweep.cells import Cell, cells_of
+from experiments.sweep.grid import Fields
+from experiments.sweep.plan import TRIALS, TUNING, check_claims, values_of
 from experiments.sweep.study import Study
 
+TUNED = "tuned.json"
+"""What tuning chose, and why, in a study's directory."""
 EVERY = 15.0
 """Seconds between two lines on how far it is."""
 
@@ -31,6 +36,8 @@ class SupervisedTrial:
 
     arm: str
     world: str
+    tuned: Fields
+    """What is tried for, or was chosen by, tuning."""
     seed: int
     directory: Path
     config: SupervisedConfig
@@ -51,22 +58,79 @@ def is_supervised(study: Study) -> bool:
 
 
 def planned(study: Study, runs_dir: Path) -> list[SupervisedTrial]:
-    """Every run of the study. ValueError: names the arm, the field, its value and what is allowed."""
-    require(not study.control and study.tune is None, "study", study.name, "without control and tune: it has a problem")
-    cells, found = cells_of(study), []
+    """Every run of the study that is reported: of what is tuned with the values that were chosen, before that with the
+    smallest. ValueError: names the arm, the field, its value and what is allowed."""
+    require(not study.control, "control", ", ".join(study.control), "left out: it has a problem, and no world")
+    cells = cells_of(study)
     check_claims(study, cells)
-    place = Path.cwd() / runs_dir / study.name / study.size / "trials"
+    chosen = _chosen(study, runs_dir)
+    settled = []
+    for cell in cells:
+        tried = values_of(study, cell)
+        own = chosen.get(cell.name, {})
+        fits = own.keys() == tried.keys() and all(own[name] in words for name, words in tried.items())
+        settled.append(cell.but(own if fits else {name: words[0] for name, words in tried.items()}))
+    return _trials(study, settled, _place(study, runs_dir) / TRIALS, study.seeds)
+
+
+def tuners(study: Study, runs_dir: Path) -> list[SupervisedTrial]:
+    """The runs that tune: of each arm one for every value, or combination of values, and seed."""
+    if study.tune is None:
+        return []
+    candidates = []
+    for cell in cells_of(study):
+        values, tasks = values_of(study, cell), int(cell.fields.get("tasks", SupervisedConfig.tasks))
+        shorter = {"tasks": str(max(1, round(tasks * study.tune.share)))}
+        candidates += [
+            cell.but(dict(zip(values, words, strict=True)) | shorter)
+            for words in (product(*values.values()) if values else ())
+        ]
+    return _trials(study, candidates, _place(study, runs_dir) / TUNING, study.tune.seeds)
+
+
+def _place(study: Study, runs_dir: Path) -> Path:
+    return Path.cwd() / runs_dir / study.name / study.size
+
+
+def _chosen(study: Study, runs_dir: Path) -> dict[str, Fields]:
+    """By arm what tuning has chosen."""
+    path = _place(study, runs_dir) / TUNED
+    if study.tune is None or not path.is_file():
+        return {}
+    return {cell: one["chosen"] for cell, one in read_json("tuned", path).items()}
+
+
+def _trials(study: Study, cells: list[Cell], place: Path, seeds: Iterable[int]) -> list[SupervisedTrial]:
+    found = []
     for cell in cells:
         try:
             config = config_of(cell.fields)
         except ValueError as error:
             raise ValueError(f"{cell.name}: {error}") from None
-        for seed in study.seeds:
-            one = replace(config, seed=seed)
-            digest = hashlib.sha256(json.dumps(to_json(replace(config, seed=0)), sort_keys=True).encode()).hexdigest()
-            name = fitting_name(safe("_".join([*cell.arm.split(), f"s{seed}", digest[:6]])))
-            found.append(SupervisedTrial(cell.arm, cell.world, seed, place / name, one))
+        tuned = {name: cell.fields[name] for name in values_of(study, cell)}
+        words = [*cell.arm.split(), *(f"{name}={word}" for name, word in tuned.items())]
+        digest = hashlib.sha256(json.dumps(to_json(replace(config, seed=0)), sort_keys=True).encode()).hexdigest()
+        for seed in seeds:
+            name = fitting_name(safe("_".join([*words, f"s{seed}", digest[:6]])))
+            found.append(SupervisedTrial(cell.arm, cell.world, tuned, seed, place / name, replace(config, seed=seed)))
     return found
+
+
+def made(
+    study: Study, runs_dir: Path, workers: int, command: list[str], say: Callable[[str], None]
+) -> tuple[list[SupervisedTrial], list[tuple[SupervisedTrial, str]]]:
+    """(the runs that are reported, those of them that failed, with the reason), once what is left of them is made, what
+    tunes before. `say` hears how far it is."""
+    path = _place(study, runs_dir) / TUNED
+    if (tuning_ones := tuners(study, runs_dir)) and not path.is_file():
+        say(f"{len(tuning_ones):,} runs tune")
+        sweep(tuning_ones, workers, command, say)
+        choices = tuning.choose(tuning_ones)
+        tuning.write(choices, path)
+        for choice in choices:
+            say(tuning.in_words(choice))
+    trials = planned(study, runs_dir)
+    return trials, sweep(trials, workers, command, say)
 
 
 def sweep(

@@ -29,15 +29,17 @@ class Choice:
 
 
 def score(trial: Trial) -> float | None:
-    """What a run came to, as compare.py scores it: the mean over its tasks of their last tenth. None: it did not
-    finish, or no game ended there."""
+    """What a run came to, as compare.py scores it: the mean over its tasks of their last tenth (of an error the
+    negative). None: it did not finish, or no game ended there."""
     try:
         run = read_run(trial.directory)
         finished = run.state[0] == "finished"
     except ValueError:
         return None
-    tasks = tasks_of(run, RETURN, run.steps) if finished else []
+    metric = run.settings.get("metric", RETURN)
+    tasks = tasks_of(run, metric, run.steps) if finished else []
     value = float(np.mean([task.last_tenth for task in tasks])) if tasks else float("nan")
+    value = -value if metric.endswith("error") else value
     return value if np.isfinite(value) else None
 
 

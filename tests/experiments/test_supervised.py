@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from agents.interventions import CBP, LayerNorm, WeightDecay
 from experiments.results.runs import read_run, tasks_of
 from experiments.supervised.config import SupervisedConfig, config_of, settings_from, to_json
 from experiments.supervised.learner import SupervisedLearner
 from experiments.supervised.problems import blurred, problem_of
 from experiments.supervised.slow_regression import Inputs, Network, Target
-from experiments.supervised.sweeping import planned, sweep
+from experiments.supervised.sweeping import made, planned, sweep, tuners
 from experiments.supervised.training import train
 from experiments.sweep.study import study_of
+from experiments.sweep.tuning import score
 from tests.experiments.test_run import one_thread  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +132,25 @@ def test_a_new_network_begins_where_the_first_began(tmp_path):
     assert second["train/accuracy"] == first["train/accuracy"] and second["weights/norm"] == first["weights/norm"]
 
 
+@pytest.mark.parametrize("interventions", [(), (LayerNorm(), WeightDecay(rate=1e-2)), (CBP(maturity=30),)])
+def test_few_labels_are_learned_by_heart(interventions, tmp_path):
+    few = SupervisedConfig(images=64, tasks=1, task_steps=60, interventions=interventions)
+    train(few, tmp_path, [])
+    assert lines(tmp_path / "metrics.jsonl")[-1]["train/accuracy"] > 0.9
+
+
+@pytest.mark.long
+def test_a_target_mean_ruins_features_and_the_output_bias_saves_them(tmp_path):
+    few = SupervisedConfig(problem="target_mean", images=64, tasks=1, task_steps=150)
+    ranks = {}
+    for name, own in (("plain", (100.0, False)), ("zero", (0.0, False)), ("biased", (100.0, True))):
+        train(replace(few, target_mean=own[0], bias_at_mean=own[1]), tmp_path / name, [])
+        ranks[name] = lines(tmp_path / name / "metrics.jsonl")[-1]["features/effective_rank"]
+    assert ranks["plain"] < 0.5 * ranks["zero"] and ranks["biased"] > 2 * ranks["plain"]
+    train(replace(few, loss="hl_gauss"), tmp_path / "hl_gauss", [])
+    assert lines(tmp_path / "hl_gauss" / "metrics.jsonl")[-1]["train/error"] < 1.0
+
+
 def test_a_bias_that_begins_at_the_mean_leaves_little_to_learn(tmp_path):
     config = replace(TINY, problem="target_mean", target_mean=100.0, task_steps=10)
     for name, biased in (("plain", False), ("biased", True)):
@@ -188,3 +209,34 @@ def test_a_study_that_is_broken_off_goes_on(tmp_path, monkeypatch):
     assert (
         sweep(trials, 1, [], said.append) == [] and (trials[0].directory / "metrics.jsonl").stat().st_mtime_ns == before
     )
+
+
+@pytest.mark.long
+def test_rates_and_strengths_are_tuned_by_seeds_of_their_own(tmp_path):
+    """Labels that the smallest rate cannot learn in so few steps, and the largest can."""
+    values = {"learning_rate": ["1e-6", "1e-2"], "l2.rate": ["1e-4", "1e-3"]}
+    tune = {"values": values, "seeds": [11, 12], "share": 0.5}
+    study = study_of({**STUDY, "base": {**STUDY["base"], "tasks": 4, "task_steps": 60}, "tune": tune}, "small")
+    tried = tuners(study, tmp_path)
+    # one arm has no strength: 2 rates x 2 seeds; the other 2 rates x 2 strengths x 2 seeds; two of four tasks
+    assert (
+        len(tried) == 4 + 8 and {trial.config.tasks for trial in tried} == {2} and {t.seed for t in tried} == {11, 12}
+    )
+    assert {trial.config.learning_rate for trial in planned(study, tmp_path)} == {1e-6}  # nothing is chosen yet
+    said: list[str] = []
+    trials, failed = made(study, tmp_path, 1, [], said.append)
+    assert not failed and all(trial.finished for trial in [*tried, *trials])
+    assert [trial.tuned["learning-rate"] for trial in trials] == ["1e-2"] * 4 and {t.seed for t in trials} == {1, 2}
+    assert all(trial.directory.parent.name == "trials" for trial in trials) and "12 runs tune" in said
+    chosen = json.loads((tmp_path / "small/tuned.json").read_text())
+    assert chosen["none"]["chosen"] == {"learning-rate": "1e-2"}
+    before = (tmp_path / "small/tuned.json").stat().st_mtime_ns
+    assert made(study, tmp_path, 1, [], said.append)[0] == trials
+    assert (tmp_path / "small/tuned.json").stat().st_mtime_ns == before
+
+
+def test_of_an_error_less_is_better(tmp_path):
+    [trial, *_] = planned(study_of({**STUDY, "base": {**STUDY["base"], "problem": "target_mean"}}, "small"), tmp_path)
+    sweep([trial], 1, [], lambda line: None)
+    ends = [row["train/log10_error"] for row in lines(trial.directory / "metrics.jsonl") if row["step"] in (20, 40)]
+    assert score(trial) == pytest.approx(-np.mean(ends))

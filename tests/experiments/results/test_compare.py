@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.results.report import plotly_script
+from experiments.results.tables import in_markdown, write_rows
 from tests.experiments.results.made import a_run, cut
 
 ROOT = Path(__file__).parents[3]
@@ -188,3 +189,12 @@ def test_it_never_imports_torch(runs, tmp_path):
     code += "compared(CompareConfig((sys.argv[1],), out=Path(sys.argv[2])), ''); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(runs), str(tmp_path)], cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_with_other_columns_stand_beside_each_other(tmp_path):
+    write_rows(tmp_path / "a.csv", [{"arm": "none", "seed": 1}, {"arm": "redo", "seed": 1 / 3, "tau": 0.5}])
+    assert (tmp_path / "a.csv").read_text() == "arm,seed,tau\nnone,1,\nredo,0.333333,0.5\n"
+
+
+def test_a_grid_in_markdown():
+    assert in_markdown([["a", "b"], ["1", "2 | 3"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 \\| 3 |"
