@@ -1,1 +1,1 @@
-"""Studies as YAML files, each a question with arms, seeds and claims (docs/studies.md); and what Adam does to replaced units."""
+"""Studies as YAML files (docs/studies.md), and overshoot: what Adam does to replaced units."""
