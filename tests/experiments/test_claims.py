@@ -74,11 +74,13 @@ def test_every_study_says_what_it_takes_and_its_claims_are_of_its_arms(tmp_path)
             if size != "record":
                 made(study, tmp_path, 1, None)  # plans it, and makes nothing
         assert QUICK in read_study(path).sizes
-    assert "friction_ant" not in minutes and sum(minutes.values()) <= 120  # an hour on two cores
+    assert sum(minutes.values()) <= 120  # an hour on two cores
 
 
 def test_the_command_line(capsys):
-    assert [study.size for study in chosen(parse_reproduce(["--quick"]))] == [QUICK] * (len(studies()) - 1)
+    found = {study.name: study.size for study in chosen(parse_reproduce(["--quick"]))}
+    assert studies().keys() - found.keys() == {"friction_ant", "image_mdp_interventions", "random_labels"}
+    assert set(found.values()) == {QUICK}
     assert [study.name for study in chosen(parse_reproduce(["target_mean"]))] == ["target_mean"]
     assert parse_reproduce([]).claims == (EVERYTHING,)
     with pytest.raises(ValueError, match="claim = 'target_means': must be all-cpu or one of .*did you mean"):
