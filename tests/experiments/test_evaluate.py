@@ -68,7 +68,12 @@ def test_video_plays(breakout: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "env"),
-    [("ppo", "Ant-v5"), ("ppo", "FrictionAnt-v0"), ("dqn", "CartPole-v1"), ("dqn", "ImageMDP-v0")],
+    [
+        ("ppo", "Ant-v5"),
+        pytest.param("ppo", "FrictionAnt-v0", marks=pytest.mark.long),
+        ("dqn", "CartPole-v1"),
+        ("dqn", "ImageMDP-v0"),
+    ],
 )
 def test_other_worlds_are_filmed_too(algorithm: str, env: str, tmp_path: Path) -> None:
     # short games: without a GPU a dozen frames of MuJoCo are drawn a second

@@ -31,6 +31,7 @@ def limited(most_bytes: int, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("most_bytes", "flags"),
     [
@@ -70,6 +71,7 @@ def test_a_checkpoint_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("final.pt", b"before")]
 
 
+@pytest.mark.long
 def test_a_video_that_could_not_be_written_is_told_and_taken_away(tmp_path: Path) -> None:
     config = parse_train([*PPO, "--steps", "300", "--runs-dir", str(tmp_path), "--probes", "none"])
     done = train(config, *build(config))
