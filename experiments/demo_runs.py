@@ -1,9 +1,7 @@
 """The runs of a demonstration: in processes of one thread each, with a bar."""
 
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from envs.cores import usable_cores
 from experiments.cli import parse_train
 from experiments.config import TrainConfig
+from experiments.processes import of_one_thread
 
 
 def made(arms: dict[str, str], world: str, seeds: int, place: Path) -> int:
@@ -24,7 +23,7 @@ def made(arms: dict[str, str], world: str, seeds: int, place: Path) -> int:
             jobs.append((replace(config, run=replace(config.run, name=name)), f"{arm}, seed {seed}"))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     failed = 0
-    with Progress(*columns) as bars, ProcessPoolExecutor(min(usable_cores(), 8), get_context("spawn"), _alone) as pool:
+    with Progress(*columns) as bars, of_one_thread(min(usable_cores(), 8)) as pool:
         bar = bars.add_task("training", total=len(jobs))
         futures = {pool.submit(_make, config): label for config, label in jobs}
         for future in as_completed(futures):
@@ -34,13 +33,6 @@ def made(arms: dict[str, str], world: str, seeds: int, place: Path) -> int:
             bars.console.print(f"{futures[future]:42} {why or shown}", highlight=False)
             bars.advance(bar)
     return 1 if failed else 0
-
-
-def _alone() -> None:
-    import torch
-
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    torch.set_num_threads(1)
 
 
 def _make(config: TrainConfig) -> tuple[list[float], str]:

@@ -19,6 +19,8 @@ from experiments.supervised.training import PICTURES
 from plasticity_probes.gradients import cosine_matrix
 
 WHEN = ("before", "after")
+SHOWN = 64
+"""Examples of a kernel that are drawn."""
 
 
 def found_in(folder: Path) -> dict[str, list[dict[str, torch.Tensor]]]:
@@ -35,7 +37,8 @@ def found_in(folder: Path) -> dict[str, list[dict[str, torch.Tensor]]]:
 
 
 def drawn(arms: dict[str, list[dict[str, torch.Tensor]]], picture: Path) -> None:
-    """Spectra (each arm a line, the geometric mean over its runs) above, kernels of each arm's first run below."""
+    """Spectra (each arm a line, the geometric mean over its runs) above, a part of the kernels of each arm's first run
+    below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,18 +52,20 @@ def drawn(arms: dict[str, list[dict[str, torch.Tensor]]], picture: Path) -> None
         for colour, (arm, runs) in zip(COLOURS, arms.items(), strict=False):
             values = torch.stack([run[f"{when}/{kind}"].double() for run in runs]).clamp(min=1e-6).log().mean(0).exp()
             axis.plot(np.arange(1, len(values) + 1), values, color=colour, label=f"{arm} (n = {len(runs)})")
-        axis.set(xscale="log", yscale="log", xlabel="singular value number", ylim=(1e-3, None))
+        axis.set(xscale="log", yscale="log", xlabel="singular value number")
         axis.set_title(f"{when}, {'centred' if 'centred' in kind else 'raw'}", fontsize=10)
         axis.grid(alpha=0.25)
+    above.axes[0].set_ylim(bottom=1e-3)  # when all is drawn, so that none is cut off above
     above.axes[0].set_ylabel("singular value of the last features")
     above.legend(*above.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     for row, when in zip(below.subplots(2, len(arms), squeeze=False), WHEN, strict=True):
         for axis, (arm, runs) in zip(row, arms.items(), strict=True):
-            shown = axis.imshow(cosine_matrix(runs[0][f"{when}/kernel"]), vmin=-1, vmax=1, cmap="RdBu_r")
+            part = cosine_matrix(runs[0][f"{when}/kernel"])[:SHOWN, :SHOWN]
+            shown = axis.imshow(part, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
             axis.set(xticks=(), yticks=())
             axis.set_title(f"{when}: {arm}", fontsize=8)
     below.colorbar(shown, ax=below.axes, shrink=0.7, label="cosine of two examples' gradients (eNTK)")
-    figure.savefig(picture, dpi=100)
+    figure.savefig(picture, dpi=80)
     plt.close(figure)
 
 

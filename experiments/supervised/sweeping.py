@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 
 from agents.config import require
@@ -16,6 +14,7 @@ from envs.cores import usable_cores
 from experiments.json_file import read_json
 from experiments.naming import safe
 from experiments.places import fitting_name
+from experiments.processes import of_one_thread
 from experiments.run_directory import ENDING
 from experiments.supervised.config import SupervisedConfig, config_of, to_json
 from experiments.sweep import tuning
@@ -161,7 +160,7 @@ def sweep(
         for trial in left:
             note(trial, _make(trial, command))
         return failed
-    with ProcessPoolExecutor(at_once, get_context("spawn"), _alone) as pool:
+    with of_one_thread(at_once) as pool:
         futures = {pool.submit(_make, trial, command): trial for trial in left}
         try:
             for future in as_completed(futures):
@@ -170,13 +169,6 @@ def sweep(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
-
-
-def _alone() -> None:
-    import torch
-
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    torch.set_num_threads(1)
 
 
 def _make(trial: SupervisedTrial, command: list[str]) -> str:

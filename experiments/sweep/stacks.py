@@ -101,8 +101,8 @@ def _split(group: Bundle, parts: int) -> list[Bundle]:
 
 
 def _time(bundles: Sequence[Bundle], workers: int) -> float:
-    """Until all are done, in steps of a trial alone: of n seeds side by side each takes about half of its time, and
-    half of one's more is shared."""
+    """Until all are done, in steps of a trial alone: n seeds side by side take about (n + 1) / 2 of the time of one, as
+    small MLPs do on a CPU (benchmarks.stacked_seeds)."""
     busy = [0.0] * workers
     for bundle in bundles:
         heapq.heapreplace(busy, busy[0] + bundle[0].config.run.steps * (len(bundle) + 1) / 2)
