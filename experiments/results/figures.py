@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 COLOURS = ("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a429", "#8c564b", "#17becf")
+A_LETTER = 0.064
+"""Inches of the legend's width, about."""
 MOST_NAMES = 16
 """Tasks whose names fit beside each other."""
 
@@ -61,7 +63,8 @@ def draw(path: Path, panels: Sequence[Panel], title: str = "", note: str = "", c
     found = (axis.get_legend_handles_labels() for axis in axes.flat)
     labelled = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
     if labelled:
-        style = {"ncols": min(3, len(labelled)), "frameon": False, "fontsize": 9, "title_fontsize": 7.5}
+        beside = max(1, min(3, len(labelled), int(size[0] / (0.5 + A_LETTER * max(map(len, labelled))))))
+        style = {"ncols": beside, "frameon": False, "fontsize": 8, "title_fontsize": 7.5}
         legend = figure.legend(labelled.values(), labelled, loc="outside lower center", title=note or None, **style)
         legend.get_title().set_color("0.35")
     if title:

@@ -63,3 +63,12 @@ def test_points_stand_where_x_is_no_time(tmp_path: Path, kept) -> None:
     data = axes.containers[0].lines[0]
     assert data.get_linestyle() == "None" and list(data.get_ydata()) == [1.0, 2.0]
     assert abs(data.get_xdata()[0]) < 0.5 and data.get_xdata()[0] != axes.containers[1].lines[0].get_xdata()[0]
+
+
+@pytest.mark.parametrize("letters", [3, 20, 40])
+def test_a_legend_lies_within_the_picture(letters: int, tmp_path: Path, kept) -> None:
+    lines = {f"{number} {'n' * letters}": Line([1, 2], [1.0, 2.0], [0.5, 1.0], [1.5, 3.0], 10) for number in range(6)}
+    draw(tmp_path / "a.png", [Panel(lines)], "title", "note")
+    [shown] = kept[0].legends
+    inner, outer = shown.get_window_extent(), kept[0].bbox
+    assert outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0
