@@ -133,6 +133,7 @@ class Executor:
         self._graphs: dict[Hashable, _Graph | int] = {}  # a graph, or how often its function ran until now
         self._moved: dict[Hashable, set[torch.Generator]] = {}
         self._full = False
+        self._kept: dict[Hashable, Any] = {}
 
     @property
     def captures(self) -> bool:
@@ -143,6 +144,13 @@ class Executor:
     def forget(self) -> None:
         """What was captured no longer holds: tensors have gone to other places."""
         self._graphs.clear()
+        self._kept.clear()
+
+    def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave at the first call with this `name`, until tensors go to other places."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def run(self, function: Function, given: Any, structure: Hashable = ()) -> Any:
         """function(given). `structure`: whatever else its course depends on.

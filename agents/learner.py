@@ -131,6 +131,13 @@ class Learner:
         """0-d bool: whether anything may move still; None where a step that is not finite raises at once."""
         return self.optimization.guard.allowed
 
+    def quick(self, make: Callable[[nn.Module, Tensor], Any], observations: Tensor) -> Any:
+        """`make(network, observations)`: what takes the network's place in passes without a gradient that are shaped as
+        this one, made once. The network itself where these are captured, or in bfloat16."""
+        if self.executor.captures or self.precision == "bf16":
+            return self.network
+        return self.executor.kept((make, observations.shape), lambda: make(self.network, observations))
+
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Where a step is refused, put `tensors` back too, which move before its gradient is known."""
         self.optimization.guard.hold([*self.interventions.unsettled(), *tensors])

@@ -212,11 +212,17 @@ class QNetwork(nn.Module):
         return outputs if capture is None else (outputs, captured)
 
 
+REACH = 10.0
+"""Of a standardised observation."""
+
+
 class ObservationNormalizer(nn.Module):
-    """Standardises vectors by running mean and variance (Chan et al. 1979), clipped to [-10, 10].
+    """Standardises vectors by running mean and variance (Chan et al. 1979), clipped to [-REACH, REACH].
 
     The statistics change only in `update`, so that acting and learning on one rollout see the same function.
     """
+
+    eps = 1e-8
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -237,7 +243,7 @@ class ObservationNormalizer(nn.Module):
             buffer.copy_(value if allowed is None else torch.where(allowed, value, buffer))
 
     def forward(self, observations: Tensor) -> Tensor:
-        return F.batch_norm(observations, self.mean, self.variance, eps=1e-8).clamp(-10.0, 10.0)
+        return F.batch_norm(observations, self.mean, self.variance, eps=self.eps).clamp(-REACH, REACH)
 
 
 ActorOrCritic = Literal["actor", "critic"]
@@ -291,15 +297,16 @@ class ActorCritic(nn.Module):
         if part is not None and self.critic_torso is not None:
             if part == "actor":
                 return self.policy_head(self.actor_torso(observations)[0]).float(), None
-            return None, self._valued(self.critic_torso(observations)[0])
+            return None, self.valued(self.critic_torso(observations)[0])
         actor_features, captured = self.actor_torso(observations, "actor_torso.", capture)
         critic_features = actor_features
         if self.critic_torso is not None:
             critic_features, more = self.critic_torso(observations, "critic_torso.", capture)
             captured = captured | more
-        outputs = self.policy_head(actor_features).float(), self._valued(critic_features)
+        outputs = self.policy_head(actor_features).float(), self.valued(critic_features)
         return outputs if capture is None else (outputs, captured)
 
-    def _valued(self, features: Tensor) -> Tensor:
+    def valued(self, features: Tensor) -> Tensor:
+        """Value outputs, from what the critic's torso gives."""
         values = self.value_head(features).float()
         return values.squeeze(1) if self.scalar_value else values

@@ -125,10 +125,9 @@ class ActorPolicy:
     def draw(self, network: ActorCritic, policy: Tensor, generator: torch.Generator) -> Tensor:
         """An action for each row of the policy's outputs."""
         if self.continuous:
-            noise = torch.empty_like(policy).normal_(generator=generator)
-            return policy + network.log_std.exp() * noise
+            return torch.empty_like(policy).normal_(generator=generator).mul_(network.log_std.exp()).add_(policy)
         # argmax of logits - log(Exp(1) draws) is a draw from softmax(logits): the Gumbel-max trick
-        return (policy - torch.empty_like(policy).exponential_(generator=generator).log()).argmax(-1)
+        return (policy - torch.empty_like(policy).exponential_(generator=generator).log_()).argmax(-1)
 
     def to_world(self, actions: Tensor, step: int) -> np.ndarray:
         """As the world takes them. Raises `NonFiniteError` where one, at `step`, is not finite."""

@@ -17,6 +17,7 @@ from agents.learner import Learner
 from agents.networks import ActorCritic
 from agents.policies import ActorPolicy, Player
 from agents.ppo_config import PPOConfig
+from agents.quick_pass import quick_actor
 from agents.randomness import Generators
 from agents.rewards import RewardTransform
 from agents.rollout import Rollout, Shuffled
@@ -90,7 +91,7 @@ class PPO:
 
     @torch.inference_mode()
     def _draw(self, states: Tensor) -> dict[str, Tensor]:
-        policy, values = self.policy.forward(self.network, states, "actor")
+        policy, values = self.policy.forward(self.learner.quick(quick_actor, states), states, "actor")
         drawn = {"policy": policy, "actions": self.policy.draw(self.network, policy, self.exploration)}
         return drawn if values is None else drawn | {"values": values}
 

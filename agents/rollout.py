@@ -37,6 +37,7 @@ class Rollout:
         self.log_probs, self.values, self.final_values = torch.zeros(3, *rows, dtype=torch.float32, device=device)
         self.rewards = torch.zeros(rows, dtype=torch.float32)
         self.terminated, self.ended = torch.zeros(2, *rows, dtype=torch.bool)
+        self._rows = {name: getattr(self, name).unbind() for name in COLUMNS}  # to look one up takes longer
         self.row = 0
         self.known = 0
         """Rows whose observations can be looked at: those filled, or, where there is none, the rollout before."""
@@ -52,17 +53,17 @@ class Rollout:
         """The states [num_envs, ...] that are acted in next, as they lie in the next row."""
         if self.full:
             raise RuntimeError(f"rollout: all {self.row} rows are filled; update first")
-        return self.observations[self.row].copy_(torch.from_numpy(observations))
+        return self._rows["observations"][self.row].copy_(torch.from_numpy(observations))
 
     def act(self, **columns: Tensor) -> None:
         """What the network gave and was drawn from it there, [num_envs, ...] each."""
         for name, value in columns.items():
-            getattr(self, name)[self.row] = value
+            self._rows[name][self.row].copy_(value)
 
     def add(self, **columns: np.ndarray) -> None:
         """What came of it (rewards, terminated, ended; [num_envs] each): the row is filled."""
         for name, value in columns.items():
-            getattr(self, name).numpy()[self.row] = value
+            self._rows[name][self.row].numpy()[:] = value
         self.row += 1
         self.known = self.row
 

@@ -1,0 +1,96 @@
+"""Acting without what surrounds the kernels, beside the network's own pass: the same to the bit."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from agents import ppo
+from agents.interventions.plasticity_injection import PlasticityInjection
+from agents.interventions.reset import Reset
+from agents.ppo_config import PPOConfig
+from agents.quick_pass import QuickActor, kernels, quick_actor
+from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, build, drive, same_tree
+
+PLAIN = PPOConfig(network=SMALL, rollout_steps=16, num_minibatches=2, update_epochs=2)
+NORMAL = replace(PLAIN, normalize_observations=True)
+SHARED = replace(PLAIN, shared_torso=True)
+RELU = replace(NORMAL, network=replace(SMALL, activation="relu"))
+INJECTION = PlasticityInjection(when="at-step-70")
+CASES = {
+    "discrete": (PLAIN, VECTOR, ()),
+    "continuous": (NORMAL, CONTINUOUS, ()),
+    "one torso": (replace(SHARED, normalize_observations=True), CONTINUOUS, ()),
+    "one torso, categorical": (replace(SHARED, value_loss="hl_gauss"), VECTOR, ()),
+    "no hidden layer": (replace(NORMAL, network=replace(SMALL, depth=0)), VECTOR, ()),
+    "images": (PLAIN, SMALL_IMAGE, ()),
+    "edits": (RELU, CONTINUOUS, ("cbp", "weight_clip", "shrink_perturb", Reset(last=2, when="at task changes"))),
+    "norms": (PLAIN, VECTOR, ("layer_norm", "spectral_norm", "nap")),
+    "moded": (PLAIN, CONTINUOUS, ("batch_norm", "dropout")),
+    "doubled": (PLAIN, VECTOR, ("crelu",)),
+    "PopArt": (replace(SHARED, clip_vloss=False), VECTOR, ("popart",)),
+    "injected": (NORMAL, CONTINUOUS, (INJECTION,)),
+    "injected, one torso": (SHARED, VECTOR, (INJECTION,)),
+}
+
+
+def driven(name, ticks=70):
+    """An agent after some rollouts, a task change in the midst of one."""
+    config, spaces, interventions = CASES[name]
+    agent = build(config, spaces, interventions=interventions)
+    world = NoiseWorld(spaces, 2)
+    drive(agent, world, ticks // 2)
+    agent.on_task_change()
+    return drive(agent, world, ticks - ticks // 2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_is_to_the_bit_what_it_is_with_the_networks_own_pass(name, monkeypatch):
+    quick = driven(name)
+    monkeypatch.setattr(ppo, "quick_actor", lambda network, observations: network)
+    own = driven(name)
+    assert same_tree(quick.state_dict(), own.state_dict())
+    assert quick.clock.gradient_steps == 16 and quick.rollout.row == 6  # four rollouts, and acted since
+
+
+def test_of_a_plain_network_nothing_but_kernels_is_called():
+    agent = driven("continuous")
+    states = agent.rollout.observations[0]
+    quick = agent.learner.quick(quick_actor, states)
+    assert isinstance(quick, QuickActor) and agent.learner.quick(quick_actor, states) is quick
+    assert len(quick.features) == 5 and not any(isinstance(kernel, nn.Module) for kernel in quick.features)
+    places = [
+        kernel(torch.ones(2, width)).data_ptr()
+        for kernel, width in zip(quick.features, (5, 5, 16, 16, 16), strict=True)
+    ]
+    assert places[0] == quick.features[0].out.data_ptr() and len({places[1], places[3]}) == 2
+
+
+def test_it_follows_weights_and_statistics_that_are_loaded():
+    agent, other = driven("continuous"), driven("continuous", 102)
+    states = torch.randn(2, 5)
+    agent.load_state_dict(copy.deepcopy(other.state_dict()))
+    with torch.inference_mode():
+        found = agent.learner.quick(quick_actor, states)(states, "actor")[0]
+    wanted = other.network(states, part="actor")[0].detach()
+    assert torch.equal(found, wanted)
+    own = agent.network.double()(states.double(), part="actor")[0]  # an oracle in twice the precision
+    torch.testing.assert_close(found.double(), own.detach().double(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_with_a_hook_is_called_as_it_is():
+    layer, called = nn.Linear(3, 2), []
+    layer.register_forward_hook(lambda *_: called.append(True))
+    (kernel,) = kernels([layer], 4)
+    kernel(torch.ones(4, 3))
+    assert called == [True]
+
+
+def test_what_comes_in_is_left_as_it_is():
+    given = torch.tensor([[-1.0, 2.0]])
+    relu, linear = nn.ReLU(), nn.Linear(2, 2)
+    first, second, third = kernels([relu, linear, relu], 1)
+    third(second(first(given)))
+    assert given.tolist() == [[-1.0, 2.0]]
