@@ -49,8 +49,8 @@ def require_finite_transitions(
     the very array `known` were found finite before."""
     if transitions.observations is not known:
         require_finite(step, observation=as_float32(transitions.observations))
-    require_finite(step, reward=as_float32(np.asarray(transitions.rewards)))
-    require_finite(step, observation=as_float32(transitions.next_observations))
+    rewards, reached = as_float32(np.asarray(transitions.rewards)), as_float32(transitions.next_observations)
+    require_finite(step, reward=rewards, observation=reached)
     if np.count_nonzero(ended):
         require_finite(step, ended, final_observation=as_float32(transitions.final_observations))
 

@@ -89,10 +89,10 @@ class PPO:
         self.rollout.act(**drawn)
         return self.policy.to_world(drawn["actions"], self.clock.steps)
 
-    @torch.inference_mode()
     def _draw(self, states: Tensor) -> dict[str, Tensor]:
-        policy, values = self.policy.forward(self.learner.quick(quick_actor, states), states, "actor")
-        drawn = {"policy": policy, "actions": self.policy.draw(self.network, policy, self.exploration)}
+        with torch.inference_mode():
+            policy, values = self.policy.forward(self.learner.quick(quick_actor, states), states, "actor")
+            drawn = {"policy": policy, "actions": self.policy.draw(self.network, policy, self.exploration)}
         return drawn if values is None else drawn | {"values": values}
 
     @torch.no_grad()
@@ -114,6 +114,7 @@ class PPO:
             rollout.values[rows] = torch.cat(values).view(-1, self.num_envs)
         rollout.appraised = rollout.row
 
+    @torch.no_grad()
     def _values(self, observations: np.ndarray) -> Tensor:
         """Of observations [E, ...]."""
         return self.policy.forward(self.network, torch.from_numpy(observations).to(self.device), "critic")[1]
@@ -122,18 +123,16 @@ class PPO:
         """Plays by the policy's mode, or by draws of its own generator; that changes nothing in the agent."""
         return self.policy.player(self.network, greedy, generators)
 
-    @torch.inference_mode()
     def observe(self, transitions: Transitions) -> None:
         """Add one step of every environment to the rollout. Raises `NonFiniteError` before storing anything not
         finite."""
-        ended = transitions.ended
+        ended, over = transitions.ended, transitions.over
         require_finite_transitions(self.clock.steps, transitions, ended, self._next_observations)
-        bootstrap = transitions.truncated & ~transitions.terminated
-        terminated = transitions.over if self.config.time_limit == "terminal" else ended & ~bootstrap
-        bootstraps = np.count_nonzero(ended & ~terminated) > 0
+        terminated = over if self.config.time_limit == "terminal" else transitions.terminated
+        bootstraps = np.count_nonzero(ended) > np.count_nonzero(terminated)
         if self.config.life_loss_discount:
             terminated = terminated | transitions.life_lost
-        rewards = self.transform(transitions.rewards, transitions.over)
+        rewards = self.transform(transitions.rewards, over)
         require_finite(self.clock.steps, transformed_reward=rewards)
         self.rollout.add(rewards=rewards, terminated=terminated, ended=ended)
         if bootstraps:
@@ -143,7 +142,6 @@ class PPO:
         if transitions.tasks is not None:
             self.clock.task = int(transitions.next_tasks.min())
 
-    @torch.inference_mode()
     def cut(self, observations: np.ndarray) -> None:
         """Every episode breaks off here, in `observations` [E, ...] that were reached: they are bootstrapped from."""
         self.rollout.cut(self._values(observations))

@@ -32,7 +32,7 @@ class RewardTransform:
         before = (self.returns, self.mean, self.variance, self.count)
         with np.errstate(over="ignore"):
             found = self._transformed(rewards, ended).astype(np.float32)
-        if not np.isfinite(found).all():
+        if np.count_nonzero(np.isfinite(found)) < found.size:
             self.returns, self.mean, self.variance, self.count = before
         return found
 
@@ -43,7 +43,8 @@ class RewardTransform:
         elif self.kind == "scale":
             self.returns = self.returns * self.gamma + rewards
             self._merge(self.returns)
-            self.returns = np.where(ended, 0.0, self.returns)
+            if np.count_nonzero(ended):
+                self.returns = np.where(ended, 0.0, self.returns)
             rewards = _clipped(rewards / math.sqrt(self.variance + 1e-8), 10.0)
         elif self.kind == "center":
             self.count += len(rewards)

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from agents.transitions import Spaces
 
-COLUMNS = ("observations", "policy", "actions", "log_probs", "values", "final_values", "rewards", "terminated", "ended")
+ACTED = ("observations", "policy", "actions", "values")
+COLUMNS = (*ACTED, "log_probs", "final_values", "rewards", "terminated", "ended")
 
 
 class Rollout:
     """`steps` steps of `num_envs` environments, preallocated; row by row filled by `see`, `act` and `add`, until
     `clear` starts over.
 
-    What the network is shown and gives is on the training device. Rewards and ends stay in the host's memory until all
+    What the network is shown and gives is on the training device. Rewards and ends are arrays of the host's until all
     of them are asked for: one transfer a rollout. Images lie channels last, in the order that convolutions want.
 
     `policy` is what the network gave for the states acted in (logits [actions], or means [dimensions]), log_probs those
@@ -35,9 +36,9 @@ class Rollout:
             torch.zeros(rows, dtype=torch.int64, device=device) if discrete else torch.zeros_like(self.policy)
         )
         self.log_probs, self.values, self.final_values = torch.zeros(3, *rows, dtype=torch.float32, device=device)
-        self.rewards = torch.zeros(rows, dtype=torch.float32)
-        self.terminated, self.ended = torch.zeros(2, *rows, dtype=torch.bool)
-        self._rows = {name: getattr(self, name).unbind() for name in COLUMNS}  # to look one up takes longer
+        self.rewards = np.zeros(rows, np.float32)
+        self.terminated, self.ended = np.zeros((2, *rows), bool)
+        self._rows = {name: getattr(self, name).unbind() for name in ACTED}  # to look one up takes longer
         self.row = 0
         self.known = 0
         """Rows whose observations can be looked at: those filled, or, where there is none, the rollout before."""
@@ -63,7 +64,7 @@ class Rollout:
     def add(self, **columns: np.ndarray) -> None:
         """What came of it (rewards, terminated, ended; [num_envs] each): the row is filled."""
         for name, value in columns.items():
-            self._rows[name][self.row].numpy()[:] = value
+            getattr(self, name)[self.row] = value
         self.row += 1
         self.known = self.row
 
@@ -74,7 +75,7 @@ class Rollout:
     def cut(self, values: Tensor) -> None:
         """Every episode breaks off after the last row, in states of `values` [num_envs]."""
         if self.row:
-            ended = self.ended[self.row - 1].to(values.device)
+            ended = torch.from_numpy(self.ended[self.row - 1]).to(values.device)
             self.end(torch.where(ended, self.final_values[self.row - 1], values))
             self.ended[self.row - 1] = True
 
@@ -86,7 +87,7 @@ class Rollout:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows known."""
-        rows = {name: getattr(self, name)[: self.known] for name in COLUMNS}
+        rows = {name: torch.as_tensor(getattr(self, name)[: self.known]) for name in COLUMNS}
         return {"row": self.row, "appraised": self.appraised, "rows": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -94,14 +95,14 @@ class Rollout:
         self.row, self.known = state["row"], len(state["rows"]["rewards"])
         self.appraised = state.get("appraised", self.row)  # earlier versions appraised at once
         for name, rows in state["rows"].items():
-            getattr(self, name)[: self.known] = rows
+            torch.as_tensor(getattr(self, name))[: self.known] = rows
 
     def outcome(self, last_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(rewards, terminated, ended, values of the states that the steps reached), [steps, num_envs] each, on the
         training device: a value is the next row's (of the last row one of `last_values` [num_envs]), or final_values
         where an episode ended."""
         rewards, terminated, ended = (
-            part.to(last_values.device) for part in (self.rewards, self.terminated, self.ended)
+            torch.from_numpy(part).to(last_values.device) for part in (self.rewards, self.terminated, self.ended)
         )
         following = torch.cat([self.values[1:], last_values.unsqueeze(0)])
         return rewards, terminated, ended, torch.where(ended, self.final_values, following)

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,12 +13,13 @@ from agents.interventions.plasticity_injection import PlasticityInjection
 from agents.interventions.reset import Reset
 from agents.ppo_config import PPOConfig
 from agents.quick_pass import QuickActor, kernels, quick_actor
+from agents.stacking import Stack
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, build, drive, same_tree
 
 PLAIN = PPOConfig(network=SMALL, rollout_steps=16, num_minibatches=2, update_epochs=2)
-NORMAL = replace(PLAIN, normalize_observations=True)
+NORMAL = replace(PLAIN, normalize_observations=True, network=replace(SMALL, activation="tanh"))
 SHARED = replace(PLAIN, shared_torso=True)
-RELU = replace(NORMAL, network=replace(SMALL, activation="relu"))
+RELU = replace(PLAIN, normalize_observations=True)
 INJECTION = PlasticityInjection(when="at-step-70")
 CASES = {
     "discrete": (PLAIN, VECTOR, ()),
@@ -27,7 +29,8 @@ CASES = {
     "no hidden layer": (replace(NORMAL, network=replace(SMALL, depth=0)), VECTOR, ()),
     "images": (PLAIN, SMALL_IMAGE, ()),
     "edits": (RELU, CONTINUOUS, ("cbp", "weight_clip", "shrink_perturb", Reset(last=2, when="at task changes"))),
-    "norms": (PLAIN, VECTOR, ("layer_norm", "spectral_norm", "nap")),
+    "norms": (PLAIN, VECTOR, ("layer_norm", "spectral_norm")),
+    "projected": (PLAIN, VECTOR, ("layer_norm", "nap")),
     "moded": (PLAIN, CONTINUOUS, ("batch_norm", "dropout")),
     "doubled": (PLAIN, VECTOR, ("crelu",)),
     "PopArt": (replace(SHARED, clip_vloss=False), VECTOR, ("popart",)),
@@ -76,8 +79,27 @@ def test_it_follows_weights_and_statistics_that_are_loaded():
         found = agent.learner.quick(quick_actor, states)(states, "actor")[0]
     wanted = other.network(states, part="actor")[0].detach()
     assert torch.equal(found, wanted)
-    own = agent.network.double()(states.double(), part="actor")[0]  # an oracle in twice the precision
-    torch.testing.assert_close(found.double(), own.detach().double(), atol=1e-5, rtol=1e-5)
+    torso, head = other.network.actor_torso.layers, other.network.policy_head
+    statistics = other.network.normalizer
+    x = (states.double() - statistics.mean.double()) / (statistics.variance.double() + 1e-8).sqrt()
+    x = x.clamp(-10, 10).numpy()
+    for layer in (torso.dense1, torso.dense2):
+        x = np.tanh(x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy())
+    slow = x @ head.weight.detach().double().numpy().T + head.bias.detach().double().numpy()
+    np.testing.assert_allclose(found.numpy(), slow, atol=1e-6)
+
+
+def test_it_follows_weights_that_have_moved_into_a_stack():
+    config, spaces, _ = CASES["continuous"]
+    agents = [drive(build(config, spaces, seed=seed), NoiseWorld(spaces, 2), 16, learn=False) for seed in (0, 1)]
+    states, before = torch.randn(2, 5), [agent.network.policy_head.weight.clone() for agent in agents]
+    with Stack([agent.learner for agent in agents]) as stack:
+        stack.together({agent.learner: agent.update for agent in agents})
+        for agent, weight in zip(agents, before, strict=True):
+            assert not torch.equal(agent.network.policy_head.weight, weight)
+            with torch.inference_mode():
+                found = agent.learner.quick(quick_actor, states)(states, "actor")[0]
+            assert torch.equal(found, agent.network(states, part="actor")[0])
 
 
 def test_a_layer_with_a_hook_is_called_as_it_is():
