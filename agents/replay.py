@@ -111,8 +111,11 @@ class Replay:
         """Write the newest observation of `environments` at their heads; return the flat indices written."""
         where = self.offset[environments] + self.written[environments] % self.slots
         newest = observations[environments, -1] if self.stacked else observations[environments]
-        source, rows = sent([newest, where], self.observations.device)
-        self.observations[rows] = source.to(self.observations.dtype)
+        if self.observations.device.type == "cpu":
+            self.observations.numpy()[where] = newest  # torch takes several times as long over a few
+        else:
+            source, rows = sent([newest, where], self.observations.device)
+            self.observations[rows] = source.to(self.observations.dtype)
         self.ages[where] = self.age[environments]
         self.tasks[where] = tasks[environments]
         self.written[environments] += 1
@@ -243,13 +246,12 @@ class Replay:
             raise RuntimeError("replay: empty")
         environment, start, slot, rewards, discounts, steps = self._draw(batch_size, generator or self.generator)
         columns, reached = [self.actions[slot], rewards, discounts], start + steps
-        following = self._frames(environment, reached, self._slots(environment, reached))
-        frames = self._frames(environment, start, slot), following
+        slots = np.concatenate([slot, self._slots(environment, reached)])  # of both states of each, fetched at once
+        frames = self._frames(np.tile(environment, 2), np.concatenate([start, reached]), slots)
         together = self.observations.device.type == self.device.type
-        sent_columns = sent([*columns, *frames] if together else columns, self.device)
-        rows = sent_columns[3:] if together else map(torch.from_numpy, frames)
-        observations, next_observations = map(self._fetch, rows)
-        return Batch(observations, *sent_columns[:3], next_observations)
+        sent_columns = sent([*columns, frames] if together else columns, self.device)
+        states = self._fetch(sent_columns[3] if together else torch.from_numpy(frames))
+        return Batch(states[:batch_size], *sent_columns[:3], states[batch_size:])
 
     def part(self, start: np.ndarray, stop: np.ndarray) -> dict[str, np.ndarray]:
         """A copy, in main memory, of what was written to the slots from `start` up to `stop` (int64 [E], counted from
