@@ -29,7 +29,7 @@ def _shortened(tensor: Tensor) -> Tensor:
         return tensor
     rows = tensor.shape[0]
     if rows <= LONG and tensor.numel() // rows <= LONG:
-        return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+        return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())))  # flattened, some layouts are copied
     return torch.linalg.vector_norm(tensor, dtype=torch.float64).to(tensor.dtype)
 
 
