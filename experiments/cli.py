@@ -13,6 +13,7 @@ from agents.interventions import COMBINATIONS, NAMES, expanded, intervention_cla
 from agents.kinds import KINDS
 from envs.families import canonical, usual_family
 from experiments.config import TrainConfig, load_config
+from experiments.earlier import refuse_other_interventions
 from experiments.evaluate_config import EvaluateConfig
 from experiments.flags import Flag, Given, flags_of, is_flag, read, rebuilt, value_of
 from experiments.foreign_flags import EVALUATE, about_agent, about_flag
@@ -162,6 +163,8 @@ class TrainLine:
     def config(self) -> tuple[TrainConfig, list[str]]:
         """(the settings, what should be said although it is allowed). ValueError: a sentence about what is wrong."""
         config, own, notes = self.without_interventions()
+        if self.resumed is not None and self.resumed.is_dir():
+            refuse_other_interventions(self.resumed, self.loaded, self.listed)
         return replace(config, interventions=made(self.listed, own)), notes
 
     def without_interventions(self) -> tuple[TrainConfig, dict[tuple[str, str], Any], list[str]]:

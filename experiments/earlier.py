@@ -1,7 +1,7 @@
 """A run that was begun before: whether it may go on, with which settings, and from what. Imports no torch."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,6 @@ def _going_on(directory: Path, before: TrainConfig, asked: TrainConfig) -> Train
 
     Raises ValueError where that is another run.
     """
-    same = f"those of the run in {directory}, to go on with it; a new run needs another --name"
     first, now = _settings(before), _settings(_with_cadences(asked, before))
     steps, more = now.pop("--steps"), asked.run.steps > first.pop("--steps")
     both = [name for name in first if name in now]  # of an intervention that one has alone, its name says enough
@@ -63,12 +62,25 @@ def _going_on(directory: Path, before: TrainConfig, asked: TrainConfig) -> Train
     ]
     if not more and steps != before.run.steps:
         differ.append(f"--steps {before.run.steps}, now {steps}: fewer")
-    if differ:
-        raise ValueError(f"settings: must be {same}; they were {'; '.join(differ)}")
+    _refuse(directory, differ)
     if more and before.stretched:
         why = f"{' and '.join(before.stretched)} depends on how many there are (.over run)"
         require(False, "steps", steps, f"{before.run.steps}, as before: {why}")
     return replace(before, run=replace(before.run, steps=steps, world_timeout=asked.run.world_timeout))
+
+
+def refuse_other_interventions(directory: Path, before: TrainConfig, listed: Iterable[str]) -> None:
+    """Raise ValueError where those `listed` are not those of the run in `directory`; their classes, which bring torch,
+    need not be there for it."""
+    first, now = tuple(one.name for one in before.interventions), tuple(listed)
+    if first != now:
+        _refuse(directory, [f"--interventions {as_written(first)}, now {as_written(now)}"])
+
+
+def _refuse(directory: Path, differ: Sequence[str]) -> None:
+    same = f"those of the run in {directory}, to go on with it; a new run needs another --name"
+    if differ:
+        raise ValueError(f"settings: must be {same}; they were {'; '.join(differ)}")
 
 
 def _with_cadences(asked: TrainConfig, before: TrainConfig) -> TrainConfig:
