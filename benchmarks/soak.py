@@ -3,14 +3,16 @@
 - ``resumed``: DQN on an Atari game, stopped by SIGTERM ``--resumes`` times and resumed each time.
 - ``changing``: DQN in a world that changes every 1,000 steps, in one process.
 
-Their replays are small, and full before anything is counted; the first quarter of each process after that is left out
-too, in which allocators come to rest. What an allocator holds goes up and down by a few percent while nothing grows, so
-each minute counts by its smallest size: what leaks is there then, too. ``inside`` is the median of the slopes between
-any two minutes of the same process (Theil and Sen's, which no single jump moves), ``resumes`` the same between the
-median sizes of the processes that resumed, both in percent of the size an hour. Either is growth where it is above the
-bound and in order: by Kendall's test at 5 % (inside: Hirsch and Slack's sum of it over the processes; across resumes it
-takes four). ``p`` is that of the test inside. The exit code is 1 where memory grows or a process ends with more open
-files than it began with, 2 where too little was seen.
+Time is that of the processor, so that a busy machine makes the soak longer and not the runs shorter: in its first
+seconds a process loads, probes for the first time and fills what is kept for it. Their replays are small, and full
+before anything is counted; the first quarter of each process after that is left out too, in which allocators come to
+rest. What an allocator holds goes up and down by a few percent while nothing grows, so each minute counts by its
+smallest size: what leaks is there then, too. ``inside`` is the median of the slopes between any two minutes of the same
+process (Theil and Sen's, which no single jump moves), ``resumes`` the same between the median sizes of the processes
+that resumed, both in percent of the size an hour. Either is growth where it is above the bound and in order: by
+Kendall's test at 5 % (inside: Hirsch and Slack's sum of it over the processes; across resumes it takes four). ``p`` is
+that of the test inside. The exit code is 1 where memory grows or a process ends with more open files than it began
+with, 2 where too little was seen.
 
     OMP_NUM_THREADS=1 python -m benchmarks.soak [--minutes 30] [--resumes 10]
 """
@@ -44,6 +46,8 @@ MINUTE = 60.0
 """Seconds of which the smallest size counts."""
 SETTLES = 0.25
 """Share of what is seen of a process that does not count."""
+PATIENCE = 10
+"""How many times as long as its processor time a process may take."""
 FEWEST = 8
 """Looks at a process of which a slope is taken."""
 STARTS, SLOTS = 500, 2_000
@@ -61,6 +65,7 @@ class Look(NamedTuple):
     process: int
     """How many came before it."""
     seconds: float
+    """Of processor time, over all of the run's processes."""
     size: int
     """Bytes of memory that are resident."""
     files: int
@@ -146,7 +151,9 @@ class Arm:
 
     def __init__(self, name: str, folder: Path, minutes: float, resumes: int) -> None:
         self.seconds = minutes * 60 / (resumes + 1)
-        """Of each process."""
+        """Of processor time, each process."""
+        self.before = 0.0
+        """Those of the processes that came before."""
         self.folder, self.name, self.resumes, self.seen = folder, name, resumes, Seen()
         self.first = [*ARMS[name].split(), *COMMON.split(), "--runs-dir", str(folder), "--name", name]
 
@@ -170,16 +177,20 @@ class Arm:
             self.seen.resumes = number
 
     def _watch(self, process: subprocess.Popen, number: int) -> None:
-        watched, began = psutil.Process(process.pid), time.monotonic()
-        while time.monotonic() < began + self.seconds and process.poll() is None:
+        watched, began, worked = psutil.Process(process.pid), time.monotonic(), 0.0
+        while worked < self.seconds and time.monotonic() < began + PATIENCE * self.seconds and process.poll() is None:
             time.sleep(EVERY)
+            with suppress(psutil.Error):
+                times = watched.cpu_times()
+                worked = times.user + times.system
             before = self.seen.step
             self.seen.step = max(before, self._step())
             learns = self.seen.step > before or any(look.process == number for look in self.seen.looks)
             if learns and self.seen.step >= STARTS + SLOTS:  # it has come as far as training
                 with suppress(psutil.Error):
                     size, open_files = watched.memory_info().rss, watched.num_fds()
-                    self.seen.looks.append(Look(number, time.monotonic(), size, open_files))
+                    self.seen.looks.append(Look(number, self.before + worked, size, open_files))
+        self.before += worked
 
     def _step(self) -> int:
         """The last that was logged."""
@@ -208,7 +219,7 @@ def report(name: str, seen: Seen) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of each of the two (default: 30)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of processor time, of each (default: 30)")
     parser.add_argument("--resumes", type=int, default=10, help="of the Atari run (default: 10)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
