@@ -135,6 +135,10 @@ class Executor:
         self._full = False
         self._kept: dict[Hashable, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, whose tensors lie in other places."""
+        return {**vars(self), "_graphs": {}, "_moved": {}, "_kept": {}}
+
     @property
     def captures(self) -> bool:
         """Whether functions are to be written for graphs: what they read and write stays in its place, and no value is
