@@ -63,13 +63,14 @@ def saved(trials):
     ]
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(900)  # of wall clock: Ray gives way to whatever else a machine does
 def test_a_node_that_is_killed_costs_nothing(undisturbed, tmp_path):
     import ray
     from ray.cluster_utils import Cluster
