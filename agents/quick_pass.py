@@ -21,8 +21,8 @@ IN_PLACE: dict[type[nn.Module], Kernel] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.
 def kernels(modules: Sequence[nn.Module], rows: int) -> list[Kernel]:
     """What `modules` do to [rows, features] one after the other; those that no kernel is known of as they are.
 
-    They see weights that are edited in place, not tensors that take their place; what one gives is overwritten at its
-    next call.
+    They see weights that are edited in place, not tensors that take their place, nor hooks that come later; what one
+    gives is overwritten at its next call.
     """
     found: list[Kernel] = []
     own = False  # whether what comes in may be overwritten

@@ -183,14 +183,8 @@ def holder(directory: Path) -> Holder | None:
 
 def was_killed(directory: Path) -> bool:
     """Whether a process of this machine wrote to `directory` last, and has ended without a word."""
-    if holder(directory) is not None:
-        return False
     try:
-        file = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        last = Holder(**json.loads((directory / FILE).read_text()))
+    except (OSError, ValueError, TypeError):
         return False
-    try:
-        last = _content(file)
-    finally:
-        os.close(file)
-    return last is not None and last.here()
+    return last.here() and holder(directory) is None
