@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from agents.config import SupportEnds
 
@@ -44,15 +45,13 @@ def td_target(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
 def huber(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     """Huber loss per example [batch]: quadratic within `delta` (with factor 1/2), linear beyond."""
     _same_shape(prediction, target)
-    error = (prediction - target).abs()
-    quadratic = error.clamp(max=delta)
-    return 0.5 * quadratic.square() + delta * (error - quadratic)
+    return functional.huber_loss(prediction, target, reduction="none", delta=delta)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared error per example [batch], without a factor 1/2."""
     _same_shape(prediction, target)
-    return (prediction - target).square()
+    return functional.mse_loss(prediction, target, reduction="none")
 
 
 def categorical_projection(z_t: Tensor, p_t: Tensor, support: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class Replay:
         gamma, terminal = np.float32(self.gamma), self.terminal[slot]
         rewards, discounts, known = self.rewards[slot], gamma * ~terminal, ahead > 0
         steps = np.where(known, 1, self.n_step + 1)
-        walking = known & ~self.ended[slot] & ~terminal
+        walking = known & ~(self.ended[slot] | terminal) if self.n_step > 1 else known
         for walked in range(1, self.n_step):
             known = ahead > walked
             here = self._slots(environment, start + np.where(known, walked, 0))
@@ -246,8 +246,9 @@ class Replay:
             raise RuntimeError("replay: empty")
         environment, start, slot, rewards, discounts, steps = self._draw(batch_size, generator or self.generator)
         columns, reached = [self.actions[slot], rewards, discounts], start + steps
-        slots = np.concatenate([slot, self._slots(environment, reached)])  # of both states of each, fetched at once
-        frames = self._frames(np.tile(environment, 2), np.concatenate([start, reached]), slots)
+        # both states of each are fetched at once
+        both = ([environment, environment], [start, reached], [slot, self._slots(environment, reached)])
+        frames = self._frames(*map(np.concatenate, both))
         together = self.observations.device.type == self.device.type
         sent_columns = sent([*columns, frames] if together else columns, self.device)
         states = self._fetch(sent_columns[3] if together else torch.from_numpy(frames))

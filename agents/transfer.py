@@ -11,9 +11,10 @@ ALIGNED = 8
 
 
 def sent(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The arrays as tensors on `device`. On a GPU they go there together, out of pinned memory, without a wait."""
+    """The arrays as tensors on `device`, a CPU or a GPU. To a GPU they go together, out of pinned memory, without a
+    wait."""
     if device.type != "cuda":
-        return [torch.from_numpy(array).to(device) for array in arrays]
+        return [torch.from_numpy(array) for array in arrays]
     places = places_of(arrays)
     packed = torch.empty(places[-1], dtype=torch.uint8, pin_memory=True)
     pack(arrays, packed.numpy())

@@ -1,7 +1,6 @@
 """What DQN and C51 share: everything but the head and its loss."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from agents.kinds import check_agent
 from agents.learner import Learner, Step
 from agents.networks import QNetwork
 from agents.policies import Player, QPolicy
+from agents.quick_pass import quick_values
 from agents.randomness import Generators
 from agents.replay import Batch, Replay, storage_device
 from agents.rewards import RewardTransform
@@ -73,7 +73,6 @@ class ValueAgent:
             executor=executor,
             target=True,
         )
-        self._greedy = partial(self.policy.greedy, self.learner.network)
         self.learner.hold(self.head.unsettled())
         self.transform = RewardTransform(config.reward.reward_transform, num_envs, config.gamma)
         self.exploration = generators.numpy("exploration")
@@ -95,6 +94,9 @@ class ValueAgent:
 
     def _greedily(self, observations: Tensor) -> Tensor:
         return self.learner.executor.run(self._greedy, observations)
+
+    def _greedy(self, observations: Tensor) -> Tensor:
+        return self.policy.greedy(self.learner.quick(quick_values, observations), observations)
 
     def player(self, greedy: bool, generators: Generators) -> Player:
         """Plays greedily, or epsilon-greedily with the final epsilon; that changes nothing in the agent."""

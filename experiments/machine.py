@@ -143,7 +143,10 @@ def place(name: str, threads: int, products: int, before: int = 0) -> Placement:
     ValueError: there is no such device."""
     import torch
 
+    from agents.precision import flush_subnormal
+
     keep_memory()
+    flush_subnormal()  # in torch's other threads too: they begin later
     device = choose_device(name, products)
     torch.set_num_threads(choose_threads(threads, products, before).number)
     return Placement(device, placement_in_words(name, threads, products, device, before))

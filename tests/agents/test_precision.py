@@ -1,8 +1,12 @@
 """What --precision makes of torch's switches, read back by their old names and their new ones."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from agents.adam import FusedAdam
 from agents.ppo_config import PPOConfig
 from agents.precision import set_precision
 from agents.value_config import DQNConfig
@@ -82,3 +86,41 @@ def test_true_float32_on_cuda_keeps_what_tf32_rounds_away(precision):
     images, kernel = x[:84, :84].expand(64, 32, 84, 84).contiguous(), torch.ones(64, 32, 3, 3, device="cuda")
     for value in ((x @ torch.ones_like(x)).mean() / 1024, torch.conv2d(images, kernel).mean() / (32 * 9)):
         assert value.item() == pytest.approx(1 + 2.0**-12, abs=2.0**-16)
+
+
+def dead(steps):
+    """(Weights, first moments) of units that got a gradient once, and none in as many steps after that."""
+    weights = torch.linspace(-1, 1, 64).requires_grad_()
+    adam = FusedAdam([weights], 1e-3)
+    for step in range(steps + 1):
+        weights.grad = torch.linspace(-3, 5, 64) if step == 0 else torch.zeros(64)
+        adam.move()
+    return weights.detach(), adam.state[weights]["exp_avg"]
+
+
+def subnormal(numbers):
+    return int(((numbers != 0) & (numbers.abs() < torch.finfo(torch.float32).tiny)).sum())
+
+
+def test_no_moment_of_a_dead_unit_stays_where_a_processor_is_slow_and_no_weight_can_tell():
+    torch.set_flush_denormal(False)
+    kept, stuck = dead(1_500)
+    assert subnormal(stuck) == 64  # .9 of the smallest number is rounded to that number
+    build(DQNConfig(), VECTOR)
+    flushed, moments = dead(1_500)
+    assert torch.equal(flushed, kept) and not moments.any()
+    assert subnormal(dead(700)[1]) == 0 and dead(700)[1].all()
+
+
+IN_ALL_THREADS = """
+import torch
+from experiments.machine import place
+
+place("cpu", 2, 0)
+print(int((torch.full((4_000_000,), 1e-30) * 1e-10).count_nonzero()))
+"""
+
+
+def test_it_holds_in_all_of_torchs_threads():
+    command = [sys.executable, "-c", IN_ALL_THREADS]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "0\n"
