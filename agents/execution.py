@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.config import Execution
+from agents.precision import subnormal_flushed
 from agents.randomness import Generators
 
 Function = Callable[[Any], Any]
@@ -163,7 +164,8 @@ class Executor:
         whatever function: graphs share memory.
         """
         if self._capturer is None:
-            return function(given)
+            with subnormal_flushed():
+                return function(given)
         tensors = leaves(given)
         key = (function, structure, *((tensor.shape, tensor.dtype) for tensor in tensors))
         graph = self._graphs.get(key, 0)

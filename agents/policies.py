@@ -63,10 +63,10 @@ class QPolicy:
         rows = len(observations)
         explore = generator.random(rows) < epsilon
         actions = generator.integers(self.spaces.action_size, size=rows)
-        if not explore.all():
-            chosen = greedy(torch.from_numpy(observations).to(self.device)).cpu().numpy()
-            actions = np.where(explore, actions, chosen)
-        return actions
+        if np.count_nonzero(explore) == rows:
+            return actions
+        chosen = greedy(torch.from_numpy(observations).to(self.device)).cpu().numpy()
+        return np.where(explore, actions, chosen) if np.count_nonzero(explore) else chosen
 
     def player(self, network: QNetwork, greedy: bool, generators: Generators) -> Player:
         """Greedy, or epsilon-greedy with the final epsilon and a generator of its own."""

@@ -1,5 +1,7 @@
 """How exact float32 arithmetic is: one policy for the whole process."""
 
+import sys
+
 import torch
 
 from agents.config import PRECISIONS, require
@@ -10,12 +12,10 @@ def set_precision(precision: str, device: torch.device) -> None:
 
     "fp32": true float32, products of matrices and convolutions on CUDA included. (Torch's own default rounds the inputs
     of cuDNN's convolutions to TF32's 10 bits of mantissa.) "tf32": both may use TF32, where the GPU has it; a CPU has
-    none and computes in float32. "bf16": what autocast leaves in float32 is true float32. Under all of them a CPU
-    flushes subnormal numbers to zero (`flush_subnormal`). Building an agent calls this; whoever sets torch's switches
-    afterwards has the last word. ValueError for another name.
+    none and computes in float32. "bf16": what autocast leaves in float32 is true float32. Building an agent calls this;
+    whoever sets torch's switches afterwards has the last word. ValueError for another name.
     """
     require(precision in PRECISIONS, "precision", precision, ", ".join(PRECISIONS))
-    flush_subnormal()
     tf32 = precision == "tf32" and device.type == "cuda"
     backends = torch.backends
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -28,15 +28,26 @@ def set_precision(precision: str, device: torch.device) -> None:
         _set(part, "ieee")  # "high" alone would allow the CPU to round
 
 
-def flush_subnormal() -> None:
-    """Let the CPU take numbers below float32's smallest normal one, 1.2e-38, for zero, in this thread and those that it
-    starts from now on (torch's, when called before torch has computed anything with several).
+class subnormal_flushed:  # noqa: N801: read as a phrase, as torch.no_grad is
+    """Within, this thread's CPU takes numbers below the smallest normal one (float32: 1.2e-38) for zero.
 
     Where a unit dies, its gradient is zero from then on, and Adam's first moments of its weights shrink by beta1 a step
     until they are subnormal, where rounding keeps them for good. A CPU computes with such numbers a hundred times more
     slowly: with a fifth of the moments there, an update of an MLP took twice its time. No weight can tell.
+
+    Threads that are started within do so for good; outside, the process computes as everybody expects.
     """
-    torch.set_flush_denormal(True)
+
+    smallest = sys.float_info.min
+
+    def __enter__(self) -> None:
+        self.already = self.smallest / 2 == 0.0
+        if not self.already:
+            torch.set_flush_denormal(True)
+
+    def __exit__(self, *error: object) -> None:
+        if not self.already:
+            torch.set_flush_denormal(False)
 
 
 def _part(backend: str, name: str) -> object:

@@ -18,6 +18,8 @@ WRITTEN_ONCE = ("observations", "actions", "rewards", "ages", "terminal", "final
 """What of a slot stays as it is until the ring comes round to it. Its task can be forgotten, its episode cut later."""
 
 
+EVERYWHERE = slice(None)
+"""All environments; indexed by it, an array is not copied."""
 SHARE = 0.7
 """Of a GPU's free memory that a replay may take unasked."""
 
@@ -98,6 +100,7 @@ class Replay:
         self.filled = np.zeros(num_envs, np.int64)
         self.age = np.zeros(num_envs, np.int32)
         self.offset = np.arange(num_envs) * self.slots
+        self._no_tasks = np.zeros(num_envs, np.int32)
 
     def __len__(self) -> int:
         """Slots in use over all environments."""
@@ -107,7 +110,7 @@ class Replay:
         """Whether more than `batch_size` slots are in use and some n-step transition is complete."""
         return len(self) > batch_size and bool(self.filled.max() > self.n_step)
 
-    def _store(self, environments: np.ndarray, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+    def _store(self, environments: np.ndarray | slice, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """Write the newest observation of `environments` at their heads; return the flat indices written."""
         where = self.offset[environments] + self.written[environments] % self.slots
         newest = observations[environments, -1] if self.stacked else observations[environments]
@@ -126,14 +129,15 @@ class Replay:
     def add(self, transitions: Transitions, rewards: np.ndarray, life_loss_ends: bool) -> None:
         """Append one step of every environment, with `rewards` [E] as the learner sees them."""
         ended = transitions.ended
-        everywhere = np.arange(self.num_envs)
-        tasks = np.zeros(self.num_envs, np.int32) if transitions.tasks is None else transitions.tasks
-        where = self._store(everywhere, transitions.observations, tasks)
+        tasks = self._no_tasks if transitions.tasks is None else transitions.tasks
+        where = self._store(EVERYWHERE, transitions.observations, tasks)
         self.actions[where] = transitions.actions
         self.rewards[where] = rewards
-        self.terminal[where] = transitions.terminated | (transitions.life_lost if life_loss_ends else False)
+        self.terminal[where] = (
+            transitions.terminated | transitions.life_lost if life_loss_ends else transitions.terminated
+        )
         self.ended[where], self.final[where] = ended, False
-        if ended.any():
+        if np.count_nonzero(ended):
             finished = np.flatnonzero(ended)
             self.final[self._store(finished, transitions.final_observations, tasks)] = True
             self.age[finished] = 0
@@ -198,19 +202,19 @@ class Replay:
 
     def _draw(self, batch_size: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Draw starts uniformly by rejection: (environment, start, slot, rewards, discounts, steps), [batch_size]."""
-        edges = np.cumsum(self.filled)
+        edges = self.filled.cumsum()
         kept: list[tuple[np.ndarray, ...]] = []
         missing, tries = batch_size, 0
         while missing > 0:
             flat = generator.integers(edges[-1], size=missing)
-            environment = np.searchsorted(edges, flat, side="right")
+            environment = edges.searchsorted(flat, side="right")
             start = flat - (edges[environment] - self.filled[environment])
             slot = self._slots(environment, start)
             drawn = environment, start, slot, *self._follow(environment, start, slot)
             valid = ~self.final[slot] & (drawn[-1] <= self.n_step)
             if self.stacked:
                 valid &= np.minimum(self.ages[slot], self.stack - 1) <= start  # the whole stack is there still
-            if not kept and valid.all():
+            if not kept and np.count_nonzero(valid) == batch_size:
                 return drawn
             kept.append(tuple(part[valid] for part in drawn))
             missing -= len(kept[-1][0])

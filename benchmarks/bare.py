@@ -1,4 +1,5 @@
-"""Bare loops: the least that a row's update, acting and world cost, each alone, as straight torch beside nothing.
+"""Bare loops: the least that a row's update, acting and world cost, each alone and in turn, as straight torch beside
+nothing.
 
 The same networks, batches and arithmetic as the agents', in the fastest form known on a CPU (channels last, fused Adam,
 closed forms), and none of what makes them agents: no sampling, no memory, no checks, no metrics, no interventions. Of
@@ -39,6 +40,15 @@ class BareLoops:
         self.actions = [self.made.action_space.sample() for _ in range(64)]
         made = _Rollout(self) if on_policy else _Values(self)
         self.loops: Loops = {"update": made.update, "act": made.act, "world": self.world}
+        self._act = made.act_once
+
+    def in_turn(self, units: int) -> None:
+        """All three as a run has them: acting and the world tick by tick, then the update."""
+        for _ in range(units):
+            for tick in range(self.ticks):
+                self._act()
+                self.observations = self.made.step(self.actions[tick % 64])[0]
+            self.loops["update"](1)
 
     def world(self, units: int) -> None:
         """Steps by actions that were drawn before."""
@@ -161,10 +171,13 @@ class _Values:
 
     def act(self, units: int) -> None:
         """Greedy actions, as an array."""
-        observations = torch.from_numpy(self.loops.observations)
+        for _ in range(units * self.loops.ticks):
+            self.act_once()
+
+    def act_once(self) -> None:
+        """For the observations reached."""
         with torch.inference_mode(), self.loops.autocast():
-            for _ in range(units * self.loops.ticks):
-                self._values(self.network(observations))[0].argmax(1).numpy()
+            self._values(self.network(torch.from_numpy(self.loops.observations)))[0].argmax(1).numpy()
 
 
 class _Rollout:
@@ -218,17 +231,21 @@ class _Rollout:
             loss = self.agent.vf_coef * error - surrogate - self.agent.ent_coef * entropy
             self.loops.descend(self.adam, loss)
 
-    @torch.inference_mode()
     def act(self, units: int) -> None:
         """Actions drawn for each tick, as an array, with log probability and value."""
+        for _ in range(units * self.loops.ticks):
+            self.act_once()
+
+    @torch.inference_mode()
+    def act_once(self) -> None:
+        """For the observations reached."""
         observations = torch.from_numpy(self.loops.observations)
         if self.loops.observations.dtype != "uint8":
             observations = observations.float()
-        for _ in range(units * self.loops.ticks):
-            policy, _ = self._forward(observations)
-            if self.loops.continuous:
-                actions = policy + self.log_std.exp() * torch.empty_like(policy).normal_()
-            else:
-                actions = (policy - torch.empty_like(policy).exponential_().log()).argmax(-1)
-            self._log_prob(policy, actions)
-            actions.numpy()
+        policy, _ = self._forward(observations)
+        if self.loops.continuous:
+            actions = policy + self.log_std.exp() * torch.empty_like(policy).normal_()
+        else:
+            actions = (policy - torch.empty_like(policy).exponential_().log()).argmax(-1)
+        self._log_prob(policy, actions)
+        actions.numpy()

@@ -8,8 +8,9 @@ what is no part of this process (CleanRL, an earlier version) stands still while
 over the turns by wall clock; a ratio is the median over turns of the ratio within a turn, by processor time, steadier
 where others use the machine too, and by wall clock.
 
-The second table has what a step costs in its parts, each in a loop of its own (`bare.py`), and whole: the last column
-is what all that makes a learner of them costs beside.
+The second table has what a step costs in its parts, each in a loop of its own (`bare.py`), and whole: "whole/sum" is
+what all that makes a learner of them costs beside. A loop of its own finds its code and numbers in the caches; "in
+turn" are the same three as every learner has them, tick by tick, which costs more.
 
     python -m benchmarks.throughput [--quick] [--turns N] [--only ROW ...] [--cleanrl CHECKOUT] [--against CHECKOUT]
 """
@@ -26,6 +27,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from agents.precision import subnormal_flushed
 from benchmarks import cleanrl
 from benchmarks.bare import BareLoops
 from benchmarks.learners import Elsewhere, Ours, Theirs, earlier
@@ -39,6 +41,7 @@ BREAKOUT = f"--env ALE/Breakout-v5 --padding valid {VALUE}"  # padding as theirs
 PPO = "--learning-rate.over constant --no-life-loss-discount"
 CLEANRL_VALUE = "--env-id BreakoutNoFrameskip-v4 --buffer-size 20000 --learning-starts 1000 --start-e 0.01"
 PARTS = ("update", "act", "world")
+IN_TURN = "in turn"
 
 
 @dataclass(frozen=True)
@@ -166,19 +169,20 @@ class Contest:
             name: partial(learner.window, *steps) for name, learner in self.learners.items()
         }
         for precision, loops in self.bare.items():
-            windows |= {f"{precision} {part}": partial(self._loop, loops, part) for part in PARTS}
+            windows |= {f"{precision} {part}": partial(self._loop, loops, part) for part in (*PARTS, IN_TURN)}
         return take_turns(windows, turns, told)
 
     def _loop(self, loops: BareLoops, part: str) -> Spent:
         """A bare loop over the window's units; of those that nothing else warms up the first are not counted."""
-        work, units = loops.loops[part], self.row.window
+        work, units = loops.in_turn if part == IN_TURN else loops.loops[part], self.row.window
 
         def whole() -> int:
             work(units)
             return units * loops.steps
 
-        work(max(1, units // 10) if part != "world" else 0)
-        return timed(whole)
+        with subnormal_flushed():  # as for ours
+            work(max(1, units // 10) if part != "world" else 0)
+            return timed(whole)
 
     def close(self) -> None:
         """Close all worlds, end all processes."""
@@ -206,10 +210,12 @@ def parts_line(title: str, precision: str, found: Found) -> str:
     parts = [found[f"{precision} {part}"] for part in PARTS]
     sums = [sum(each.cpu for each in turn) for turn in zip(*parts, strict=True)]
     whole = [each.cpu for each in found[precision]]
-    micro = [median(each.cpu for each in part) * 1e6 for part in parts]
-    cells = " ".join(f"{value:9,.0f}" for value in [*micro, median(sums) * 1e6, median(whole) * 1e6])
+    micro = [median(each.cpu for each in part) for part in parts]
+    turned = found[f"{precision} {IN_TURN}"]
+    values = [*micro, median(sums), median(each.cpu for each in turned), median(whole)]
+    cells = " ".join(f"{value * 1e6:9,.0f}" for value in values)
     share = median(one / both for one, both in zip(whole, sums, strict=True))
-    return f"{title:46}{precision:5} {cells} {share:9.2f}x"
+    return f"{title:46}{precision:5} {cells} {share:9.2f}x {1 / ratio(found[precision], turned):11.2f}x"
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
@@ -253,7 +259,7 @@ def main() -> None:
         print(speeds_line(row.title, found[name]))
     print("ratios by processor time (by wall clock)")
     if not arguments.no_bare:
-        heads = " ".join(f"{name:>9}" for name in (*PARTS, "sum", "whole", "whole/sum"))
+        heads = " ".join(f"{name:>9}" for name in (*PARTS, "sum", IN_TURN, "whole", "whole/sum", "whole/in turn"))
         print(f"\n{'microseconds a step, in loops of their own':51} {heads}")
         for name, row in chosen.items():
             for precision in ("fp32", "bf16") if row.bf16 else ("fp32",):

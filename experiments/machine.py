@@ -138,17 +138,23 @@ def keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
+FOR_A_THREAD = 2**16
+"""Numbers that torch hands to a thread of its own."""
+
+
 def place(name: str, threads: int, products: int, before: int = 0) -> Placement:
     """Choose device and threads (0: by the network) and tell torch. `before`: the threads of the run that goes on.
     ValueError: there is no such device."""
     import torch
 
-    from agents.precision import flush_subnormal
+    from agents.precision import subnormal_flushed
 
     keep_memory()
-    flush_subnormal()  # in torch's other threads too: they begin later
     device = choose_device(name, products)
-    torch.set_num_threads(choose_threads(threads, products, before).number)
+    number = choose_threads(threads, products, before).number
+    torch.set_num_threads(number)
+    with subnormal_flushed():  # so that torch's other threads are, which start with what is large enough for all
+        torch.zeros(number * FOR_A_THREAD).add_(1.0)
     return Placement(device, placement_in_words(name, threads, products, device, before))
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from agents.adam import FusedAdam
+from agents.execution import Executor
 from agents.ppo_config import PPOConfig
-from agents.precision import set_precision
+from agents.precision import set_precision, subnormal_flushed
 from agents.value_config import DQNConfig
 from tests.agents.helpers import CPU, VECTOR, build, needs_cuda
 
@@ -103,21 +104,34 @@ def subnormal(numbers):
 
 
 def test_no_moment_of_a_dead_unit_stays_where_a_processor_is_slow_and_no_weight_can_tell():
-    torch.set_flush_denormal(False)
     kept, stuck = dead(1_500)
     assert subnormal(stuck) == 64  # .9 of the smallest number is rounded to that number
-    build(DQNConfig(), VECTOR)
-    flushed, moments = dead(1_500)
+    flushed, moments = Executor("eager").run(dead, 1_500)
     assert torch.equal(flushed, kept) and not moments.any()
-    assert subnormal(dead(700)[1]) == 0 and dead(700)[1].all()
+    assert Executor("eager").run(dead, 700)[1].all()
+
+
+def test_flushing_ends_where_it_began():
+    tiny = torch.tensor(1e-38)
+    with subnormal_flushed():
+        assert tiny / 4 == 0
+        with subnormal_flushed():
+            pass
+        assert tiny / 4 == 0
+    assert tiny / 4 > 0
+    with pytest.raises(ZeroDivisionError), subnormal_flushed():
+        _ = 1 / 0
+    assert tiny / 4 > 0
 
 
 IN_ALL_THREADS = """
 import torch
+from agents.execution import Executor
 from experiments.machine import place
 
 place("cpu", 2, 0)
-print(int((torch.full((4_000_000,), 1e-30) * 1e-10).count_nonzero()))
+torch.eye(512) @ torch.eye(512)
+print(int(Executor("eager").run(lambda one: torch.full((4_000_000,), 1e-30) * 1e-10, None).count_nonzero()))
 """
 
 
