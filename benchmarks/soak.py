@@ -4,9 +4,9 @@
 - ``changing``: DQN in a world that changes every 1,000 steps, in one process.
 
 Time is that of the processor, so that a busy machine makes the soak longer and not the runs shorter: in its first
-seconds a process loads, probes for the first time and fills what is kept for it. Their replays are small, and full
-before anything is counted; the first quarter of each process after that is left out too, in which allocators come to
-rest. What an allocator holds goes up and down by a few percent while nothing grows, so each minute counts by its
+seconds a process loads, logs, probes and saves for the first time and takes the memory that this takes, which is why
+it does all of that often. Their replays are small, and full before anything is counted; the first quarter of each
+process after that is left out too, in which allocators come to rest. What an allocator holds goes up and down by a few percent while nothing grows, so each minute counts by its
 smallest size: what leaks is there then, too. ``inside`` is the median of the slopes between any two minutes of the same
 process (Theil and Sen's, which no single jump moves), ``resumes`` the same between the median sizes of the processes
 that resumed, both in percent of the size an hour. Either is growth where it is above the bound and in order: by
@@ -51,7 +51,7 @@ PATIENCE = 10
 FEWEST = 8
 """Looks at a process of which a slope is taken."""
 STARTS, SLOTS = 500, 2_000
-COMMON = f"--steps 1e9 --log-every 500 --checkpoint-every 20000 --probe.every 5000 --learning-starts {STARTS} "
+COMMON = f"--steps 1e9 --log-every 250 --checkpoint-every 1000 --probe.every 500 --learning-starts {STARTS} "
 COMMON += f"--buffer-size {SLOTS} --threads 1 --device cpu"
 ARMS = {
     "resumed": "dqn --env ALE/Breakout-v5 --batch-size 8 --probe.samples 64",
