@@ -4,15 +4,15 @@
 - ``changing``: DQN in a world that changes every 1,000 steps, in one process.
 
 Time is that of the processor, so that a busy machine makes the soak longer and not the runs shorter: in its first
-seconds a process loads, logs, probes and saves for the first time and takes the memory that this takes, which is why
-it does all of that often. Their replays are small, and full before anything is counted; the first quarter of each
-process after that is left out too, in which allocators come to rest. What an allocator holds goes up and down by a few percent while nothing grows, so each minute counts by its
-smallest size: what leaks is there then, too. ``inside`` is the median of the slopes between any two minutes of the same
-process (Theil and Sen's, which no single jump moves), ``resumes`` the same between the median sizes of the processes
-that resumed, both in percent of the size an hour. Either is growth where it is above the bound and in order: by
-Kendall's test at 5 % (inside: Hirsch and Slack's sum of it over the processes; across resumes it takes four). ``p`` is
-that of the test inside. The exit code is 1 where memory grows or a process ends with more open files than it began
-with, 2 where too little was seen.
+seconds a process loads, logs, probes and saves for the first time and takes the memory that this takes, which is why it
+does all of that often. Their replays are small, and full before anything is counted; the first quarter of each process
+after that is left out too, in which allocators come to rest. What an allocator holds goes up and down by a few percent
+while nothing grows, so each minute counts by its smallest size: what leaks is there then, too. ``inside`` is the median
+of the slopes between any two minutes of the same process (Theil and Sen's, which no single jump moves), ``resumes`` the
+same between the median sizes of the processes that resumed, both in percent of the size an hour. Either is growth where
+it is above the bound and in order: by Kendall's test at 5 % (inside: Hirsch and Slack's sum of it over the processes;
+across resumes it takes four). ``p`` is that of the test inside. The exit code is 1 where memory grows or a process ends
+with more open files than it began with, 2 where too little was seen.
 
     OMP_NUM_THREADS=1 python -m benchmarks.soak [--minutes 30] [--resumes 10]
 """
