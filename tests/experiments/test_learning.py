@@ -44,7 +44,7 @@ def steps_to_solve(algorithm: str, seed: int) -> tuple[int | None, float]:
 
 @pytest.mark.timeout(1200)  # of wall clock: a busy machine may take its time
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
-@pytest.mark.parametrize("algorithm", ["dqn", "c51", "ppo"])
+@pytest.mark.parametrize("algorithm", [pytest.param("dqn", marks=pytest.mark.long), "c51", "ppo"])
 def test_cartpole_is_solved_within_the_budget(algorithm: str, seed: int) -> None:
     threads = torch.get_num_threads()
     try:
