@@ -6,6 +6,7 @@ python -m experiments.supervised.pictures runs/target_mean/claim/trials docs/res
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def drawn(arms: dict[str, list[dict[str, torch.Tensor]]], picture: Path) -> None
             part = cosine_matrix(runs[0][f"{when}/kernel"])[:SHOWN, :SHOWN]
             shown = axis.imshow(part, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
             axis.set(xticks=(), yticks=())
-            axis.set_title(f"{when}: {arm}", fontsize=8)
+            axis.set_title(textwrap.fill(f"{when}: {arm}", 30), fontsize=8)
     below.colorbar(shown, ax=below.axes, shrink=0.7, label="cosine of two examples' gradients (eNTK)")
     figure.savefig(picture, dpi=80)
     plt.close(figure)
