@@ -134,7 +134,7 @@ def rows(quick: bool = False) -> dict[str, Row]:
         "dqn-image": Row(
             "DQN ImageMDP (MLP 512-512, batch 32, every 1)",
             f"dqn --env ImageMDP-v0 {VALUE} --loss huber",
-            **learning | {"unit": 1, "window": 400 // part, "warmup": 40},
+            **learning | {"unit": 1, "window": 400 // part, "warmup": 40, "start": 4_040},  # when units have died
             bf16=True,
         ),
     }
@@ -161,9 +161,10 @@ class Contest:
     def run(self, turns: int, told: Callable[[str], None]) -> Found:
         """What each found in each turn: learners by name, bare loops as "fp32 update"."""
         row = self.row
-        for learner in self.learners.values():
-            # a process is waited for until it learns: its first line
-            learner.run(learner.steps if isinstance(learner, Elsewhere) else row.start)
+        # processes first, which run on until they are told to stand still
+        for name, learner in sorted(self.learners.items(), key=lambda item: not isinstance(item[1], Elsewhere)):
+            # CleanRL is waited for until it learns: its first line
+            learner.run(learner.steps if name == "CleanRL" else row.start)
         steps = row.warmup * row.unit, row.window * row.unit
         windows: dict[str, Callable[[], Spent]] = {
             name: partial(learner.window, *steps) for name, learner in self.learners.items()
