@@ -45,7 +45,7 @@ class ReproduceConfig:
     runs_dir: Path = Path("runs/claims")
     """Where the runs go."""
     out: Path | None = None
-    """The document to write; docs/results/claims.md, with --quick beside the runs."""
+    """The document to write, in which other studies stay; docs/results/claims.md, with --quick beside the runs."""
 
     @property
     def size(self) -> str:
@@ -111,7 +111,8 @@ def main() -> int:
             if code == 75:
                 print(f"go on:     {command}")
                 return code
-        write_whole(settings.document, in_a_document(found, command).encode())
+        before = settings.document.read_text() if settings.document.is_file() else ""
+        write_whole(settings.document, in_a_document(found, command, before).encode())
         print(f"\nwritten:   {quoted(settings.document)}")
     except (ValueError, OSError) as error:
         fail(str(error))

@@ -63,20 +63,18 @@ def on_screen(checks: Sequence[Checked]) -> list[str]:
     return lines
 
 
-def in_a_document(found: Sequence[tuple[Study, Sequence[Checked]]], command: str) -> str:
-    """All claims in Markdown."""
-    parts = [
-        "# Claims",
-        f"Written by `{command}`. Each claim stood in its study's file (experiments/studies), with arm, measure and "
-        "margin, before its runs were made. Reproduced: the 95 % bootstrap interval of the difference over equal seeds "
-        "lies above the margin. Not reproduced: it lies below. Undecided: it holds the margin, or there are fewer than "
-        f"{ENOUGH} seeds.",
-    ]
+def in_a_document(found: Sequence[tuple[Study, Sequence[Checked]]], command: str, before: str = "") -> str:
+    """All claims in Markdown, studies by name. Of other studies stays what the document said `before`."""
+    head = (
+        "# Claims\n\nWritten by `python -m experiments.reproduce`. Each claim stood in its study's file "
+        "(experiments/studies), with arm, measure and margin, before its runs were made. Reproduced: the 95 % "
+        "bootstrap interval of the difference over equal seeds lies above the margin. Not reproduced: it lies below. "
+        f"Undecided: it holds the margin, or there are fewer than {ENOUGH} seeds."
+    )
+    sections = {part.partition("\n")[0].strip(): part.strip() for part in before.split("\n## ")[1:]}
     for study, checks in found:
-        parts.append(f"## {study.name}")
-        parts.append(f"{study.question} (Size {study.size}; it is said to take {study.takes}.)")
+        said = f"{study.question} (Size {study.size}; it is said to take {study.takes}. Written by `{command}`.)"
         rows = [[one.claim.says, f"`{claimed(one.claim)}`", in_words(one), one.verdict] for one in checks]
-        parts.append(
-            in_markdown([["claim", "as a formula", "found [95 %]", "verdict"], *rows]) if rows else "No claims."
-        )
-    return "\n\n".join(parts) + "\n"
+        table = in_markdown([["claim", "as a formula", "found [95 %]", "verdict"], *rows]) if rows else "No claims."
+        sections[study.name] = "\n\n".join([study.name, said, table.strip()])
+    return "\n\n".join([head, *(f"## {sections[name]}" for name in sorted(sections))]) + "\n"

@@ -94,3 +94,23 @@ def test_what_was_not_run_is_said(tmp_path):
     assert code == 0 and on_screen(checks)[0].startswith("not run:") and on_screen(checks)[1].endswith("found not run")
     document = in_a_document([(study, checks)], "python -m experiments.reproduce")
     assert "| `moving - fixed > 0.1 (features/dormant)` | not run | not run |" in document
+
+
+def test_a_study_takes_its_own_place_in_the_document_and_no_others(tmp_path):
+    command, documents = "python -m experiments.reproduce", {}
+    for name in ("moving_targets", "first_phase", "random_walk"):
+        study = read_study(studies()[name], CLAIM)
+        arms, _ = made(study, tmp_path, 1, None)
+        documents[name] = [(study, [checked(claim, arms) for claim in study.claims])]
+    both = in_a_document(documents["moving_targets"] + documents["random_walk"], command)
+    again = in_a_document(documents["random_walk"], command, both)
+    assert again == both
+    three = in_a_document(documents["first_phase"], f"{command} first_phase", again)
+    assert [line for line in three.splitlines() if line.startswith("## ")] == [
+        "## first_phase",
+        "## moving_targets",
+        "## random_walk",
+    ]
+    assert three.replace(f"`{command} first_phase`", f"`{command}`") == in_a_document(
+        [one for each in documents.values() for one in each], command
+    )
