@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[3]
 STUDY = {
     "question": "Is a disturbed sweep the undisturbed one?",
     "base": {
-        "agent": "dqn", "env": "CartPole-v1", "steps": 3000, "width": 16, "learning_starts": 100, "buffer_size": 1000,
-        "batch_size": 16, "checkpoint_every": 150, "log_every": 50, "checkpoint.replay": "always", "probes": "none",
-        "task": {"change": "rewards", "period": 1250}, "replay_ratio": 0.5,
+        "agent": "dqn", "env": "CartPole-v1", "steps": 8000, "width": 16, "learning_starts": 100, "buffer_size": 1000,
+        "batch_size": 16, "checkpoint_every": 400, "log_every": 50, "checkpoint.replay": "always", "probes": "none",
+        "task": {"change": "rewards", "period": 3300}, "replay_ratio": 0.5,
     },
     "grid": {"interventions": ["none", {"redo": {"tau": 0.1, "when": "every 50 gradient steps"}}]},
     "seeds": 2,
