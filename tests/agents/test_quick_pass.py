@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from agents import ppo
+from agents import ppo, value_agent
 from agents.interventions.plasticity_injection import PlasticityInjection
 from agents.interventions.reset import Reset
 from agents.ppo_config import PPOConfig
-from agents.quick_pass import QuickActor, kernels, quick_actor
+from agents.quick_pass import QuickActor, QuickValues, kernels, quick_actor, quick_values
+from agents.schedule import Schedule
 from agents.stacking import Stack
+from agents.value_config import C51Config, DQNConfig
 from tests.agents.helpers import CONTINUOUS, SMALL, SMALL_IMAGE, VECTOR, NoiseWorld, build, drive, same_tree
 
 PLAIN = PPOConfig(network=SMALL, rollout_steps=16, num_minibatches=2, update_epochs=2)
@@ -116,3 +118,48 @@ def test_what_comes_in_is_left_as_it_is():
     first, second, third = kernels([relu, linear, relu], 1)
     third(second(first(given)))
     assert given.tolist() == [[-1.0, 2.0]]
+
+
+LEARNS = {"learning_starts": 8, "buffer_size": 100, "batch_size": 8, "replay_ratio": 0.5, "target_period": 5}
+GREEDY = {"epsilon": Schedule(0.1, 0.1), "network": SMALL}
+DQN, C51 = DQNConfig(**LEARNS, **GREEDY), C51Config(**LEARNS, **GREEDY)
+VALUE_CASES = {
+    "dqn": (DQN, VECTOR, ()),
+    "c51": (C51, VECTOR, ()),
+    "pixels": (replace(DQN, network=replace(SMALL, torso="mlp")), SMALL_IMAGE, ()),
+    "convolutions": (DQN, SMALL_IMAGE, ()),
+    "edits": (DQN, VECTOR, ("cbp", "weight_clip", "shrink_perturb", Reset(last=2, when="at task changes"))),
+    "norms": (DQN, VECTOR, ("layer_norm", "spectral_norm")),
+    "moded": (DQN, VECTOR, ("batch_norm", "dropout")),
+    "PopArt": (DQN, VECTOR, ("popart",)),
+    "injected": (C51, VECTOR, (PlasticityInjection(when="at-step-70"),)),
+}
+
+
+def driven_by_values(name, ticks=70):
+    config, spaces, interventions = VALUE_CASES[name]
+    agent, world = build(config, spaces, interventions=interventions), NoiseWorld(spaces, 2)
+    drive(agent, world, ticks // 2)
+    agent.on_task_change()
+    return drive(agent, world, ticks - ticks // 2)
+
+
+@pytest.mark.parametrize("name", VALUE_CASES)
+def test_by_values_too_a_run_is_to_the_bit_what_it_is_with_the_networks_own_pass(name, monkeypatch):
+    quick = driven_by_values(name)
+    monkeypatch.setattr(value_agent, "quick_values", lambda network, observations: network)
+    own = driven_by_values(name)
+    assert same_tree(quick.state_dict(), own.state_dict()) and quick.clock.gradient_steps > 50
+    assert np.array_equal(quick.replay.actions, own.replay.actions)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("dqn", 5), ("c51", 5), ("pixels", 5), ("convolutions", 0)])
+def test_of_a_plain_value_network_nothing_but_kernels_is_called(name, layers):
+    agent = driven_by_values(name)
+    observations = agent.replay.sample(3).observations
+    found = agent.learner.quick(quick_values, observations)
+    assert isinstance(found, QuickValues) == bool(layers)
+    if layers:
+        assert len(found.layers) == layers and not any(isinstance(layer, nn.Module) for layer in found.layers)
+    with torch.no_grad():
+        assert torch.equal(found(observations), agent.network(observations))
