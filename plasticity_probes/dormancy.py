@@ -81,9 +81,13 @@ def unit_scores(activations: Tensor) -> Tensor:
 
 def dormant_units(activations: Tensor, tau: float = 0.025) -> Tensor:
     """Mask [units] of the units whose score is at most `tau` (Sokar23). ValueError for tau < 0."""
+    return dormant_by_score(unit_scores(activations), tau)
+
+
+def dormant_by_score(scores: Tensor, tau: float = 0.025) -> Tensor:
+    """The mask of `dormant_units` from `unit_scores` [units], for a caller that has more than one tau."""
     if tau < 0:
         raise ValueError(f"tau = {tau}: must be at least 0")
-    scores = unit_scores(activations)
     return _mask(scores <= tau, scores)
 
 
@@ -105,7 +109,7 @@ def dead_units(activations: Tensor, kind: str = "relu") -> Tensor:
     axes = _sample_axes(activations, "activations")
     values = activations.detach().float()
     if kind == "relu":
-        largest = values.abs().amax(axes)
+        largest = torch.maximum(values.amax(axes), -values.amin(axes))  # quicker than to take magnitudes before
         return _mask(largest == 0, largest)
     if kind == "tanh":
         deviation = _moments(values, axes)[1].sqrt()

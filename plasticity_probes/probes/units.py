@@ -30,8 +30,9 @@ class Units(Probe):
             kind, post = given.nonlinearities[name], tensors.post
             if kind == "crelu":  # unit i is positive in one half or in the other
                 post = post.narrow(1, 0, post.shape[1] // 2) + post.narrow(1, post.shape[1] // 2, post.shape[1] // 2)
+            scores = dormancy.unit_scores(post)
             for tau in TAUS:
-                masks.setdefault(f"dormant_fraction/tau={tau}", {})[name] = dormancy.dormant_units(post, tau)
+                masks.setdefault(f"dormant_fraction/tau={tau}", {})[name] = dormancy.dormant_by_score(scores, tau)
             if kind in ("relu", "crelu"):  # smooth units are never 0
                 masks.setdefault("inactive_fraction", {})[name] = dormancy.inactive_units(post)
             if kind in ("relu", "crelu", "tanh"):
@@ -41,7 +42,7 @@ class Units(Probe):
                 linear = dormancy.linearized_units(tensors.pre, "relu" if kind == "relu" else "smooth")
                 masks.setdefault("linearized_fraction", {})[name] = linear
             if given.pictures:
-                found.histograms[f"unit_scores/{name}"] = dormancy.unit_scores(post)
+                found.histograms[f"unit_scores/{name}"] = scores
         for probe, by_layer in masks.items():
             found.scalars |= {f"{probe}/{name}": mask.mean() for name, mask in by_layer.items()}
             found.scalars[f"{probe}/all"] = dormancy.pooled_fraction(by_layer)

@@ -17,7 +17,7 @@ class Values(Probe):
         found = Findings()
         for readout in given.readouts("regression"):
             with torch.no_grad():
-                predictions, wanted = readout.regression(given.network, *given.prepared)
+                predictions, wanted = readout.regression(given.answering, *given.prepared)
             mean, std = target_statistics(wanted)
             found.scalars |= {readout.tag("target/mean"): mean, readout.tag("target/std"): std}
             found.scalars[readout.tag("prediction/mean")] = predictions.detach().float().mean()
