@@ -1,11 +1,50 @@
 """torch's fused Adam, and nothing around it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agents.moments import MOMENTS, initialise_adam
+
+KEPT = (*MOMENTS[:2], "step")
+"""What the kernel keeps of a parameter, in the order in which it takes it."""
+ONE = torch.ones(())
+
+
+def move(
+    group: Mapping[str, Any],
+    moving: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    steps: list[Tensor],
+    found: Tensor | None,
+) -> None:
+    """A step of the parameters `moving` along their gradients, by the kernel alone, with the options of `group`; their
+    moments and step counts move too. Nothing does where the 0-d `found` is 1."""
+    # on a CPU a number would be made a tensor for each of them
+    torch._foreach_add_(steps, [ONE] * len(steps) if steps[0].is_cpu else 1)
+    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    kernel(
+        moving,
+        [parameter.grad for parameter in moving],
+        means,
+        squares,
+        [],
+        steps,
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+        found_inf=found,
+    )
+    if found is not None:
+        torch._foreach_sub_(steps, [found] * len(steps))
+    torch.autograd.graph.increment_version(moving)  # which the kernel does not, and copies are made by it
 
 
 class FusedAdam(torch.optim.Adam):
@@ -15,7 +54,7 @@ class FusedAdam(torch.optim.Adam):
     which takes a small network on a CPU several times as long as the kernel.
     """
 
-    def __init__(self, params: Iterable, lr: float | torch.Tensor, **options: Any) -> None:
+    def __init__(self, params: Iterable, lr: float | Tensor, **options: Any) -> None:
         super().__init__(params, lr, fused=True, **options)
         initialise_adam(self)
 
@@ -23,35 +62,12 @@ class FusedAdam(torch.optim.Adam):
     def move(self) -> None:
         """Move what has a gradient along it, unless the optimizer's `found_inf` says that it is not finite. Hooks of
         `step` are not called."""
-        found = getattr(self, "found_inf", None)
         for group in self.param_groups:
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not moving:
-                continue
-            means, squares, steps = (
-                [self.state[parameter][name] for parameter in moving] for name in (*MOMENTS[:2], "step")
-            )
-            torch._foreach_add_(steps, 1)
-            kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-            kernel(
-                moving,
-                [parameter.grad for parameter in moving],
-                means,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                found_inf=found,
-            )
-            if found is not None:
-                torch._foreach_sub_(steps, [found] * len(steps))
-            torch.autograd.graph.increment_version(moving)  # which the kernel does not, and copies are made by it
+            if moving:
+                states = [self.state[parameter] for parameter in moving]
+                kept = ([state[name] for state in states] for name in KEPT)
+                move(group, moving, *kept, getattr(self, "found_inf", None))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """No parameter has a gradient."""

@@ -5,25 +5,24 @@ written down; from then on nobody's Python, no autograd and no vmap stands betwe
 says who asks for it).
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.optim.adam import adam
 
+from agents.adam import KEPT, move
 from agents.execution import leaves, rebuilt
-from agents.guard import Guard
 from agents.learner import Learner, LossOf, Step
-from agents.moments import MOMENTS, initialise_adam
 from agents.optimization import autocast
 
 Named = dict[str, Tensor]
-OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "capturable")
+OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "capturable")
 """Of Adam's groups: what may tell one seed's from another's."""
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default)
 """Of which many change nothing."""
@@ -95,7 +94,6 @@ class Slices:
         self.names = [name for name, tensor in self.own[0].items() if tensor in optimized]
         self._moved: dict[Any, list[tuple[list[Tensor], ...]]] = {}  # lists for Adam
         for learner in learners:
-            initialise_adam(learner.optimization.adam)
             for network in (learner.network, learner.target):
                 if network is not None:  # its weights move in the stack, unseen by what would round them again
                     network.rounded = autocast(learner.device, learner.precision)
@@ -128,12 +126,12 @@ class Slices:
         key = learning, tuple(may), tuple(signature)
         if key not in self._moved:
             self._moved[key] = self._lists(may, signature)
-        for (group, guard), (parameters, *state) in zip(owners, self._moved[key], strict=True):
-            _adam(group, guard, parameters, *state)
+        for (group, guard), lists in zip(owners, self._moved[key], strict=True):
+            move(group, *lists, None if guard.immediate else guard.found)
 
     def _lists(self, may: Sequence[bool], signature: Sequence[int]) -> list[tuple[list[Tensor], ...]]:
-        """By kind: parameters, first and second moments, greatest second moments, step counts."""
-        found = [([], [], [], [], []) for _ in set(signature)]
+        """By kind: parameters, first and second moments, step counts."""
+        found = [([], [], [], []) for _ in set(signature)]
         kinds = iter(signature)
         for learner, moves in zip(self.learners, may, strict=True):
             adam_of_one = learner.optimization.adam
@@ -142,39 +140,9 @@ class Slices:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         state = adam_of_one.state[parameter]
-                        for place, name in enumerate(("", *MOMENTS, "step")):
-                            if not name or name in state:
-                                lists[place].append(state[name] if name else parameter)
+                        for place, each in zip(lists, (parameter, *(state[name] for name in KEPT)), strict=True):
+                            place.append(each)
         return found
-
-
-def _adam(
-    group: Mapping[str, Any],
-    guard: Guard,
-    parameters: list[Tensor],
-    first: list[Tensor],
-    second: list[Tensor],
-    greatest: list[Tensor],
-    steps: list[Tensor],
-) -> None:
-    """A step of fused Adam, with the options of `group`, along the gradients of `parameters`."""
-    gradients = [parameter.grad for parameter in parameters]
-    (beta1, beta2), same = group["betas"], ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad")
-    adam(
-        parameters,
-        gradients,
-        first,
-        second,
-        greatest,
-        steps,
-        fused=True,
-        found_inf=None if guard.immediate else guard.found,
-        beta1=beta1,
-        beta2=beta2,
-        maximize=group["maximize"],
-        capturable=group["capturable"],
-        **{option: group[option] for option in same},
-    )
 
 
 class Traced:
@@ -192,11 +160,12 @@ class Traced:
             self._found = rebuilt(found, range(len(leaves(found))))
             return leaves(found)
 
+        tensors = leaves(self._given(*given))
         with torch.no_grad():  # of the gradient inside it knows nothing
-            module = make_fx(whole)(*leaves(self._given(*given)))
-        _drop_idle(module.graph)
-        module.recompile()
-        self._run = module.forward
+            module = make_fx(whole)(*tensors)
+            _drop_idle(module.graph)
+            module.recompile()
+            self._run = module.forward if first.executor.captures else _without_python(module, tensors)
 
     def _given(self, batch: Any, pull: Pull) -> tuple:
         stacked = self.slices.stacked
@@ -207,6 +176,47 @@ class Traced:
         """What a gradient step on the stacked `batch` comes to."""
         with torch.no_grad():
             return rebuilt(self._found, self._run(*leaves(self._given(batch, pull))))
+
+
+def _without_python(module: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    """The operations of `module` on such `tensors`, called by torch itself: calling them from Python takes as long as
+    doing them does, where networks are small. The numbers are the same. From Python still, where torch cannot."""
+    if not hasattr(torch.jit, "trace"):  # it is to go, and nothing else does it without a compiler
+        return module.forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _replace_layer_norms(module.graph)
+        module.recompile()
+        try:
+            return torch.jit.trace(module, tuple(tensors), check_trace=False, strict=False)
+        except RuntimeError:
+            return module.forward
+
+
+def _replace_layer_norms(graph: Graph) -> None:
+    """Put what torch.jit.trace knows in place of operations whose flags, and gradients of nothing, it does not."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.native_layer_norm_backward.default and node.args[-1] == [True, False, False]:
+            with graph.inserting_before(node):
+                gradient = graph.call_function(_layer_norm_backward, node.args[:6])
+            for user in list(node.users):
+                user.replace_all_uses_with(gradient)  # the first of three, as nobody else's is there
+    graph.eliminate_dead_code()
+
+
+def _layer_norm_backward(*given: Any) -> Tensor:
+    return _scripted(_first_gradient)(*given)
+
+
+_scripted = cache(torch.jit.script)
+
+
+def _first_gradient(
+    gradient: Tensor, inputs: Tensor, shape: list[int], mean: Tensor, scale: Tensor, weight: Tensor | None
+) -> Tensor:
+    """That of the inputs."""
+    wanted = [True, False, False]
+    return torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, None, wanted)[0]
 
 
 def _drop_idle(graph: Graph) -> None:
