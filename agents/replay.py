@@ -101,6 +101,7 @@ class Replay:
         self.age = np.zeros(num_envs, np.int32)
         self.offset = np.arange(num_envs) * self.slots
         self._no_tasks = np.zeros(num_envs, np.int32)
+        self._scratch: Tensor | None = None
 
     def __len__(self) -> int:
         """Slots in use over all environments."""
@@ -233,13 +234,20 @@ class Replay:
 
     def _fetch(self, rows: Tensor) -> Tensor:
         """What was seen, [batch, ...] on the training device, from the slots that `_frames` says."""
-        found = self.observations.index_select(0, rows)
+        copied = self.device.type == "cpu" and self.stack > 1 and self.observations.dim() == 3  # into channels last
+        found = torch.index_select(self.observations, 0, rows, out=self._frames_for(rows) if copied else None)
         if found.device.type != self.device.type:
             found = found.pin_memory().to(self.device, non_blocking=True)
         if not self.stacked:
             return found
         stacks = found.unflatten(0, (-1, self.stack))
         return channels_last(stacks) if stacks.dim() == 4 else stacks
+
+    def _frames_for(self, rows: Tensor) -> Tensor:
+        """Memory for the frames of so many rows: new memory for megabytes costs a third of their copying."""
+        if self._scratch is None or len(self._scratch) != len(rows):
+            self._scratch = torch.empty(len(rows), *self.observations.shape[1:], dtype=self.observations.dtype)
+        return self._scratch
 
     def sample(self, batch_size: int, generator: np.random.Generator | None = None) -> Batch:
         """Draw `batch_size` valid transitions with replacement, with `generator` in place of the replay's own if given.

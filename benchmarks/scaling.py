@@ -156,13 +156,19 @@ def draw(found: dict[str, Speeds], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(3.6 * len(found), 3.2), squeeze=False)
     for axis, (name, speeds) in zip(axes[0], found.items(), strict=True):
         for line, points in speeds.items():
             axis.plot(list(points), list(points.values()), marker="o", markersize=3, label=line)
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name], ylabel=MEANT[name].rstrip(","))
+        axis.set(xscale="log", xlabel=AXES[name], ylabel=MEANT[name].rstrip(","))
+        if name == "seeds":
+            axis.set_ylim(0)
+        else:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.set_xticks(places := sorted({place for points in speeds.values() for place in points}), places)
         axis.minorticks_off()
         axis.legend(fontsize=6)

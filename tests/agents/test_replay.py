@@ -294,6 +294,16 @@ def test_the_replay_copies_what_it_is_given():
     assert replay.sample(1).observations.tolist() == [[1.0, 1.0]]
 
 
+@pytest.mark.parametrize("frames", [None, 1, 2, 4])
+def test_a_batch_stays_as_it_was_when_others_are_drawn(frames):
+    replay, _ = filled(frames, 2, 60, 1, 50, (0.1, 0.1, 0.1))
+    first = replay.sample(16)
+    before = [part.clone() for part in first]
+    for size in (16, 16, 8):
+        replay.sample(size)
+    assert all(torch.equal(part, kept) for part, kept in zip(first, before, strict=True))
+
+
 def test_same_generator_same_sample():
     first, second = (filled(4, 2, 60, 2, 50, (0.1, 0.1, 0.1), seed=5)[0] for _ in range(2))
     for a, b in zip(first.sample(32), second.sample(32), strict=True):

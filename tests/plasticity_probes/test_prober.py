@@ -56,6 +56,21 @@ def make(probes=("all",), **changes) -> tuple[Prober, nn.Module, Data]:
     return Prober(subject(model, data, **changes), probes, **options), model, data
 
 
+def test_what_is_predicted_takes_no_further_pass_where_the_network_is_called_as_it_is() -> None:
+    passes = []
+
+    def found(**changes) -> dict[str, torch.Tensor]:
+        prober, model, _ = make(("units", "values"), **changes)
+        model.register_forward_hook(lambda module, given, out: passes.append(len(out)))
+        return prober.measure(100).scalars
+
+    known = found()
+    once = len(passes)
+    own = found(forward=lambda model, x: model(x))  # may be anything, so that nothing is known of it
+    assert len(passes) - once == once + 2  # of the recent batch and of the frozen one
+    assert known == own
+
+
 def test_it_is_due_every_so_many_steps_after_the_last_probe() -> None:
     prober, _, _ = make(("units",))
     assert [step for step in (0, 99, 100, 150) if prober.due(step)] == [100, 150]
