@@ -47,12 +47,15 @@ def build_agent(
     how what happens on the device is run, as `--execution`; what is missing for it is printed.
     """
     from agents.execution import Executor
+    from agents.followed_step import FollowedSteps
 
     for schedule in schedules_of(config).values():
         schedule.value(0)  # raises where it is not in steps
     wanted = {"interventions": interventions, "moments": moments, "clock": clock}
     wanted["executor"] = Executor(execution, device, generators)
-    return kind_of(config).build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)
+    agent = kind_of(config).build(config, spaces, num_envs, generators, device=device, precision=precision, **wanted)
+    FollowedSteps(agent.learner)
+    return agent
 
 
 def build_player(

@@ -111,8 +111,9 @@ class Executor:
 
     "eager": as they stand. "compile": what is given to `compiled` goes through torch.compile. "graph": what is given to
     `run` is captured once for each function, each set of shapes and each `structure`, after some runs as it stands, and
-    replayed from then on. "auto": graph on a GPU, else eager. Where something is missing, `say` is told so in a line,
-    and functions are run as they stand.
+    replayed from then on. "auto": graph on a GPU, else eager, with gradient steps followed where that pays
+    (agents/followed_step.py). Where something is missing, `say` is told so in a line, and functions are run as they
+    stand.
 
     `generators`: of the run; those that a function draws from go on in a graph as they would outside.
     """
@@ -131,6 +132,8 @@ class Executor:
         if mode == "graph" and self._capturer is None:
             say("execution: graphs are captured on a GPU; without one everything runs eagerly")
         self.mode = {"compile": "compile"}.get(mode, "graph" if self._capturer else "eager")
+        self.follows = mode == "auto" and device.type == "cpu"
+        """Whether gradient steps may be followed."""
         self._graphs: dict[Hashable, _Graph | int] = {}  # a graph, or how often its function ran until now
         self._moved: dict[Hashable, set[torch.Generator]] = {}
         self._full = False

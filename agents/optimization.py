@@ -68,14 +68,18 @@ class Optimization:
         """Adam's step along the gradient; returns its global norm before clipping. Raises `NonFiniteError` before any
         weight moves where it or one of the 0-d `watched`, the loss among them, is not finite."""
         owners = [place for place, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        gradients = [self.parameters[place].grad for place in owners]
-        norms = torch.stack(quick_norms(gradients))
-        norm = torch.linalg.vector_norm(norms)
-        self.guard.check(Gradient(owners, norms, norm), **watched)
+        norms = torch.stack(quick_norms([self.parameters[place].grad for place in owners]))
+        gradient = Gradient(owners, norms, torch.linalg.vector_norm(norms))
+        self.move(gradient, **watched)
+        return gradient.norm
+
+    def move(self, gradient: Gradient, **watched: Tensor) -> None:
+        """`step` along a gradient whose norms are known."""
+        self.guard.check(gradient, **watched)
         if self.max_norm > 0:
-            torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
+            gradients = [self.parameters[place].grad for place in gradient.owners]
+            torch._foreach_mul_(gradients, (self.max_norm / (gradient.norm + 1e-6)).clamp(max=1.0))
         self.adam.move()
-        return norm
 
     def count(self) -> None:
         """A gradient step was made."""

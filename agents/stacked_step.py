@@ -5,27 +5,23 @@ written down; from then on nobody's Python, no autograd and no vmap stands betwe
 says who asks for it).
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.fx import Graph, GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from agents.adam import KEPT, move
 from agents.execution import leaves, rebuilt
 from agents.learner import Learner, LossOf, Step
 from agents.optimization import autocast
+from agents.traced import Traced
 
 Named = dict[str, Tensor]
 OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "capturable")
 """Of Adam's groups: what may tell one seed's from another's."""
-VIEWS = (torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default)
-"""Of which many change nothing."""
 
 
 class Pull(NamedTuple):
@@ -56,7 +52,7 @@ class Found(NamedTuple):
     learned: Any
     """What `learn` gave."""
     gradients: Named
-    """Clipped, by parameter."""
+    """By parameter; clipped where learners are stacked."""
     norms: Tensor
     """[parameters] of the gradients before clipping."""
     norm: Tensor
@@ -145,94 +141,42 @@ class Slices:
         return found
 
 
-class Traced:
-    """`learn` of all learners, as operations on their stacked tensors."""
+def traced_step(
+    first: Learner, learn: Callable[[Any], Any], slices: Slices, trained: Sequence[str], batch: Any, pull: Pull
+) -> Callable[[Any, Pull], Found]:
+    """`learn` of all learners on their stacked tensors, of a stacked batch and `Pull`. `first`: whose Python is
+    followed."""
+    stacked, others = slices.stacked, [name for name in slices.stacked if name not in trained]
 
-    def __init__(
-        self, first: Learner, learn: Callable[[Any], Any], slices: Slices, trained: Sequence[str], *given: Any
-    ) -> None:
-        """`first`: whose Python is followed, with `learn`; `given`: a stacked batch and `Pull`."""
-        self.trained, self.slices = trained, slices
-        self._others = [name for name in slices.stacked if name not in trained]
+    def given(batch: Any, pull: Pull) -> tuple:
+        return {name: stacked[name] for name in trained}, {name: stacked[name] for name in others}, batch, pull
 
-        def whole(*tensors: Tensor) -> list[Tensor]:
-            found = vmap(partial(_followed, first, learn, slices.roots[0]))(*rebuilt(self._given(*given), tensors))
-            self._found = rebuilt(found, range(len(leaves(found))))
-            return leaves(found)
-
-        tensors = leaves(self._given(*given))
-        with torch.no_grad():  # of the gradient inside it knows nothing
-            module = make_fx(whole)(*tensors)
-            _drop_idle(module.graph)
-            module.recompile()
-            self._run = module.forward if first.executor.captures else _without_python(module, tensors)
-
-    def _given(self, batch: Any, pull: Pull) -> tuple:
-        stacked = self.slices.stacked
-        named = {name: stacked[name] for name in self.trained}, {name: stacked[name] for name in self._others}
-        return *named, batch, pull
-
-    def __call__(self, batch: Any, pull: Pull) -> Found:
-        """What a gradient step on the stacked `batch` comes to."""
-        with torch.no_grad():
-            return rebuilt(self._found, self._run(*leaves(self._given(batch, pull))))
+    step = Traced(vmap(partial(followed, first, learn, slices.roots[0], _clipped)), given(batch, pull))
+    return lambda batch, pull: step(*given(batch, pull))
 
 
-def _without_python(module: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """The operations of `module` on such `tensors`, called by torch itself: calling them from Python takes as long as
-    doing them does, where networks are small. The numbers are the same. From Python still, where torch cannot."""
-    if not hasattr(torch.jit, "trace"):  # it is to go, and nothing else does it without a compiler
-        return module.forward
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _replace_layer_norms(module.graph)
-        module.recompile()
-        try:
-            return torch.jit.trace(module, tuple(tensors), check_trace=False, strict=False)
-        except RuntimeError:
-            return module.forward
+def _clipped(learner: Learner, gradients: Named) -> tuple[Named, Tensor, Tensor]:
+    """(Gradients, norms before clipping, the norm of all)."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()])
+    norm, most = torch.linalg.vector_norm(norms), learner.optimization.max_norm
+    if most > 0:
+        scale = (most / (norm + 1e-6)).clamp(max=1.0)
+        gradients = {name: gradient * scale for name, gradient in gradients.items()}
+    return {name: gradient.contiguous() for name, gradient in gradients.items()}, norms, norm
 
 
-def _replace_layer_norms(graph: Graph) -> None:
-    """Put what torch.jit.trace knows in place of operations whose flags, and gradients of nothing, it does not."""
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.native_layer_norm_backward.default and node.args[-1] == [True, False, False]:
-            with graph.inserting_before(node):
-                gradient = graph.call_function(_layer_norm_backward, node.args[:6])
-            for user in list(node.users):
-                user.replace_all_uses_with(gradient)  # the first of three, as nobody else's is there
-    graph.eliminate_dead_code()
-
-
-def _layer_norm_backward(*given: Any) -> Tensor:
-    return _scripted(_first_gradient)(*given)
-
-
-_scripted = cache(torch.jit.script)
-
-
-def _first_gradient(
-    gradient: Tensor, inputs: Tensor, shape: list[int], mean: Tensor, scale: Tensor, weight: Tensor | None
-) -> Tensor:
-    """That of the inputs."""
-    wanted = [True, False, False]
-    return torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, None, wanted)[0]
-
-
-def _drop_idle(graph: Graph) -> None:
-    """Take out of `graph` what nobody uses, and views that are as what they view."""
-    for node in graph.nodes:
-        if node.target in VIEWS:
-            before, after = node.args[0].meta["tensor_meta"], node.meta["tensor_meta"]
-            if before.shape == after.shape and before.stride == after.stride:
-                node.replace_all_uses_with(node.args[0])
-    graph.eliminate_dead_code()
-
-
-def _followed(
-    first: Learner, learn: Callable[[Any], Any], root: Networks, trained: Named, others: Named, batch: Any, pull: Pull
+def followed(
+    first: Learner,
+    learn: Callable[[Any], Any],
+    root: Networks,
+    finished: Callable[[Learner, Named], tuple[Named, Tensor, Tensor]],
+    trained: Named,
+    others: Named,
+    batch: Any,
+    pull: Pull,
 ) -> Found:
-    """What `learn(batch)` of the learner `first` comes to with these tensors in place of its networks' own."""
+    """What `learn(batch)` of the learner `first` comes to with these tensors in place of its networks' own. `finished`:
+    from gradients to them, their norms and the norm of all, as `Found` has them."""
     met: list[Found] = []
 
     def step(observations: Tensor, loss_of: LossOf, wanted: Any, **watched: Tensor) -> Step:
@@ -244,14 +188,9 @@ def _followed(
         gradients, (loss, aside, captured) = grad(loss, has_aux=True)(trained)
         for name, pulled in pull.gradients.items():
             gradients[name] = gradients[name] + pulled
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()])
-        norm, most = torch.linalg.vector_norm(norms), first.optimization.max_norm
-        if most > 0:
-            scale = (most / (norm + 1e-6)).clamp(max=1.0)
-            gradients = {name: gradient * scale for name, gradient in gradients.items()}
+        gradients, norms, norm = finished(first, gradients)
         seen = (observations, captured) if first.interventions.stepping else ()
         whole = {"loss": loss + sum(pull.penalties.values())}
-        gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
         met.append(Found((), gradients, norms, norm, watched | whole, seen))
         return Step(loss, norm, pull.penalties, aside)
 

@@ -26,7 +26,7 @@ from agents.execution import Executor, leaves, rebuilt
 from agents.guard import Gradient, NonFiniteError
 from agents.layers import MODED
 from agents.learner import Learner
-from agents.stacked_step import Found, Pull, Slices, Traced, of_each
+from agents.stacked_step import Found, Pull, Slices, of_each, traced_step
 
 
 def why_in_turns(learners: Sequence[Learner]) -> str:
@@ -71,7 +71,7 @@ class Stack:
         self._executor = _executor_of(self.learners) if self.learners else None
         for learner in self.learners:
             learner.executor.forget()  # its tensors have gone to other places
-        self._traced: dict[Any, Traced] = {}
+        self._traced: dict[Any, Callable[[Any, Pull], Found]] = {}
         self._functions: dict[Any, Callable[[Any], Any]] = {}
         self._refused: dict[Learner, NonFiniteError] = {}
 
@@ -126,7 +126,7 @@ class Stack:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves(batch))
         key = learn.__func__, shapes, tuple(trained), tuple(pull.penalties)
         if key not in self._traced:
-            self._traced[key] = Traced(self.learners[0], learn, slices, trained, batch, pull)
+            self._traced[key] = traced_step(self.learners[0], learn, slices, trained, batch, pull)
         found = self._traced[key](batch, pull)
         self._check(found, trained)
         slices.move(found.gradients, learning, [learner not in self._refused for learner in self.learners])

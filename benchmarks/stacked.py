@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from agents.followed_step import WARM_UP
 from agents.schedule import in_steps
 from agents.stacking import Stack, why_in_turns
 from benchmarks.intervention_cost import TimedAgent
@@ -71,7 +72,8 @@ def _window(
             torch.cuda.synchronize(device)
         return steps() - before
 
-    work(5)  # graphs are captured, and functions followed
+    while min(seat.agent.clock.gradient_steps for seat in seats) <= 2 * WARM_UP:  # graphs are captured, steps followed
+        work(1)
     begun = time.perf_counter()
     work(2)
     times = max(1, int(2 * seconds / (time.perf_counter() - begun)))

@@ -1,8 +1,10 @@
 """How much faster several seeds learn in one process when their gradient steps are computed as one.
 
-For each row two sets of agents of the same settings, one agent a seed, take turns in one process: in one set each
-learns alone, one after the other, in the other their gradient steps are computed as one (agents/stacking.py). Times are
-of the processor, one thread, for one gradient step of every seed; ``ratio`` is the median over turns of alone / as one.
+For each row three sets of agents of the same settings, one agent a seed, take turns in one process: in two of them
+each learns alone, one after the other, as the code stands (`--execution eager`) and with followed steps (the default
+where they can be, agents/followed_step.py), in the third their gradient steps are computed as one
+(agents/stacking.py). Times are of the processor, one thread, for one gradient step of every seed; ``ratio`` is the
+median over turns of alone / as one, beside eager steps and beside followed ones.
 
     ppo-ant-64      PPO as CleanRL's on Ant-v5: 64-64 tanh, minibatches of 64
     dqn-mlp-N       DQN on ImageMDP's 28x28 images: N-N, batch 32
@@ -14,6 +16,7 @@ worlds take, which nothing here makes faster, and ``bound`` the ratio that learn
 """
 
 import argparse
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,9 +25,11 @@ from statistics import median
 
 import torch
 
+from agents.followed_step import WARM_UP
 from agents.schedule import in_steps
 from agents.stacking import Stack
 from benchmarks.intervention_cost import TimedAgent
+from benchmarks.turns import Spent, take_turns
 from envs import describe
 from experiments.config import TrainConfig
 from experiments.machine import choose_device, device_argument
@@ -34,6 +39,7 @@ from experiments.setup import build, spaces_from
 
 WIDTHS = (64, 128, 256, 512)
 ROWS = ("ppo-ant-64", *(f"dqn-mlp-{width}" for width in WIDTHS))
+SIDES = ("eager", "alone", "as one")
 STEPS = 1_000_000
 """Of the run that schedules belong to."""
 
@@ -53,9 +59,9 @@ def settings(row: str) -> TrainConfig:
 class Seeds:
     """An agent of each seed, with data to learn from."""
 
-    def __init__(self, config: TrainConfig, seeds: int, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, seeds: int, device: torch.device, execution: str = "auto") -> None:
         spaces, agent = spaces_from(describe(config.world)), in_steps(config.agent, STEPS)
-        self.each = [TimedAgent(agent, spaces, [], device) for _ in range(seeds)]
+        self.each = [TimedAgent(agent, spaces, [], device, execution=execution) for _ in range(seeds)]
         self.stack: Stack | None = None
 
     def stacked(self) -> "Seeds":
@@ -84,17 +90,29 @@ class Seeds:
 def update_ratio(row: str, seeds: int, turns: int, device: torch.device) -> str:
     """The line of the table for a row's gradient steps."""
     config = settings(row)
-    alone, as_one = Seeds(config, seeds, device), Seeds(config, seeds, device).stacked()
+    eager = Seeds(config, seeds, device, "eager") if device.type == "cpu" else None
+    sides = {"alone": Seeds(config, seeds, device), "as one": Seeds(config, seeds, device).stacked()}
+    sides |= {} if eager is None else {"eager": eager}
     updates = 1 if row.startswith("ppo") else 20
-    pairs = []
-    for turn in range(turns + 1):
-        sides = (alone, as_one) if turn % 2 else (as_one, alone)
-        spent = {side: side.seconds(updates) for side in sides}
-        pairs.append((spent[alone], spent[as_one]))
-    before, after = (median(times) * 1e3 for times in zip(*pairs[1:], strict=True))  # the first is a warm-up
-    ratios = sorted(one / other for one, other in pairs[1:])
-    as_one.stack.keep(())
-    return f"{row:14} {before:10.2f} {after:10.2f} {median(ratios):8.2f}   {ratios[0]:.2f} .. {ratios[-1]:.2f}"
+    for side in sides.values():
+        while side.each[0].agent.clock.gradient_steps <= 2 * WARM_UP:
+            side.seconds(updates)
+    windows = {name: partial(_window, side, updates) for name, side in sides.items()}
+    found = take_turns(windows, turns)
+    cells = [
+        f"{median(spent.cpu for spent in found[name]) * 1e3 if name in found else math.nan:10.2f}" for name in SIDES
+    ]
+    for name in ("eager", "alone"):
+        pairs = zip(found.get(name, ()), found["as one"], strict=False)
+        ratios = sorted(one.cpu / other.cpu for one, other in pairs) or [math.nan]
+        cells.append(f"{median(ratios):8.2f}   {ratios[0]:.2f} .. {ratios[-1]:.2f}")
+    sides["as one"].stack.keep(())
+    return f"{row:14} " + " ".join(cells)
+
+
+def _window(side: Seeds, updates: int) -> Spent:
+    seconds = side.seconds(updates)
+    return Spent(seconds, seconds)
 
 
 class Whole:
@@ -146,7 +164,8 @@ def whole_ratio(row: str, seeds: int, turns: int) -> str:
     alone, as_one = Whole(config, seeds, False), Whole(config, seeds, True)
     ticks = 512 if row.startswith("ppo") else 200
     for side in (alone, as_one):
-        side.seconds(ticks)
+        while side.runs[0].agent.clock.gradient_steps <= 2 * WARM_UP:
+            side.seconds(ticks)
         side.learning = 0.0
     pairs = []
     for turn in range(turns):
@@ -179,7 +198,7 @@ def main() -> None:
     if arguments.whole:
         print(f"{'whole run':14} {'ratio':>8}   spread         worlds    bound")
     else:
-        print(f"{'update':14} {'alone ms':>10} {'as one ms':>10} {'ratio':>8}   spread")
+        print(f"{'update':14} {'eager ms':>10} {'followed':>10} {'as one':>10} {'by eager':>8}   {'by followed':>22}")
     for row in arguments.rows or ROWS:
         measured = whole_ratio if arguments.whole else partial(update_ratio, device=device)
         print(measured(row, arguments.seeds, arguments.turns), flush=True)

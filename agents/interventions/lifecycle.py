@@ -218,6 +218,11 @@ class Lifecycle:
             return None
         return Forward(self.network, observations, captured, lambda network: self.capture(network, observations))
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether anything may be added to the loss."""
+        return bool(self._penalizing)
+
     def penalties(self, forward: Forward | None) -> dict[str, Tensor]:
         """The scalars to add to the loss, by the intervention's name."""
         found: dict[str, Tensor] = {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import build_agent, stacked_step
+from agents import build_agent, traced
 from agents.config import LearningRate, NetworkConfig
 from agents.guard import NonFiniteError
 from agents.interventions import intervention_class
@@ -144,16 +144,14 @@ def test_equal_to_learning_alone_on_the_same_batches(agent: str, interventions: 
 def test_called_by_torch_or_from_python_operations_give_the_same_numbers(
     agent: str, interventions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    traced, called = made(agent, interventions), made(agent, interventions)
-    kinds, without_python = [], stacked_step._without_python
-    monkeypatch.setattr(
-        stacked_step, "_without_python", lambda *given: kinds.append(without_python(*given)) or kinds[-1]
-    )
-    together(traced, [partial(learns, one, seed, 12) for seed, one in enumerate(traced)])
-    assert [type(kind).__name__ for kind in kinds] == ["TopLevelTracedModule"]  # and not Python after all
-    monkeypatch.setattr(stacked_step, "_without_python", lambda module, tensors: module.forward)
+    without, called = made(agent, interventions), made(agent, interventions)
+    kinds, without_python = [], traced._without_python
+    monkeypatch.setattr(traced, "_without_python", lambda *given: kinds.append(without_python(*given)) or kinds[-1])
+    together(without, [partial(learns, one, seed, 12) for seed, one in enumerate(without)])
+    assert [kind.__name__ for kind in kinds] == ["run"]  # not "forward": Python after all
+    monkeypatch.setattr(traced, "_without_python", lambda module, tensors: module.forward)
     together(called, [partial(learns, one, seed, 12) for seed, one in enumerate(called)])
-    for one, other in zip(traced, called, strict=True):
+    for one, other in zip(without, called, strict=True):
         mine, theirs = one.network.state_dict(), other.network.state_dict()
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 

@@ -1,0 +1,90 @@
+"""A lone learner's gradient step on a CPU: followed once, and from then on called by torch itself (agents/traced.py).
+
+The numbers are those of the step as it stands, to the bit, so that it does not matter when it begins. Where networks
+are small, following halves a step's time.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.execution import leaves
+from agents.guard import Gradient
+from agents.layers import MODED
+from agents.learner import Learner
+from agents.stacked_step import Found, Named, Networks, Pull, followed
+from agents.traced import Traced
+from plasticity_probes.norms import quick_norms
+
+WARM_UP = 100
+"""Steps of a kind as they stand: following one takes as long as some hundreds of them, which a short run saves."""
+
+
+def why_not_followed(learner: Learner) -> str:
+    """Why the steps of `learner` are made as they stand; empty where they can be followed."""
+    modules = list(learner.network.modules())
+    if learner.precision == "bf16":
+        return "weights are rounded ahead of passes"
+    if any(isinstance(module, nn.Conv2d) for module in modules):
+        return "convolutions take longer than what is saved"
+    if any(type(module) in MODED for module in modules):
+        return "something is drawn or moved in the forward pass"
+    if learner.optimization.guard.holds:
+        return "something moves in the network before its gradient is known"
+    if learner.interventions.penalizes:
+        return "something is added to the loss"
+    if not set(learner.network.parameters()).issuperset(learner.optimization.parameters):
+        return "an intervention trains parameters outside of the network"
+    return ""
+
+
+def _with_norms(learner: Learner, gradients: Named) -> tuple[Named, Tensor, Tensor]:
+    norms = torch.stack(quick_norms(gradients.values()))
+    return gradients, norms, torch.linalg.vector_norm(norms)
+
+
+class FollowedSteps:
+    """Makes the gradient steps of `learner` from now on."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.why_not = learner, why_not_followed(learner)
+        learner.run_step = self.run
+
+    def run(self, learn: Callable[[Any], Any], batch: Any, structure: Hashable = ()) -> Any:
+        """`learn(batch)` on the device, or what comes to the same."""
+        executor = self.learner.executor
+        if self.why_not or not executor.follows:
+            return executor.run(learn, batch, structure)
+        known = executor.kept(FollowedSteps, dict)  # how often a kind was made as it stands, or what makes it
+        learns = tuple(parameter.requires_grad for parameter in self.learner.optimization.parameters)
+        kind = learn.__func__, learns, tuple((tensor.shape, tensor.dtype) for tensor in leaves(batch))
+        step = known.get(kind, 0)
+        if isinstance(step, int):
+            known[kind] = step + 1 if step < WARM_UP else self._followed(learn, batch)
+            step = learn
+        return executor.run(step, batch, structure)
+
+    def _followed(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
+        """What makes the step on a batch."""
+        learner, root, nothing = self.learner, Networks(self.learner), Pull({}, {})
+        own = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        names = {id(tensor): name for name, tensor in own.items()}
+        owners = [place for place, one in enumerate(learner.optimization.parameters) if one.requires_grad]
+        learning = [names[id(learner.optimization.parameters[place])] for place in owners]
+        trained = {name: own[name] for name in learning}
+        others = {name: tensor for name, tensor in own.items() if name not in trained}
+        function = partial(followed, learner, learn, root, _with_norms)
+        traced = Traced(function, (trained, others, batch, nothing))
+
+        def step(batch: Any) -> Any:
+            found: Found = traced(trained, others, batch, nothing)
+            for name, parameter in trained.items():
+                parameter.grad = found.gradients[name]
+            learner.optimization.move(Gradient(owners, found.norms, found.norm), **found.watched)
+            learner.interventions.every_step(learner.interventions.forward(*(found.seen or (None, {}))))
+            return found.learned
+
+        return step

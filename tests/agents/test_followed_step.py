@@ -1,0 +1,174 @@
+"""A gradient step that is followed gives the numbers of the step as it stands, to the bit."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents import build_agent, followed_step, traced
+from agents.agent import Agent
+from agents.config import NetworkConfig
+from agents.guard import NonFiniteError
+from agents.interventions import intervention_class
+from agents.randomness import Generators
+from agents.replay import Batch
+from agents.schedule import in_steps
+from agents.transitions import Spaces
+from agents.value_config import C51Config, DQNConfig
+from tests.agents.test_stacking import AGENTS, DISCRETE, INTERVENTIONS, MLP, learns
+
+STEPS = 24
+IMAGES = Spaces((1, 28, 28), np.dtype(np.uint8), "discrete", 10)
+WIDE = NetworkConfig(torso="mlp", width=512, depth=2)
+FOLLOWED = ("none", "norm and decay", "redo", "cbp", "reset", "local moments", "doubled")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Steps are followed from the fourth on; what calls the operations."""
+    calling, without_python = [], traced._without_python
+
+    def noted(*given: object) -> object:
+        calling.append(without_python(*given))
+        return calling[-1]
+
+    monkeypatch.setattr(followed_step, "WARM_UP", 3)
+    monkeypatch.setattr(traced, "_without_python", noted)
+    return calling
+
+
+def made(agent: str, interventions: str = "none", execution: str = "auto", **changes: object) -> Agent:
+    config, spaces = AGENTS[agent]
+    config = in_steps(type(config)(**{**vars(config), **changes}), 1000)
+    chosen = [intervention_class(name)(**given) for name, given in INTERVENTIONS[interventions].items()]
+    how = {"interventions": chosen, "execution": execution}
+    one = build_agent(config, spaces, 1, Generators(0), torch.device("cpu"), **how)
+    if one.learner.surgery is not None:
+        shown = torch.Generator().manual_seed(0)
+        one.learner.surgery._sample = lambda n: torch.randn(n, *spaces.observation_shape, generator=shown)
+    return one
+
+
+def equal(one: Agent, other: Agent) -> None:
+    """Weights, moments and step counts."""
+    mine, theirs = one.learner.state_dict(), other.learner.state_dict()
+    for part in ("network", "target_network"):
+        for name in theirs.get(part, ()):
+            assert torch.equal(mine[part][name], theirs[part][name]), name
+    adam = mine["optimization"]["adam"]["state"], theirs["optimization"]["adam"]["state"]
+    for place in adam[1]:
+        assert all(torch.equal(adam[0][place][name], adam[1][place][name]) for name in adam[1][place])
+
+
+@pytest.mark.parametrize(
+    ("agent", "interventions"),
+    [
+        pytest.param(agent, name, marks=() if name == "none" or agent == "ppo, continuous" else pytest.mark.exhaustive)
+        for agent in AGENTS
+        for name in FOLLOWED
+    ],
+)
+def test_equal_to_the_step_as_it_stands(agent: str, interventions: str, soon: list) -> None:
+    eager, followed = made(agent, interventions, "eager"), made(agent, interventions)
+    expected, found = learns(eager, 0, STEPS), learns(followed, 0, STEPS)
+    assert [run.__name__ for run in soon] == ["run"]  # once, and not from Python
+    equal(followed, eager)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DQNConfig(network=WIDE, buffer_size=64, loss="huber"),
+        DQNConfig(network=WIDE, buffer_size=64, loss="mse", double=True),
+        C51Config(network=WIDE, buffer_size=64),
+    ],
+)
+def test_equal_on_pixels_and_in_wide_layers(config: DQNConfig | C51Config, soon: list) -> None:
+    pair = []
+    for execution in ("eager", "auto"):
+        agent = build_agent(in_steps(config, 1000), IMAGES, 1, Generators(0), torch.device("cpu"), execution=execution)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(12):
+            pixels = torch.randint(256, (2, 32, 1, 28, 28), dtype=torch.uint8, generator=generator)
+            actions = torch.randint(10, (32,), generator=generator)
+            rewards = torch.randn(32, generator=generator)
+            agent.learner.update(agent.learn, Batch(pixels[0], actions, rewards, torch.full((32,), 0.9), pixels[1]))
+        pair.append(agent)
+    assert len(soon) == 1
+    equal(*pair)
+
+
+def test_what_is_not_finite_is_refused_as_it_would_be() -> None:
+    followed, eager = made("dqn, mse"), made("dqn, mse", execution="eager")
+    for agent in (followed, eager):
+        learns(agent, 0, 10)
+        with pytest.raises(NonFiniteError, match="loss is not finite at gradient step 15"):
+            learns(agent, 1, 10, spoilt=4)
+        assert agent.clock.gradient_steps == 14
+    equal(followed, eager)
+
+
+def test_goes_on_from_a_state_that_is_loaded_and_in_a_copy(soon: list) -> None:
+    followed, eager, other = made("c51"), made("c51", execution="eager"), made("c51")
+    for agent in (followed, eager):
+        learns(agent, 0, 10)
+    learns(other, 5, 7)
+    other.load_state_dict(copy.deepcopy(followed.state_dict()))
+    again = copy.deepcopy(followed)
+    for agent in (followed, eager, other, again):
+        learns(agent, 3, 10)
+    for agent in (followed, other, again):
+        equal(agent, eager)
+    assert len(soon) == 4  # a copy's tensors and loaded ones lie elsewhere
+
+
+def test_batches_of_each_size_and_frozen_layers_are_followed_for_themselves(soon: list) -> None:
+    pair = made("dqn, mse"), made("dqn, mse", execution="eager")
+    for agent in pair:
+        generator, head = torch.Generator().manual_seed(2), agent.network.head
+        for step in range(40):
+            size = 8 if step % 2 else 5
+
+            def normal(*shape: int, generator: torch.Generator = generator) -> Tensor:
+                return torch.randn(*shape, generator=generator)
+
+            head.weight.requires_grad_(step < 20)
+            actions = torch.randint(3, (size,), generator=generator)
+            batch = Batch(normal(size, 7), actions, normal(size), torch.full((size,), 0.9), normal(size, 7))
+            agent.learner.update(agent.learn, batch)
+    assert len(soon) == 4
+    equal(*pair)
+
+
+@pytest.mark.parametrize(
+    ("why", "changes"),
+    [
+        ("added to the loss", {"interventions": "pulled"}),
+        ("", {}),
+    ],
+)
+def test_says_why_steps_are_made_as_they_stand(why: str, changes: dict, soon: list) -> None:
+    agent = made("dqn, mse", **changes)
+    said = agent.learner.run_step.__self__.why_not
+    assert why in said if why else said == ""
+    learns(agent, 0, 6)
+    assert len(soon) == (not why)
+
+
+def test_convolutions_bf16_a_popart_head_and_dropout_are_not_followed() -> None:
+    frames = Spaces((4, 84, 84), np.dtype(np.uint8), "discrete", 4, frame_stack=4)
+    cpu, small = torch.device("cpu"), DQNConfig(buffer_size=64, network=MLP, loss="mse")
+    conv = build_agent(DQNConfig(buffer_size=64), frames, 1, Generators(0), cpu)
+    rounded = build_agent(in_steps(small, 1000), DISCRETE, 1, Generators(0), cpu, precision="bf16")
+    with_one = [
+        build_agent(in_steps(small, 1000), DISCRETE, 1, Generators(0), cpu, interventions=[name])
+        for name in ("popart", "dropout")
+    ]
+    said = [agent.learner.run_step.__self__.why_not for agent in (conv, rounded, *with_one)]
+    words = ("convolutions", "rounded", "before its gradient", "in the forward pass")
+    assert [word in sentence for word, sentence in zip(words, said, strict=True)] == [True] * 4
