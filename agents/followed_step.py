@@ -1,7 +1,7 @@
 """A lone learner's gradient step on a CPU: followed once, and from then on called by torch itself (agents/traced.py).
 
-The numbers are those of the step as it stands, to the bit, so that it does not matter when it begins. Where networks
-are small, following halves a step's time.
+The numbers are those of the step as it stands, to the bit, so that it does not matter when it begins. What is saved is
+Python's and autograd's time: most of a step's where networks are small (`python -m benchmarks.stacked_seeds` has both).
 """
 
 from collections.abc import Callable, Hashable
@@ -56,16 +56,25 @@ class FollowedSteps:
     def run(self, learn: Callable[[Any], Any], batch: Any, structure: Hashable = ()) -> Any:
         """`learn(batch)` on the device, or what comes to the same."""
         executor = self.learner.executor
-        if self.why_not or not executor.follows:
+        if self.why_not or not executor.follows or not hasattr(learn, "__func__"):  # that made anew is a new one
             return executor.run(learn, batch, structure)
         known = executor.kept(FollowedSteps, dict)  # how often a kind was made as it stands, or what makes it
         learns = tuple(parameter.requires_grad for parameter in self.learner.optimization.parameters)
         kind = learn.__func__, learns, tuple((tensor.shape, tensor.dtype) for tensor in leaves(batch))
         step = known.get(kind, 0)
         if isinstance(step, int):
-            known[kind] = step + 1 if step < WARM_UP else self._followed(learn, batch)
+            known[kind] = step + 1 if step < WARM_UP else self._followed_or_not(learn, batch)
             step = learn
         return executor.run(step, batch, structure)
+
+    def _followed_or_not(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
+        """What makes the step on a batch; as it stands, said in a line, where it cannot be followed."""
+        try:
+            return self._followed(learn, batch)
+        except Exception as error:  # whatever a value that is read back, or an operation that nobody knows, raises
+            self.why_not = str(error).strip().partition("\n")[0]
+            self.learner.executor.say(f"execution: gradient steps cannot be followed, and run eagerly: {self.why_not}")
+            return learn
 
     def _followed(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
         """What makes the step on a batch."""

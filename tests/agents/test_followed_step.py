@@ -172,3 +172,20 @@ def test_convolutions_bf16_a_popart_head_and_dropout_are_not_followed() -> None:
     said = [agent.learner.run_step.__self__.why_not for agent in (conv, rounded, *with_one)]
     words = ("convolutions", "rounded", "before its gradient", "in the forward pass")
     assert [word in sentence for word, sentence in zip(words, said, strict=True)] == [True] * 4
+
+
+def test_a_step_that_reads_a_value_back_goes_on_as_it_stands(
+    soon: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = made("dqn, mse"), made("dqn, mse", execution="eager")
+    loss = type(pair[0]).loss
+
+    def with_a_branch(agent: Agent, outputs: Tensor, wanted: tuple) -> tuple[Tensor, Tensor]:
+        found, taken = loss(agent, outputs, wanted)
+        return (found * 2 if taken.mean().item() > 0 else found), taken
+
+    monkeypatch.setattr(type(pair[0]), "loss", with_a_branch)
+    for agent in pair:
+        learns(agent, 0, STEPS)
+    equal(*pair)
+    assert soon == [] and capsys.readouterr().out.startswith("execution: gradient steps cannot be followed")
