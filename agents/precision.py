@@ -28,7 +28,7 @@ def set_precision(precision: str, device: torch.device) -> None:
         _set(part, "ieee")  # "high" alone would allow the CPU to round
 
 
-class subnormal_flushed:  # noqa: N801: read as a phrase, as torch.no_grad is
+class subnormal_flushed:  # read as a phrase, as torch.no_grad is
     """Within, this thread's CPU takes numbers below the smallest normal one (float32: 1.2e-38) for zero.
 
     Where a unit dies, its gradient is zero from then on, and Adam's first moments of its weights shrink by beta1 a step

@@ -26,6 +26,7 @@ from agents.execution import Executor, leaves, rebuilt
 from agents.guard import Gradient, NonFiniteError
 from agents.layers import MODED
 from agents.learner import Learner
+from agents.sizes import MOST_STACKED, TOO_LARGE
 from agents.stacked_step import Found, Pull, Slices, of_each, traced_step
 
 
@@ -46,6 +47,14 @@ def why_in_turns(learners: Sequence[Learner]) -> str:
             return f"the penalty of {member.name} reads the forward pass"
     if not set(first.network.parameters()).issuperset(first.optimization.parameters):
         return "an intervention trains parameters outside of the network"
+    return ""
+
+
+def why_no_faster(learners: Sequence[Learner]) -> str:
+    """Why computing the gradient steps of these as one saves nothing; empty where it does."""
+    parameters = sum(parameter.numel() for parameter in learners[0].network.parameters())
+    if learners[0].device.type == "cpu" and parameters > MOST_STACKED:
+        return TOO_LARGE
     return ""
 
 

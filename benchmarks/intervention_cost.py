@@ -28,6 +28,7 @@ import torch
 
 from agents import build_agent
 from agents.config import AgentConfig
+from agents.followed_step import WARM_UP
 from agents.interventions import intervention_class
 from agents.interventions.base import Intervention
 from agents.randomness import Generators
@@ -97,6 +98,11 @@ class TimedAgent:
             self.agent.rollout.row = len(self.agent.rollout.rewards)
         self.agent.update()
 
+    @property
+    def follows(self) -> bool:
+        """Whether its gradient steps are followed sooner or later."""
+        return self.agent.learner.executor.follows and not self.agent.learner.run_step.__self__.why_not
+
     def mature(self, turn: int, age: int = 20_000) -> None:
         """As if that many gradient steps had been made: CBP's units are all mature, at ages of their own, and what is
         left of a layer's share is some fraction of a unit, the same for layers of one size."""
@@ -144,6 +150,8 @@ def compare(
         subject = TimedAgent(config, spaces, [intervention_class(chosen)()], device)
         for each in (plain, subject):
             each.seconds(warmup * updates)
+            while each.follows and each.agent.clock.gradient_steps <= 2 * WARM_UP:
+                each.seconds(updates)
         subject.mature(turn)
         seconds = {plain: 0.0, subject: 0.0}
         for stretch in range(stretches):

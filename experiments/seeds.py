@@ -9,14 +9,18 @@ from typing import Any
 
 from agents.checks import uses_convolutions
 from agents.config import require
+from agents.kinds import kind_of
+from agents.sizes import MOST_STACKED, TOO_LARGE, network_size
 from envs import describe
 from experiments.config import TrainConfig
 from experiments.earlier import EarlierRun, earlier_run
 from experiments.json_file import read_json
+from experiments.machine import may_be_a_gpu
 from experiments.naming import made_up_name
 from experiments.places import fitting_name
 from experiments.run_directory import ENDING
 from experiments.setup import spaces_from
+from experiments.sizes import products_of_a_batch
 from experiments.store import Checkpoint, Unsound, at_step, listed, read, step_of
 
 SUFFIX = ".seeds.json"
@@ -69,19 +73,24 @@ def record_of(config: TrainConfig) -> Path:
 
 def why_in_turns(config: TrainConfig) -> str:
     """Why gradient steps of several seeds of `config` are not computed as one, as far as its settings tell; empty where
-    they are: then it pays to train them in one process. `agents.stacking.why_in_turns` says it of learners. Imports
+    they are: then it pays to train them in one process. `agents.stacking` says it of learners. Imports
     torch where there are interventions alone."""
-    network = config.agent.network
+    network, spaces = config.agent.network, spaces_from(describe(config.world))
     for member in config.interventions:
         network = member.configure(network)
-    if uses_convolutions(network, spaces_from(describe(config.world))):
+    if uses_convolutions(network, spaces):
         return "convolutions are not stacked"
     if network.norm == "batch" or network.dropout > 0:
         return "something is drawn or moved in the forward pass"
     if config.run.execution == "compile":
         return "execution is compile"
     alone = [member.name for member in config.interventions if not member.stacks]
-    return f"{' and '.join(alone)} cannot be stacked" if alone else ""
+    if alone:
+        return f"{' and '.join(alone)} cannot be stacked"
+    agent = replace(config.agent, network=network)
+    parameters = network_size(agent, spaces, network.width, network.depth, kind_of(agent).atoms(agent)).parameters
+    on_cpu = not may_be_a_gpu(config.run.device, products_of_a_batch(config, spaces))
+    return TOO_LARGE if on_cpu and parameters > MOST_STACKED else ""
 
 
 def company(directory: Path) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from agents.agent import Agent
 from agents.config import shown
-from agents.stacking import Stack, why_in_turns
+from agents.stacking import Stack, why_in_turns, why_no_faster
 from envs.errors import WorldError
 from envs.patience import Patience
 from experiments.config import TrainConfig
@@ -93,7 +93,7 @@ class _Company:
     def __init__(self, seeds: Sequence[Seed], console: Console, stop: StopRequests) -> None:
         self.console, self.stop = console, stop
         learners, numbers = [seed.agent.learner for seed in seeds], [seed.config.run.seed for seed in seeds]
-        self.in_turns = why_in_turns(learners) if len(seeds) > 1 else "one alone"
+        self.in_turns = why_in_turns(learners) or why_no_faster(learners) if len(seeds) > 1 else "one alone"
         stacked = () if self.in_turns else numbers
         self.members: list[Training] = []
         for place, (config, world, agent, earlier) in enumerate(seeds):

@@ -16,6 +16,7 @@ from rich.console import Console
 from agents.guard import NonFiniteError
 from agents.interventions import NAMES
 from agents.stacking import why_in_turns as of_learners
+from agents.stacking import why_no_faster
 from envs.errors import WorldError
 from experiments.cli import parse_train
 from experiments.run_directory import find_checkpoint
@@ -242,10 +243,20 @@ def test_whether_it_pays_is_known_from_the_settings() -> None:
     def of(*flags: str) -> str:
         return why_in_turns(parse_train([*flags, "--steps", "1000"]))
 
-    assert not of("ppo", "--env", "Ant-v5") and not of("dqn", "--env", "ImageMDP-v0")
+    assert not of("ppo", "--env", "Ant-v5") and not of("dqn", "--env", "ImageMDP-v0", "--width", "256")
+    assert "400,000 parameters" in of("dqn", "--env", "ImageMDP-v0", "--width", "512", "--device", "cpu")
     assert of("dqn", "--env", "ALE/Pong-v5") == "convolutions are not stacked"
     several = "--interventions", "pfo", "redo", "infer"
     assert of("dqn", "--env", "CartPole-v1", *several) == "pfo and infer cannot be stacked"
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_settings_and_learners_agree_on_size(width: int) -> None:
+    config = parse_train(["c51", "--env", "ImageMDP-v0", "--width", str(width), "--device", "cpu", "--steps", "1000"])
+    world, agent = build(config)
+    world.close()
+    assert why_in_turns(config) == why_no_faster([agent.learner])
+    assert bool(why_in_turns(config)) == (width == 512)
 
 
 def test_settings_and_learners_agree_on_it() -> None:
