@@ -4,6 +4,7 @@ The numbers are those of the step as it stands, to the bit, so that it does not 
 Python's and autograd's time: most of a step's where networks are small (`python -m benchmarks.stacked_seeds` has both).
 """
 
+import time
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
@@ -69,12 +70,15 @@ class FollowedSteps:
 
     def _followed_or_not(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
         """What makes the step on a batch; as it stands, said in a line, where it cannot be followed."""
+        began = time.perf_counter()
         try:
             return self._followed(learn, batch)
         except Exception as error:  # whatever a value that is read back, or an operation that nobody knows, raises
             self.why_not = str(error).strip().partition("\n")[0]
             self.learner.executor.say(f"execution: gradient steps cannot be followed, and run eagerly: {self.why_not}")
             return learn
+        finally:
+            self.learner.executor.preparing += time.perf_counter() - began
 
     def _followed(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
         """What makes the step on a batch."""
