@@ -10,7 +10,7 @@ from agents.moments import MOMENTS, initialise_adam
 
 KEPT = (*MOMENTS[:2], "step")
 """What the kernel keeps of a parameter, in the order in which it takes it."""
-ONE = torch.ones(())
+ONE = torch.ones((), dtype=torch.float32)
 
 
 def move(

@@ -63,10 +63,11 @@ class FollowedSteps:
         learns = tuple(parameter.requires_grad for parameter in self.learner.optimization.parameters)
         kind = learn.__func__, learns, tuple((tensor.shape, tensor.dtype) for tensor in leaves(batch))
         step = known.get(kind, 0)
-        if isinstance(step, int):
-            known[kind] = step + 1 if step < WARM_UP else self._followed_or_not(learn, batch)
-            step = learn
-        return executor.run(step, batch, structure)
+        if not isinstance(step, int):
+            return executor.run(step, batch, structure)
+        found = executor.run(learn, batch, structure)
+        known[kind] = step + 1 if step < WARM_UP else self._followed_or_not(learn, batch)
+        return found
 
     def _followed_or_not(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
         """What makes the step on a batch; as it stands, said in a line, where it cannot be followed."""
@@ -81,12 +82,13 @@ class FollowedSteps:
             self.learner.executor.preparing += time.perf_counter() - began
 
     def _followed(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
-        """What makes the step on a batch."""
+        """What makes the step on a batch, after one as it stands: parameters that got no gradient then will get none."""
         learner, root, nothing = self.learner, Networks(self.learner), Pull({}, {})
         own = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         names = {id(tensor): name for name, tensor in own.items()}
-        owners = [place for place, one in enumerate(learner.optimization.parameters) if one.requires_grad]
-        learning = [names[id(learner.optimization.parameters[place])] for place in owners]
+        parameters = learner.optimization.parameters
+        owners = [place for place, parameter in enumerate(parameters) if parameter.grad is not None]
+        learning = [names[id(parameters[place])] for place in owners]
         trained = {name: own[name] for name in learning}
         others = {name: tensor for name, tensor in own.items() if name not in trained}
         function = partial(followed, learner, learn, root, _with_norms)
@@ -94,6 +96,7 @@ class FollowedSteps:
 
         def step(batch: Any) -> Any:
             found: Found = traced(trained, others, batch, nothing)
+            learner.optimization.adam.zero_grad()
             for name, parameter in trained.items():
                 parameter.grad = found.gradients[name]
             learner.optimization.move(Gradient(owners, found.norms, found.norm), **found.watched)

@@ -11,7 +11,7 @@ from agents import build_agent, followed_step, traced
 from agents.agent import Agent
 from agents.config import NetworkConfig
 from agents.guard import NonFiniteError
-from agents.interventions import intervention_class
+from agents.interventions import NAMES, intervention_class
 from agents.randomness import Generators
 from agents.replay import Batch
 from agents.schedule import in_steps
@@ -80,6 +80,16 @@ def test_equal_to_the_step_as_it_stands(agent: str, interventions: str, soon: li
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in INTERVENTIONS])
+def test_equal_with_every_intervention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"when": "at gradient step 9"} if name == "plasticity_injection" else {}
+    monkeypatch.setitem(INTERVENTIONS, name, {name: given})
+    eager, followed = made("dqn, mse", name, "eager"), made("dqn, mse", name)
+    expected, found = learns(eager, 0, STEPS), learns(followed, 0, STEPS)
+    equal(followed, eager)
+    assert all(torch.equal(found[-1][metric], expected[-1][metric]) for metric in expected[-1])
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -137,7 +147,7 @@ def test_batches_of_each_size_and_frozen_layers_are_followed_for_themselves(soon
             def normal(*shape: int, generator: torch.Generator = generator) -> Tensor:
                 return torch.randn(*shape, generator=generator)
 
-            head.weight.requires_grad_(step < 20)
+            head.weight.requires_grad_(step // 10 % 2 == 0)  # and learns again
             actions = torch.randint(3, (size,), generator=generator)
             batch = Batch(normal(size, 7), actions, normal(size), torch.full((size,), 0.9), normal(size, 7))
             agent.learner.update(agent.learn, batch)
