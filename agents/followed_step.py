@@ -82,7 +82,7 @@ class FollowedSteps:
             self.learner.executor.preparing += time.perf_counter() - began
 
     def _followed(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
-        """What makes the step on a batch, after one as it stands: parameters that got no gradient then will get none."""
+        """What makes the step on a batch, after one as it stands: parameters that got no gradient then get none."""
         learner, root, nothing = self.learner, Networks(self.learner), Pull({}, {})
         own = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         names = {id(tensor): name for name, tensor in own.items()}
