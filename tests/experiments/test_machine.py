@@ -274,6 +274,29 @@ def test_memory_that_tensors_free_is_kept_for_the_next_ones():
     assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 1_000
 
 
+IN_LARGE_PAGES = """
+import torch
+from experiments import machine
+
+machine.keep_memory()
+tensors = [torch.ones(2_000_000) for _ in range(5)]  # 40 MB
+with open("/proc/self/smaps_rollup") as file:
+    print(next(line.split()[1] for line in file if line.startswith("AnonHugePages")))
+"""
+
+
+def large_pages_are_given() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[never]" not in setting.read_text()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its malloc is glibc's")
+@pytest.mark.skipif(not large_pages_are_given(), reason="this system gives no large pages")
+def test_tensors_lie_in_large_pages():
+    command = [sys.executable, "-c", IN_LARGE_PAGES]
+    assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) > 30_000
+
+
 def test_where_there_is_no_glibc_memory_is_left_alone(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
