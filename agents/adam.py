@@ -1,11 +1,12 @@
 """torch's fused Adam, and nothing around it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.layout import laid_as
 from agents.moments import MOMENTS, initialise_adam
 
 KEPT = (*MOMENTS[:2], "step")
@@ -28,7 +29,7 @@ def move(
     kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
     kernel(
         moving,
-        [parameter.grad for parameter in moving],
+        [_as_it_lies(laid_as(parameter.grad, parameter)) for parameter in moving],
         means,
         squares,
         [],
@@ -47,6 +48,16 @@ def move(
     torch.autograd.graph.increment_version(moving)  # which the kernel does not, and copies are made by it
 
 
+def _as_it_lies(gradient: Tensor) -> Tensor:
+    """`gradient` with its dimensions in the order in which they lie in memory: on a CPU the kernel goes through memory
+    alone, but first copies, to no use, what is not contiguous by its shape."""
+    if gradient.is_contiguous():
+        return gradient
+    if gradient.dim() == 2:
+        return gradient.t()
+    return gradient.permute(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
+
+
 class FusedAdam(torch.optim.Adam):
     """`torch.optim.Adam` with `fused=True`; its state is there from the beginning. No AMSGrad.
 
@@ -57,6 +68,15 @@ class FusedAdam(torch.optim.Adam):
     def __init__(self, params: Iterable, lr: float | Tensor, **options: Any) -> None:
         super().__init__(params, lr, fused=True, **options)
         initialise_adam(self)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """As torch's own, whose kernel takes it for granted that a gradient lies in memory as its parameter does."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = laid_as(parameter.grad, parameter)
+        return super().step(closure)
 
     @torch.no_grad()
     def move(self) -> None:

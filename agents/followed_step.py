@@ -92,10 +92,10 @@ class FollowedSteps:
         trained = {name: own[name] for name in learning}
         others = {name: tensor for name, tensor in own.items() if name not in trained}
         function = partial(followed, learner, learn, root, _with_norms)
-        traced = Traced(function, (trained, others, batch, nothing))
+        traced = Traced(function, (trained, others), (batch, nothing))
 
         def step(batch: Any) -> Any:
-            found: Found = traced(trained, others, batch, nothing)
+            found: Found = traced(batch, nothing)
             learner.optimization.adam.zero_grad()
             for name, parameter in trained.items():
                 parameter.grad = found.gradients[name]

@@ -5,7 +5,7 @@ sampled as a start. So the next state always lies in the next slot, a truncated 
 state, and a stack of frames costs one frame a step (1M Atari steps: 7.06 GB instead of 28).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ WRITTEN_ONCE = ("observations", "actions", "rewards", "ages", "terminal", "final
 
 EVERYWHERE = slice(None)
 """All environments; indexed by it, an array is not copied."""
+Environment = np.ndarray | int
+"""Whose ring each of a batch lies in, int64 [batch]; 0 where there is one ring."""
 SHARE = 0.7
 """Of a GPU's free memory that a replay may take unasked."""
 
@@ -109,7 +111,8 @@ class Replay:
 
     def ready(self, batch_size: int) -> bool:
         """Whether more than `batch_size` slots are in use and some n-step transition is complete."""
-        return len(self) > batch_size and bool(self.filled.max() > self.n_step)
+        filled = self.filled.tolist()  # of few, sum and max in Python take a tenth of NumPy's time
+        return sum(filled) > batch_size and max(filled) > self.n_step
 
     def _store(self, environments: np.ndarray | slice, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """Write the newest observation of `environments` at their heads; return the flat indices written."""
@@ -172,12 +175,13 @@ class Replay:
             ring[newest_first[kept:]] = -1
             self.filled[environment] = kept
 
-    def _slots(self, environment: np.ndarray, steps_from_oldest: np.ndarray) -> np.ndarray:
+    def _slots(self, environment: Environment, steps_from_oldest: np.ndarray) -> np.ndarray:
         """Flat indices of the slots so many steps after each ring's oldest one."""
-        return self.offset[environment] + (self.oldest[environment] + steps_from_oldest) % self.slots
+        oldest = self.written[environment] - self.filled[environment]
+        return self.offset[environment] + (oldest + steps_from_oldest) % self.slots
 
     def _follow(
-        self, environment: np.ndarray, start: np.ndarray, slot: np.ndarray
+        self, environment: Environment, start: np.ndarray, slot: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Walk n steps from `start` (counted from the oldest slot), which lies in `slot`: summed rewards, discounts,
         steps walked.
@@ -201,36 +205,40 @@ class Replay:
             walking &= known & ~self.ended[here] & ~terminal
         return rewards, discounts, steps
 
-    def _draw(self, batch_size: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Draw starts uniformly by rejection: (environment, start, slot, rewards, discounts, steps), [batch_size]."""
+    def _draw(self, batch_size: int, generator: np.random.Generator) -> tuple[Any, ...]:
+        """Draw starts uniformly by rejection: (environment, start, slot, rewards, discounts, steps), [batch_size]; of
+        one ring the environment is 0."""
         edges = self.filled.cumsum()
         kept: list[tuple[np.ndarray, ...]] = []
         missing, tries = batch_size, 0
         while missing > 0:
             flat = generator.integers(edges[-1], size=missing)
-            environment = edges.searchsorted(flat, side="right")
+            environment = edges.searchsorted(flat, side="right") if self.num_envs > 1 else 0
             start = flat - (edges[environment] - self.filled[environment])
             slot = self._slots(environment, start)
-            drawn = environment, start, slot, *self._follow(environment, start, slot)
+            drawn = start, slot, *self._follow(environment, start, slot)
             valid = ~self.final[slot] & (drawn[-1] <= self.n_step)
             if self.stacked:
                 valid &= np.minimum(self.ages[slot], self.stack - 1) <= start  # the whole stack is there still
             if not kept and np.count_nonzero(valid) == batch_size:
-                return drawn
-            kept.append(tuple(part[valid] for part in drawn))
+                return environment, *drawn
+            of_several = (environment,) if self.num_envs > 1 else ()
+            kept.append(tuple(part[valid] for part in (*drawn, *of_several)))
             missing -= len(kept[-1][0])
             tries += 1
             if tries == 1000:
                 raise RuntimeError(f"replay: no valid transition among {len(self)} slots; raise learning_starts")
-        return tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
+        *drawn, last = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        return (last, *drawn) if self.num_envs > 1 else (0, *drawn, last)
 
-    def _frames(self, environment: np.ndarray, start: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    def _frames(self, environment: Environment, start: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """The slots whose observations, [stack] for each of `start` [batch] where these are stacks, make what was seen
         there, in `slot`. Stacks do not leave the episode."""
         if not self.stacked:
             return slot
         back = np.minimum(np.arange(self.stack - 1, -1, -1), self.ages[slot][:, None])
-        return self._slots(environment[:, None], start[:, None] - back).reshape(-1)
+        across = environment[:, None] if self.num_envs > 1 else environment
+        return self._slots(across, start[:, None] - back).reshape(-1)
 
     def _fetch(self, rows: Tensor) -> Tensor:
         """What was seen, [batch, ...] on the training device, from the slots that `_frames` says."""
@@ -259,8 +267,8 @@ class Replay:
         environment, start, slot, rewards, discounts, steps = self._draw(batch_size, generator or self.generator)
         columns, reached = [self.actions[slot], rewards, discounts], start + steps
         # both states of each are fetched at once
-        both = ([environment, environment], [start, reached], [slot, self._slots(environment, reached)])
-        frames = self._frames(*map(np.concatenate, both))
+        starts, slots = np.concatenate([start, reached]), np.concatenate([slot, self._slots(environment, reached)])
+        frames = self._frames(np.tile(environment, 2) if self.num_envs > 1 else environment, starts, slots)
         together = self.observations.device.type == self.device.type
         sent_columns = sent([*columns, frames] if together else columns, self.device)
         states = self._fetch(sent_columns[3] if together else torch.from_numpy(frames))

@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 
 from agents.adam import KEPT, move
 from agents.execution import leaves, rebuilt
+from agents.layout import laid_as, stacked
 from agents.learner import Learner, LossOf, Step
 from agents.optimization import autocast
 from agents.traced import Traced
@@ -82,7 +83,7 @@ class Slices:
         self.learners, self.roots = learners, [Networks(learner) for learner in learners]
         self.own = [{**dict(root.named_parameters()), **dict(root.named_buffers())} for root in self.roots]
         """By learner and name."""
-        self.stacked = {name: torch.stack([own[name].detach() for own in self.own]) for name in self.own[0]}
+        self.stacked = {name: stacked([own[name] for own in self.own]) for name in self.own[0]}
         for place, own in enumerate(self.own):
             for name, tensor in own.items():
                 tensor.data = self.stacked[name][place]
@@ -147,12 +148,8 @@ def traced_step(
     """`learn` of all learners on their stacked tensors, of a stacked batch and `Pull`. `first`: whose Python is
     followed."""
     stacked, others = slices.stacked, [name for name in slices.stacked if name not in trained]
-
-    def given(batch: Any, pull: Pull) -> tuple:
-        return {name: stacked[name] for name in trained}, {name: stacked[name] for name in others}, batch, pull
-
-    step = Traced(vmap(partial(followed, first, learn, slices.roots[0], _clipped)), given(batch, pull))
-    return lambda batch, pull: step(*given(batch, pull))
+    held = {name: stacked[name] for name in trained}, {name: stacked[name] for name in others}
+    return Traced(vmap(partial(followed, first, learn, slices.roots[0], _clipped)), held, (batch, pull))
 
 
 def _clipped(learner: Learner, gradients: Named) -> tuple[Named, Tensor, Tensor]:
@@ -162,7 +159,7 @@ def _clipped(learner: Learner, gradients: Named) -> tuple[Named, Tensor, Tensor]
     if most > 0:
         scale = (most / (norm + 1e-6)).clamp(max=1.0)
         gradients = {name: gradient * scale for name, gradient in gradients.items()}
-    return {name: gradient.contiguous() for name, gradient in gradients.items()}, norms, norm
+    return gradients, norms, norm
 
 
 def followed(
@@ -188,6 +185,7 @@ def followed(
         gradients, (loss, aside, captured) = grad(loss, has_aux=True)(trained)
         for name, pulled in pull.gradients.items():
             gradients[name] = gradients[name] + pulled
+        gradients = {name: laid_as(gradient, trained[name]) for name, gradient in gradients.items()}
         gradients, norms, norm = finished(first, gradients)
         seen = (observations, captured) if first.interventions.stepping else ()
         whole = {"loss": loss + sum(pull.penalties.values())}

@@ -21,13 +21,15 @@ VIEWS = (torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.a
 
 
 class Traced:
-    """`function`, of nests of tensors, as its operations on such as are `given`. It reads and draws nothing else."""
+    """`function`, of nests of tensors, as its operations: first on the very ones that are `held`, which may be edited
+    in place, then on such as are `given`. It reads and draws nothing else."""
 
-    def __init__(self, function: Callable[..., Any], given: tuple) -> None:
-        tensors = leaves(given)
+    def __init__(self, function: Callable[..., Any], held: tuple, given: tuple) -> None:
+        self._held = leaves(held)
+        tensors, everything = [*self._held, *leaves(given)], (*held, *given)
 
         def whole(*tensors: Tensor) -> list[Tensor]:
-            found = function(*rebuilt(given, tensors))
+            found = function(*rebuilt(everything, tensors))
             self._found = rebuilt(found, range(len(leaves(found))))
             return leaves(found)
 
@@ -39,9 +41,9 @@ class Traced:
             self._run = _without_python(module, tensors) if on_cpu else module.forward
 
     def __call__(self, *given: Any) -> Any:
-        """What the function gives."""
+        """What the function gives of what is held and of `given`."""
         with torch.no_grad():
-            return rebuilt(self._found, self._run(*leaves(given)))
+            return rebuilt(self._found, self._run(*self._held, *leaves(given)))
 
 
 def _without_python(module: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., list[Tensor]]:

@@ -27,6 +27,8 @@ def _shortened(tensor: Tensor) -> Tensor:
     """`tensor`, or, of a long one on a CPU, a short vector of the same norm."""
     if tensor.numel() <= LONG or tensor.device.type != "cpu":
         return tensor
+    if tensor.dim() == 2 and tensor.stride(0) == 1:
+        tensor = tensor.t()  # whose rows lie side by side
     rows = tensor.shape[0]
     if rows <= LONG and tensor.numel() // rows <= LONG:
         return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())))  # flattened, some layouts are copied

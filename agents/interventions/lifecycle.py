@@ -19,6 +19,7 @@ from agents.interventions.base import Forward, Intervention, Part, roles
 from agents.interventions.surgery import Surgery
 from agents.kinds import kind_of
 from agents.layers import MODED, Capture, Captured
+from agents.layout import lay_out
 from agents.randomness import Generators
 from plasticity_probes.units import HiddenLayer, hidden_layers
 
@@ -162,7 +163,7 @@ class Lifecycle:
         self, build: Callable[[Configure, torch.Generator], nn.Module], generator: torch.Generator, device: torch.device
     ) -> nn.Module:
         """A network that `build` initialises, as the interventions make it, on `device` and in eval mode."""
-        return self.build(build(self.configure, generator), generator).to(device).eval()
+        return lay_out(self.build(build(self.configure, generator), generator).to(device).eval())
 
     def attach(
         self, networks: Mapping[str, nn.Module], example: Tensor, generators: Generators

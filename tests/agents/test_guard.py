@@ -510,6 +510,11 @@ def test_a_loss_alone_is_explained_by_itself():
     assert watch.explain(error.value) == "loss is not finite at gradient step 1; the weights are as before it"
 
 
+def spoil(tensor, value):
+    """Put `value` in the last place."""
+    tensor[(-1,) * tensor.dim()] = value
+
+
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("part", ["network", "target_network", "optimization", "interventions", "transform"])
 def test_every_part_of_an_agents_state_is_looked_after(name, part):
@@ -522,13 +527,13 @@ def test_every_part_of_an_agents_state_is_looked_after(name, part):
     watch.flush()
     with torch.no_grad():
         if part == "network":
-            next(agent.network.parameters()).view(-1)[-1] = NAN
+            spoil(next(agent.network.parameters()), NAN)
         elif part == "target_network":
-            next(agent.learner.target.parameters()).view(-1)[-1] = INF
+            spoil(next(agent.learner.target.parameters()), INF)
         elif part == "optimization":
-            next(iter(agent.learner.optimization.adam.state.values()))["exp_avg"].view(-1)[-1] = NAN
+            spoil(next(iter(agent.learner.optimization.adam.state.values()))["exp_avg"], NAN)
         elif part == "interventions":
-            next(iter(agent.learner.interventions.members[0].start.values())).view(-1)[-1] = NAN
+            spoil(next(iter(agent.learner.interventions.members[0].start.values())), NAN)
         else:
             agent.transform.variance = INF
     expected = "Adam's exp_avg of " if part == "optimization" else rf"{part}\."
