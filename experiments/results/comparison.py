@@ -219,5 +219,5 @@ def enough(told: Comparison) -> str:
     if not others:
         return "one arm in each world: nothing to test it against"
     if min(others) >= ENOUGH:
-        return f"verdicts: every arm has at least {min(others)} seeds in common with its baseline, and {ENOUGH} are needed"
+        return f"verdicts: every arm has {min(others)} or more seeds in common with its baseline; {ENOUGH} are needed"
     return f"verdicts need {ENOUGH} seeds that an arm and its baseline both have; the fewest here are {min(others)}"
