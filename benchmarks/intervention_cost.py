@@ -34,7 +34,7 @@ from agents.interventions.base import Intervention
 from agents.randomness import Generators
 from agents.schedule import in_steps
 from agents.transitions import Spaces, Transitions
-from experiments.machine import choose_device, device_argument
+from experiments.machine import choose_device, device_argument, keep_memory
 from experiments.presets import preset_config
 
 ATARI = Spaces((4, 84, 84), np.dtype(np.uint8), "discrete", 6, frame_stack=4)
@@ -83,6 +83,7 @@ class TimedAgent:
     def __init__(
         self, config: AgentConfig, spaces: Spaces, interventions: list[Intervention], device: torch.device, **how: str
     ) -> None:
+        keep_memory()  # as every run does
         self.agent = build_agent(config, spaces, 1, Generators(0), device, interventions=interventions, **how)
         self.cuda = device.type == "cuda"
         rng, observations = np.random.default_rng(0), np.zeros((1, *spaces.observation_shape), spaces.observation_dtype)
