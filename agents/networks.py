@@ -16,7 +16,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from agents.checks import uses_convolutions
 from agents.config import NetworkConfig, require
