@@ -85,8 +85,13 @@ def require_disk(configs: Iterable[TrainConfig], at_once: int) -> str:
     total = sum(need.kept for need in needs) + sum(sorted(need.besides for need in needs)[-at_once:])
     place = configs[0].run.runs_dir
     free = shutil.disk_usage(os.fspath(nearest_folder("runs_dir", place))).free
-    words = f"{len(needs):,} trials take up to {total / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB that are free"
+    trials = f"{len(needs):,} trials take" if len(needs) > 1 else "1 trial takes"
+    words = f"{trials} up to {_in_words(total)} of the {_in_words(free)} that are free"
     require(
         total <= free, "runs_dir", str(place), f"where there is room: {words} (keep_checkpoints, checkpoint.replay)"
     )
     return f"{words} in {from_here(place)}"
+
+
+def _in_words(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -180,6 +181,7 @@ def test_the_disk_is_asked_before(tmp_path, monkeypatch):
     assert taken <= need.kept + need.besides <= 30 * taken
     configs = [trial.config] * 1000
     assert require_disk(configs, 2).startswith("1,000 trials take up to ")
+    assert re.match(r"1 trial takes up to \d+\.\d MB of the [\d,]+\.\d GB that are free", require_disk(configs[:1], 1))
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 10**8}))
     with pytest.raises(ValueError, match=r"runs_dir = .*: must be where there is room: 1,000 trials take up to"):
         require_disk(configs, 2)
