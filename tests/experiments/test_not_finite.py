@@ -130,7 +130,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_weights_that_are_not_finite_are_neither_played_nor_probed(finished: Path, tensor: str, value: float) -> None:
     content = torch.load(finished / "checkpoints" / "final.pt", weights_only=True)
-    content["agent"]["network"][tensor].view(-1)[-1] = value
+    spoiled = content["agent"]["network"][tensor]
+    spoiled[(-1,) * spoiled.dim()] = value
     bad = finished / "checkpoints" / f"spoiled_{value}.pt"
     torch.save(content, bad)
     expected = rf"checkpoint = '{bad}': its network is not finite: {tensor}"
