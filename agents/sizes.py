@@ -16,8 +16,8 @@ FLOAT = 4
 """Bytes."""
 MOST_STACKED = 400_000
 """Parameters of a network on a CPU beyond which seeds are not stacked: products of large matrices take their time
-all at once as well. (Eight seeds with 269 thousand each, 256-256 on 28x28 pixels, gain a fourth; what they gain with 669
-thousand is within what runs of `python -m benchmarks.stacked_seeds` differ by.)"""
+all at once as well. (Eight seeds with 269 thousand each, 256-256 on 28x28 pixels, gain a fourth; with 669
+thousand they gain less than runs of `python -m benchmarks.stacked_seeds` differ by.)"""
 TOO_LARGE = f"networks of more than {MOST_STACKED:,} parameters learn no faster as one on a CPU"
 
 
