@@ -1,6 +1,5 @@
 """Supervised problems: their data by hand, the numbers of the earlier study, runs that are ordinary directories."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from experiments.sweep.study import study_of
 from experiments.sweep.tuning import score
 from tests.experiments.test_run import one_thread  # noqa: F401
 
-ROOT = Path(__file__).parents[2]
 TINY = SupervisedConfig(images=40, test_images=50, task_steps=20, batch_size=16, width=16)
 STUDY = {
     "question": "Which?",
@@ -37,14 +35,17 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.mark.long
 def test_random_labels_give_what_the_earlier_study_recorded(tmp_path):
-    with (ROOT / "docs/results/random_labels.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["arm"] == "none" and row["seed"] == "1"][:2]
+    # docs/results/random_labels.csv at commit 2221fb8, written by other code than this: arm none, seed 1, rate 3e-3
+    rows = [
+        {"accuracy": 0.998, "dead or linearised": 0.451172},
+        {"accuracy": 0.26, "dead or linearised": 0.482422},
+    ]
     train(SupervisedConfig(learning_rate=3e-3), tmp_path, [])
     found = [row for row in lines(tmp_path / "metrics.jsonl") if row["step"] in (600, 1200)]
     # another processor adds up in another order, and 600 steps make that visible in the second task
-    assert found[0]["train/accuracy"] == pytest.approx(float(rows[0]["accuracy"]), abs=0.02)
-    assert found[1]["train/accuracy"] == pytest.approx(float(rows[1]["accuracy"]), abs=0.15)
-    assert found[0]["features/dead_or_linearised"] == pytest.approx(float(rows[0]["dead or linearised"]), abs=0.05)
+    assert found[0]["train/accuracy"] == pytest.approx(rows[0]["accuracy"], abs=0.02)
+    assert found[1]["train/accuracy"] == pytest.approx(rows[1]["accuracy"], abs=0.15)
+    assert found[0]["features/dead_or_linearised"] == pytest.approx(rows[0]["dead or linearised"], abs=0.05)
 
 
 @pytest.mark.parametrize("problem", ["random_labels", "target_mean", "two_phases", "slow_regression"])
