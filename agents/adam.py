@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.layout import laid_as
+from agents.layout import as_it_lies, laid_as
 from agents.moments import MOMENTS, initialise_adam
 
 KEPT = (*MOMENTS[:2], "step")
@@ -17,19 +17,26 @@ ONE = torch.ones((), dtype=torch.float32)
 def move(
     group: Mapping[str, Any],
     moving: list[Tensor],
+    gradients: list[Tensor],
     means: list[Tensor],
     squares: list[Tensor],
     steps: list[Tensor],
+    counts: list[Tensor],
     found: Tensor | None,
 ) -> None:
-    """A step of the parameters `moving` along their gradients, by the kernel alone, with the options of `group`; their
-    moments and step counts move too. Nothing does where the 0-d `found` is 1."""
+    """A step of the parameters `moving` along their `gradients`, by the kernel alone, with the options of `group`;
+    their moments and step counts move too. Nothing does where the 0-d `found` is 1.
+
+    `gradients` are laid as their parameters, each `as_it_lies`: on a CPU the kernel goes through memory alone, but
+    first copies, to no use, what is not contiguous by its shape. `counts`: `steps`, or fewer tensors that they are
+    slices of.
+    """
     # on a CPU a number would be made a tensor for each of them
-    torch._foreach_add_(steps, [ONE] * len(steps) if steps[0].is_cpu else 1)
+    torch._foreach_add_(counts, [ONE] * len(counts) if counts[0].is_cpu else 1)
     kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
     kernel(
         moving,
-        [_as_it_lies(laid_as(parameter.grad, parameter)) for parameter in moving],
+        gradients,
         means,
         squares,
         [],
@@ -44,18 +51,8 @@ def move(
         found_inf=found,
     )
     if found is not None:
-        torch._foreach_sub_(steps, [found] * len(steps))
+        torch._foreach_sub_(counts, [found] * len(counts))
     torch.autograd.graph.increment_version(moving)  # which the kernel does not, and copies are made by it
-
-
-def _as_it_lies(gradient: Tensor) -> Tensor:
-    """`gradient` with its dimensions in the order in which they lie in memory: on a CPU the kernel goes through memory
-    alone, but first copies, to no use, what is not contiguous by its shape."""
-    if gradient.is_contiguous():
-        return gradient
-    if gradient.dim() == 2:
-        return gradient.t()
-    return gradient.permute(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
 
 
 class FusedAdam(torch.optim.Adam):
@@ -86,8 +83,9 @@ class FusedAdam(torch.optim.Adam):
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
             if moving:
                 states = [self.state[parameter] for parameter in moving]
-                kept = ([state[name] for state in states] for name in KEPT)
-                move(group, moving, *kept, getattr(self, "found_inf", None))
+                gradients = [as_it_lies(laid_as(parameter.grad, parameter)) for parameter in moving]
+                means, squares, steps = ([state[name] for state in states] for name in KEPT)
+                move(group, moving, gradients, means, squares, steps, steps, getattr(self, "found_inf", None))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """No parameter has a gradient."""

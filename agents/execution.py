@@ -5,7 +5,7 @@ the host in it, and no value is read back. So the algorithm is written once, and
 """
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,28 +21,37 @@ MOST_GRAPHS = 32
 """Of one executor: each holds memory of its own. What comes in more shapes is run as it stands."""
 
 
+NESTS = (dict, tuple, list)
+
+
 def leaves(nest: Any) -> list[Any]:
     """The values in a nest of tuples, lists and dicts, in their order."""
-    if isinstance(nest, dict):
-        return [leaf for value in nest.values() for leaf in leaves(value)]
-    if isinstance(nest, tuple | list):
-        return [leaf for value in nest for leaf in leaves(value)]
-    return [nest]
+    if not isinstance(nest, NESTS):
+        return [nest]
+    found: list[Any] = []
+    for value in nest.values() if isinstance(nest, dict) else nest:
+        if isinstance(value, NESTS):
+            found += leaves(value)
+        else:
+            found.append(value)
+    return found
 
 
-def rebuilt(nest: Any, values: Sequence[Any]) -> Any:
+def rebuilt(nest: Any, values: Iterable[Any]) -> Any:
     """A nest like `nest` with these in place of its leaves."""
-    remaining = iter(values)
+    return _built(nest, iter(values))
 
-    def build(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: build(value) for key, value in part.items()}
-        if isinstance(part, tuple | list):
-            made = [build(value) for value in part]
-            return type(part)(*made) if hasattr(part, "_fields") else type(part)(made)
-        return next(remaining)
 
-    return build(nest)
+def _built(nest: Any, remaining: Iterator[Any]) -> Any:
+    if isinstance(nest, dict):
+        return {
+            key: _built(value, remaining) if isinstance(value, NESTS) else next(remaining)
+            for key, value in nest.items()
+        }
+    if isinstance(nest, NESTS):
+        made = [_built(value, remaining) if isinstance(value, NESTS) else next(remaining) for value in nest]
+        return type(nest)(*made) if hasattr(nest, "_fields") else type(nest)(made)
+    return next(remaining)
 
 
 class Capturer(Protocol):

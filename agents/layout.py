@@ -29,6 +29,15 @@ def laid_as(tensor: Tensor, other: Tensor) -> Tensor:
     return tensor if tensor.stride() == other.stride() else torch.empty_like(other).copy_(tensor)
 
 
+def as_it_lies(tensor: Tensor) -> Tensor:
+    """`tensor` with its dimensions in the order in which they lie in memory: a view that is contiguous."""
+    if tensor.is_contiguous():
+        return tensor
+    if tensor.dim() == 2:
+        return tensor.t()
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+
+
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """torch.stack of tensors of one layout, each of which keeps it as a slice."""
     first = tensors[0]

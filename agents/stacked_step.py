@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 
 from agents.adam import KEPT, move
 from agents.execution import leaves, rebuilt
-from agents.layout import laid_as, stacked
+from agents.layout import as_it_lies, laid_as, stacked
 from agents.learner import Learner, LossOf, Step
 from agents.optimization import autocast
 from agents.traced import Traced
@@ -89,7 +89,10 @@ class Slices:
                 tensor.data = self.stacked[name][place]
         optimized = set(learners[0].optimization.parameters)
         self.names = [name for name, tensor in self.own[0].items() if tensor in optimized]
-        self._moved: dict[Any, list[tuple[list[Tensor], ...]]] = {}  # lists for Adam
+        self._learning: tuple[tuple[bool, ...], ...] = ()
+        self._gradients: Named = {}  # where they are put
+        self._grads: list[tuple[Tensor, Tensor | None]] = []  # (a parameter, its own of them)
+        self._moved: tuple[Any, list[_Moving]] = None, []  # in the last step
         for learner in learners:
             for network in (learner.network, learner.target):
                 if network is not None:  # its weights move in the stack, unseen by what would round them again
@@ -106,10 +109,7 @@ class Slices:
 
     def move(self, gradients: Named, learning: tuple[tuple[bool, ...], ...], may: Sequence[bool]) -> None:
         """A step of Adam along the stacked gradients, for the learners that `may` move."""
-        slices = {name: gradient.unbind() for name, gradient in gradients.items()}
-        for place, own in enumerate(self.own):
-            for name, learns in zip(self.names, learning[place], strict=True):
-                own[name].grad = slices[name][place] if learns else None
+        self._put(gradients, learning)
         kinds: dict[tuple, int] = {}  # of groups that one call of Adam can take
         owners = []  # of each kind, its first group and whose it is
         signature: list[int] = []
@@ -121,25 +121,64 @@ class Slices:
                     owners.append((group, guard))
                 signature.append(kinds.setdefault(kind, len(kinds)))
         key = learning, tuple(may), tuple(signature)
-        if key not in self._moved:
-            self._moved[key] = self._lists(may, signature)
-        for (group, guard), lists in zip(owners, self._moved[key], strict=True):
-            move(group, *lists, None if guard.immediate else guard.found)
+        if key != self._moved[0]:
+            self._moved = key, self._moving(may, signature)
+        for (group, guard), moving in zip(owners, self._moved[1], strict=True):
+            if moving.parameters:
+                move(group, *moving, None if guard.immediate else guard.found)
 
-    def _lists(self, may: Sequence[bool], signature: Sequence[int]) -> list[tuple[list[Tensor], ...]]:
-        """By kind: parameters, first and second moments, step counts."""
-        found = [([], [], [], []) for _ in set(signature)]
+    def _put(self, gradients: Named, learning: tuple[tuple[bool, ...], ...]) -> None:
+        """Each learner's `gradients` as its parameters' own. They stay in one place: to hand out others at every step
+        takes several times as long as to copy these."""
+        if learning != self._learning:
+            self._gradients = {name: torch.empty_like(self.stacked[name]) for name in gradients}
+            slices = {name: whole.unbind() for name, whole in self._gradients.items()}
+            self._learning, self._grads = (
+                learning,
+                [
+                    (own[name], slices[name][place] if learns else None)
+                    for place, own in enumerate(self.own)
+                    for name, learns in zip(self.names, learning[place], strict=True)
+                ],
+            )
+        torch._foreach_copy_(list(self._gradients.values()), [gradients[name] for name in self._gradients])
+        for parameter, gradient in self._grads:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+
+    def _moving(self, may: Sequence[bool], signature: Sequence[int]) -> list["_Moving"]:
+        """By kind, what moves."""
+        found = [_Moving([], [], [], [], [], []) for _ in set(signature)]
         kinds = iter(signature)
         for learner, moves in zip(self.learners, may, strict=True):
             adam_of_one = learner.optimization.adam
             for group in adam_of_one.param_groups if moves else ():
-                lists = found[next(kinds)]
+                moving = found[next(kinds)]
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         state = adam_of_one.state[parameter]
-                        for place, each in zip(lists, (parameter, *(state[name] for name in KEPT)), strict=True):
+                        row = parameter, as_it_lies(parameter.grad), *(state[name] for name in KEPT)
+                        for place, each in zip(moving, row, strict=False):
                             place.append(each)
+        for moving in filter(lambda one: one.steps, found):
+            counts = torch.stack(moving.steps)
+            for place, step in enumerate(moving.steps):
+                step.data = counts[place]  # to be counted up all at once
+            moving.counts.append(counts)
         return found
+
+
+class _Moving(NamedTuple):
+    """What a call of Adam moves: lists with a tensor for each parameter."""
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    """0-d."""
+    counts: list[Tensor]
+    """All `steps` in one."""
 
 
 def traced_step(

@@ -5,19 +5,34 @@ the operations do.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.shape_prop import TensorMetadata
 
 from agents.execution import leaves, rebuilt
 
-VIEWS = (torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default)
+aten = torch.ops.aten
+VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.detach.default,
+)
 """Of which many change nothing."""
+CONSTANTS = (aten._to_copy.default, aten.lift_fresh_copy.default, aten.scalar_tensor.default)
+"""What makes one of one, or of a number."""
+BROADCAST = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+"""Which spread what is given to them by themselves."""
 
 
 class Traced:
@@ -35,7 +50,7 @@ class Traced:
 
         with torch.no_grad():  # of a gradient inside it knows nothing
             module = make_fx(whole)(*tensors)
-            _drop_idle(module.graph)
+            _simplify(module)
             module.recompile()
             on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
             self._run = _without_python(module, tensors) if on_cpu else module.forward
@@ -121,11 +136,80 @@ def _of_all(
     return torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, bias, wanted)
 
 
-def _drop_idle(graph: Graph) -> None:
-    """Take out of `graph` what nobody uses, and views that are as what they view."""
+def _simplify(module: GraphModule) -> None:
+    """Take out of the operations of `module` what changes no number: what nobody uses, views that are as what they view
+    or that are there already, factors and powers of one, what is spread before an operation that spreads by itself,
+    and copies of constants, which are made here once."""
+    graph = module.graph
+    written = {node.args[0] for node in graph.nodes if _writes(node)}
+    if any(node.target in VIEWS for node in written):
+        return  # what else it views is not looked for
+    known: dict[Hashable, Node] = {}
     for node in graph.nodes:
-        if node.target in VIEWS:
-            before, after = node.args[0].meta["tensor_meta"], node.meta["tensor_meta"]
-            if before.shape == after.shape and before.stride == after.stride:
-                node.replace_all_uses_with(node.args[0])
+        if node in written or node.op != "call_function":
+            continue
+        same = _before(node) if _idle(node, written) else None
+        if node.target in VIEWS and same is None:
+            same = known.setdefault((node.target, *map(_hashable, node.args)), node)
+        if same is not None and same is not node:
+            node.replace_all_uses_with(same)
+        elif node.target in BROADCAST:
+            _unspread(node)
+        elif node.target in CONSTANTS and not _returned(node):
+            _fold(module, node)
     graph.eliminate_dead_code()
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def _returned(node: Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _before(node: Node) -> Node:
+    return node.args[0]
+
+
+def _hashable(argument: Any) -> Hashable:
+    return tuple(argument) if isinstance(argument, list) else argument
+
+
+def _seen(node: Any) -> TensorMetadata | None:
+    """What is known of the tensor of `node`."""
+    return node.meta.get("tensor_meta") if isinstance(node, Node) else None
+
+
+def _idle(node: Node, written: Collection[Node]) -> bool:
+    """Whether `node` gives nothing but what it is given."""
+    if node.target in VIEWS:
+        before, after = _seen(_before(node)), _seen(node)
+        return (before.shape, before.stride) == (after.shape, after.stride)
+    if node.target in (aten.mul.Tensor, aten.pow.Tensor_Scalar) and node.args[1] == 1:
+        # what is returned is to be another tensor than what is given
+        apart = _returned(node) or _before(node) in written
+        return not apart and _seen(_before(node)).dtype == _seen(node).dtype
+    return False
+
+
+def _unspread(node: Node) -> None:
+    """Give `node` what is expanded as it was before, where another tensor has the whole shape."""
+    for place, other in ((0, 1), (1, 0)):
+        spread, whole = node.args[place], _seen(node.args[other])
+        expanded = isinstance(spread, Node) and spread.target is aten.expand.default
+        if expanded and whole is not None and whole.shape == _seen(node).shape:
+            node.update_arg(place, _before(spread))
+
+
+def _fold(module: GraphModule, node: Node) -> None:
+    """Keep what `node` makes of constants."""
+    if any(isinstance(one, Node) and one.op != "get_attr" for one in node.all_input_nodes):
+        return
+    given = [getattr(module, one.target) if isinstance(one, Node) else one for one in node.args]
+    name = f"_kept_{node.name}"
+    module.register_buffer(name, node.target(*given, **node.kwargs))
+    with module.graph.inserting_before(node):
+        kept = module.graph.get_attr(name)
+    kept.meta = dict(node.meta)
+    node.replace_all_uses_with(kept)
