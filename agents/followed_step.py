@@ -16,6 +16,7 @@ from agents.execution import leaves
 from agents.guard import Gradient
 from agents.layers import MODED
 from agents.learner import Learner
+from agents.rounding import ahead_of, rounding_inside
 from agents.stacked_step import Found, Named, Networks, Pull, followed
 from agents.traced import Traced
 from plasticity_probes.norms import quick_norms
@@ -27,16 +28,15 @@ WARM_UP = 100
 def why_not_followed(learner: Learner) -> str:
     """Why the steps of `learner` are made as they stand; empty where they can be followed."""
     modules = list(learner.network.modules())
-    if learner.precision == "bf16":
-        return "weights are rounded ahead of passes"
     if any(isinstance(module, nn.Conv2d) for module in modules):
         return "convolutions take longer than what is saved"
     if any(type(module) in MODED for module in modules):
         return "something is drawn or moved in the forward pass"
     if learner.optimization.guard.holds:
         return "something moves in the network before its gradient is known"
-    if learner.interventions.penalizes:
-        return "something is added to the loss"
+    for member in learner.interventions.members:
+        if not member.stacks:
+            return f"the penalty of {member.name} reads the forward pass"
     if not set(learner.network.parameters()).issuperset(learner.optimization.parameters):
         return "an intervention trains parameters outside of the network"
     return ""
@@ -83,7 +83,7 @@ class FollowedSteps:
 
     def _followed(self, learn: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any]:
         """What makes the step on a batch, after one as it stands: parameters that got no gradient then get none."""
-        learner, root, nothing = self.learner, Networks(self.learner), Pull({}, {})
+        learner, root = self.learner, Networks(self.learner)
         own = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         names = {id(tensor): name for name, tensor in own.items()}
         parameters = learner.optimization.parameters
@@ -91,11 +91,17 @@ class FollowedSteps:
         learning = [names[id(parameters[place])] for place in owners]
         trained = {name: own[name] for name in learning}
         others = {name: tensor for name, tensor in own.items() if name not in trained}
+        ahead = ahead_of(learner.target)  # its weights, which move seldom
+        if ahead is not None:
+            others = ahead.in_place_of(others)
         function = partial(followed, learner, learn, root, _with_norms)
-        traced = Traced(function, (trained, others), (batch, nothing))
+        with rounding_inside(learner.network, learner.target):
+            traced = Traced(function, (trained, others), (batch, Pull.of(learner, trained)))
 
         def step(batch: Any) -> Any:
-            found: Found = traced(batch, nothing)
+            if ahead is not None:
+                ahead.follow()
+            found: Found = traced(batch, Pull.of(learner, trained))
             learner.optimization.adam.zero_grad()
             for name, parameter in trained.items():
                 parameter.grad = found.gradients[name]

@@ -1,9 +1,10 @@
 """Weights rounded to bf16 ahead of the passes that use them."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.layers import SpectralScale
 from agents.optimization import autocast
@@ -20,6 +21,26 @@ def without_gradient(network: nn.Module, device: torch.device, precision: str) -
     if "rounded" not in vars(network):
         network.rounded = RoundedWeights(network)
     return network.rounded
+
+
+def ahead_of(network: nn.Module | None) -> "RoundedWeights | None":
+    """What the weights of `network` are rounded to ahead of its passes; None where they are rounded in them."""
+    rounded = getattr(network, "rounded", None)
+    return rounded if isinstance(rounded, RoundedWeights) else None
+
+
+@contextmanager
+def rounding_inside(*networks: nn.Module | None) -> Iterator[None]:
+    """Within, `without_gradient` of these rounds weights as part of the pass."""
+    found = [(network, ahead_of(network)) for network in networks]
+    kept = [(network, rounded) for network, rounded in found if rounded is not None]
+    for network, rounded in kept:
+        network.rounded = rounded.autocast
+    try:
+        yield
+    finally:
+        for network, rounded in kept:
+            network.rounded = rounded
 
 
 class RoundedWeights:
@@ -41,19 +62,28 @@ class RoundedWeights:
         with torch.inference_mode(False):
             self._rounded = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in self._weights]
         self._versions: list[int] = []
-        self._autocast = autocast(self._weights[0].device, "bf16")
+        self.autocast = autocast(self._weights[0].device, "bf16")
+
+    def in_place_of(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`named`, with what the weights among them are rounded to in their place."""
+        rounded = {id(weight): one for weight, one in zip(self._weights, self._rounded, strict=True)}
+        return {name: rounded.get(id(tensor), tensor) for name, tensor in named.items()}
 
     @torch.no_grad()
-    def __enter__(self) -> None:
+    def follow(self) -> None:
+        """Round anew what has moved."""
         versions = [weight._version for weight in self._weights]
         if versions != self._versions:
             torch._foreach_copy_(self._rounded, self._weights)
             self._versions = versions
-        self._autocast.__enter__()
+
+    def __enter__(self) -> None:
+        self.follow()
+        self.autocast.__enter__()
         for (holder, name), rounded in zip(self._places, self._rounded, strict=True):
             holder[name] = rounded
 
     def __exit__(self, *error: object) -> None:
         for (holder, name), weight in zip(self._places, self._weights, strict=True):
             holder[name] = weight
-        self._autocast.__exit__(*error)
+        self.autocast.__exit__(*error)

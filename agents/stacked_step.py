@@ -219,11 +219,11 @@ def followed(
         def loss(parameters: Named) -> tuple[Tensor, Any]:
             inside = partial(first.outputs_and_loss, observations, loss_of, wanted)
             total, aside, captured = functional_call(root, parameters, (inside,))
-            return total, (total, aside, captured)
+            # the gradient of this is the pull, and comes first into the sum, as that of a penalty would
+            pulled = sum((parameters[name] * gradient).sum() for name, gradient in pull.gradients.items())
+            return total + pulled, (total, aside, captured)
 
         gradients, (loss, aside, captured) = grad(loss, has_aux=True)(trained)
-        for name, pulled in pull.gradients.items():
-            gradients[name] = gradients[name] + pulled
         gradients = {name: laid_as(gradient, trained[name]) for name, gradient in gradients.items()}
         gradients, norms, norm = finished(first, gradients)
         seen = (observations, captured) if first.interventions.stepping else ()

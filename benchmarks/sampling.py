@@ -60,6 +60,21 @@ class Timed:
         return found
 
 
+class Reading:
+    """Copies as many frames as a sample has different ones, from anywhere in the replay."""
+
+    def __init__(self, replay: Replay, batch_size: int) -> None:
+        self.frames, self.batch_size = replay.observations, batch_size
+        self.drawing = np.random.default_rng(0)
+        self.window = np.arange(replay.stack + replay.n_step)
+        self.place = torch.empty(batch_size * len(self.window), *self.frames.shape[1:], dtype=self.frames.dtype)
+        self.copy = Timed(lambda rows: torch.index_select(self.frames, 0, rows, out=self.place))
+
+    def __call__(self) -> None:
+        starts = self.drawing.integers(len(self.frames) - len(self.window), size=(self.batch_size, 1))
+        self.copy(torch.from_numpy((starts + self.window).reshape(-1)))
+
+
 def main() -> None:
     """Print a line a row and precision."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
@@ -89,17 +104,25 @@ def _row(name: str, precision: str, arguments: argparse.Namespace) -> None:
         agent.replay = repeated(agent, arguments.frames // PLAYED)
     grown = (_memory() - before) / 1e9
     sample = agent.replay.sample = Timed(agent.replay.sample)
-    update = agent.update = Timed(agent.update)
-    samples, shares = [], []
+    update, reading = Timed(agent.update), Reading(agent.replay, config.agent.batch_size)
+
+    def both() -> Any:
+        found = update()
+        reading()
+        return found
+
+    agent.update = both
+    samples, shares, reads = [], [], []
     for _ in range(arguments.turns):
         learner.run(row.warmup * row.unit)
-        sample.spent = update.spent = sample.calls = 0
+        sample.spent = update.spent = reading.copy.spent = sample.calls = 0
         learner.run(row.window * row.unit)
         samples.append(sample.spent / sample.calls)
         shares.append(sample.spent / update.spent)
+        reads.append(reading.copy.spent / update.spent)
     held = f"{len(agent.replay):,} frames" + (f" in {grown:.2f} GB" if grown > 0.1 else "")
     took, of = median(samples) * 1e6, median(shares)
-    share = f"{took:6,.0f} us of {took / of:7,.0f} an update: {of:5.2%}"
+    share = f"{took:6,.0f} us of {took / of:7,.0f} an update: {of:5.2%}, reading {median(reads):5.2%}"
     print(f"{row.title:48} {precision:5} {share}   {held}", flush=True)
     learner.close()
 

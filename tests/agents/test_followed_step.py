@@ -22,7 +22,7 @@ from tests.agents.test_stacking import AGENTS, DISCRETE, INTERVENTIONS, MLP, lea
 STEPS = 24
 IMAGES = Spaces((1, 28, 28), np.dtype(np.uint8), "discrete", 10)
 WIDE = NetworkConfig(torso="mlp", width=512, depth=2)
-FOLLOWED = ("none", "norm and decay", "redo", "cbp", "reset", "local moments", "doubled")
+FOLLOWED = ("none", "norm and decay", "redo", "cbp", "reset", "local moments", "doubled", "pulled")
 
 
 @pytest.fixture(autouse=True)
@@ -98,16 +98,20 @@ def test_equal_with_every_intervention(name: str, monkeypatch: pytest.MonkeyPatc
         C51Config(network=WIDE, buffer_size=64),
     ],
 )
-def test_equal_on_pixels_and_in_wide_layers(config: DQNConfig | C51Config, soon: list) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_equal_on_pixels_and_in_wide_layers(config: DQNConfig | C51Config, precision: str, soon: list) -> None:
     pair = []
     for execution in ("eager", "auto"):
-        agent = build_agent(in_steps(config, 1000), IMAGES, 1, Generators(0), torch.device("cpu"), execution=execution)
+        how = {"execution": execution, "precision": precision}
+        agent = build_agent(in_steps(config, 1000), IMAGES, 1, Generators(0), torch.device("cpu"), **how)
         generator = torch.Generator().manual_seed(1)
-        for _ in range(12):
+        for step in range(24):
             pixels = torch.randint(256, (2, 32, 1, 28, 28), dtype=torch.uint8, generator=generator)
             actions = torch.randint(10, (32,), generator=generator)
             rewards = torch.randn(32, generator=generator)
             agent.learner.update(agent.learn, Batch(pixels[0], actions, rewards, torch.full((32,), 0.9), pixels[1]))
+            if step % 8 == 7:
+                agent.learner.sync_target()
         pair.append(agent)
     assert len(soon) == 1
     equal(*pair)
@@ -155,32 +159,21 @@ def test_batches_of_each_size_and_frozen_layers_are_followed_for_themselves(soon
     equal(*pair)
 
 
-@pytest.mark.parametrize(
-    ("why", "changes"),
-    [
-        ("added to the loss", {"interventions": "pulled"}),
-        ("", {}),
-    ],
-)
-def test_says_why_steps_are_made_as_they_stand(why: str, changes: dict, soon: list) -> None:
-    agent = made("dqn, mse", **changes)
-    said = agent.learner.run_step.__self__.why_not
-    assert why in said if why else said == ""
-    learns(agent, 0, 6)
-    assert len(soon) == (not why)
-
-
-def test_convolutions_bf16_a_popart_head_and_dropout_are_not_followed() -> None:
+def test_convolutions_penalties_of_activity_a_popart_head_and_dropout_are_not_followed() -> None:
     frames = Spaces((4, 84, 84), np.dtype(np.uint8), "discrete", 4, frame_stack=4)
     cpu, small = torch.device("cpu"), DQNConfig(buffer_size=64, network=MLP, loss="mse")
     conv = build_agent(DQNConfig(buffer_size=64), frames, 1, Generators(0), cpu)
-    rounded = build_agent(in_steps(small, 1000), DISCRETE, 1, Generators(0), cpu, precision="bf16")
     with_one = [
         build_agent(in_steps(small, 1000), DISCRETE, 1, Generators(0), cpu, interventions=[name])
-        for name in ("popart", "dropout")
+        for name in ("infer", "popart", "dropout")
     ]
-    said = [agent.learner.run_step.__self__.why_not for agent in (conv, rounded, *with_one)]
-    words = ("convolutions", "rounded", "before its gradient", "in the forward pass")
+    said = [agent.learner.run_step.__self__.why_not for agent in (conv, *with_one)]
+    words = (
+        "convolutions",
+        "the penalty of infer reads the forward pass",
+        "before its gradient",
+        "in the forward pass",
+    )
     assert [word in sentence for word, sentence in zip(words, said, strict=True)] == [True] * 4
 
 
