@@ -9,15 +9,14 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agents.execution import leaves
 from agents.guard import Gradient
 from agents.layers import MODED
 from agents.learner import Learner
 from agents.rounding import ahead_of, rounding_inside
-from agents.stacked_step import Found, Named, Networks, Pull, followed
+from agents.stacked_step import Found, Networks, Pull, followed
 from agents.traced import Traced
 from plasticity_probes.norms import quick_norms
 
@@ -40,11 +39,6 @@ def why_not_followed(learner: Learner) -> str:
     if not set(learner.network.parameters()).issuperset(learner.optimization.parameters):
         return "an intervention trains parameters outside of the network"
     return ""
-
-
-def _with_norms(learner: Learner, gradients: Named) -> tuple[Named, Tensor, Tensor]:
-    norms = torch.stack(quick_norms(gradients.values()))
-    return gradients, norms, torch.linalg.vector_norm(norms)
 
 
 class FollowedSteps:
@@ -94,7 +88,7 @@ class FollowedSteps:
         ahead = ahead_of(learner.target)  # its weights, which move seldom
         if ahead is not None:
             others = ahead.in_place_of(others)
-        function = partial(followed, learner, learn, root, _with_norms)
+        function = partial(followed, learner, learn, root, quick_norms)
         with rounding_inside(learner.network, learner.target):
             traced = Traced(function, (trained, others), (batch, Pull.of(learner, trained)))
 

@@ -5,8 +5,9 @@ written down; from then on nobody's Python, no autograd and no vmap stands betwe
 says who asks for it).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from agents.optimization import autocast
 from agents.traced import Traced
 
 Named = dict[str, Tensor]
-OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "capturable")
-"""Of Adam's groups: what may tell one seed's from another's."""
+options_of = itemgetter("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "capturable")
+"""Of a group of Adam's: what may tell one seed's from another's."""
 
 
 class Pull(NamedTuple):
@@ -53,9 +54,9 @@ class Found(NamedTuple):
     learned: Any
     """What `learn` gave."""
     gradients: Named
-    """By parameter; clipped where learners are stacked."""
+    """By parameter, before clipping."""
     norms: Tensor
-    """[parameters] of the gradients before clipping."""
+    """[parameters] of them."""
     norm: Tensor
     """Of all together."""
     watched: Named
@@ -89,9 +90,12 @@ class Slices:
                 tensor.data = self.stacked[name][place]
         optimized = set(learners[0].optimization.parameters)
         self.names = [name for name, tensor in self.own[0].items() if tensor in optimized]
-        self._learning: tuple[tuple[bool, ...], ...] = ()
+        self._parameters = [own[name] for own in self.own for name in self.names]
+        self._learning: Learning | None = None
+        self._put_by: Learning | None = None
         self._gradients: Named = {}  # where they are put
-        self._grads: list[tuple[Tensor, Tensor | None]] = []  # (a parameter, its own of them)
+        self._grads: list[Tensor | None] = []  # of `_parameters`, their own of them
+        self._seen: list[int] = []  # a place there of each learner
         self._moved: tuple[Any, list[_Moving]] = None, []  # in the last step
         for learner in learners:
             for network in (learner.network, learner.target):
@@ -99,51 +103,68 @@ class Slices:
                     network.rounded = autocast(learner.device, learner.precision)
 
     @property
-    def learning(self) -> tuple[tuple[bool, ...], ...]:
-        """Of each learner, which parameters learn now."""
-        return tuple(tuple(own[name].requires_grad for name in self.names) for own in self.own)
+    def learning(self) -> "Learning":
+        """Which parameters learn now; the same object as long as that does not change."""
+        flags = [tensor.requires_grad for tensor in self._parameters]
+        if self._learning is None or flags != self._learning.flags:
+            rows = [flags[begin : begin + len(self.names)] for begin in range(0, len(flags), len(self.names))]
+            trained = [name for name, *of_each in zip(self.names, *rows, strict=True) if any(of_each)]
+            self._learning = Learning(flags, trained)
+        return self._learning
 
-    def trained(self, learning: tuple[tuple[bool, ...], ...]) -> list[str]:
-        """The names of those that learn in any."""
-        return [name for name, *any_of in zip(self.names, *learning, strict=True) if any(any_of)]
+    def pull(self, trained: Sequence[str]) -> Pull:
+        """What interventions add to the losses, stacked."""
+        if not any(learner.interventions.penalizes for learner in self.learners):
+            return Pull({}, {})
+        pulls = [
+            Pull.of(learner, {name: own[name] for name in trained})
+            for learner, own in zip(self.learners, self.own, strict=True)
+        ]
+        return rebuilt(pulls[0], [torch.stack(column) for column in zip(*map(leaves, pulls), strict=True)])
 
-    def move(self, gradients: Named, learning: tuple[tuple[bool, ...], ...], may: Sequence[bool]) -> None:
-        """A step of Adam along the stacked gradients, for the learners that `may` move."""
-        self._put(gradients, learning)
+    def move(self, gradients: Named, norm: Tensor, learning: "Learning", may: Sequence[bool]) -> None:
+        """A step of Adam along the stacked gradients, of that norm each, for the learners that `may` move."""
+        self._put(gradients, norm, learning)
         kinds: dict[tuple, int] = {}  # of groups that one call of Adam can take
         owners = []  # of each kind, its first group and whose it is
         signature: list[int] = []
         for learner, moves in zip(self.learners, may, strict=True):
             guard = learner.optimization.guard
             for group in learner.optimization.adam.param_groups if moves else ():
-                kind = (*(group[option] for option in OPTIONS), None if guard.immediate else id(guard))
+                kind = options_of(group), None if guard.immediate else id(guard)
                 if kind not in kinds:
                     owners.append((group, guard))
                 signature.append(kinds.setdefault(kind, len(kinds)))
-        key = learning, tuple(may), tuple(signature)
+        key = id(learning), tuple(may), tuple(signature)
         if key != self._moved[0]:
             self._moved = key, self._moving(may, signature)
         for (group, guard), moving in zip(owners, self._moved[1], strict=True):
             if moving.parameters:
                 move(group, *moving, None if guard.immediate else guard.found)
 
-    def _put(self, gradients: Named, learning: tuple[tuple[bool, ...], ...]) -> None:
-        """Each learner's `gradients` as its parameters' own. They stay in one place: to hand out others at every step
-        takes several times as long as to copy these."""
-        if learning != self._learning:
+    def _put(self, gradients: Named, norm: Tensor, learning: "Learning") -> None:
+        """Each learner's `gradients`, clipped, as its parameters' own. They stay in one place: to hand out others at
+        every step takes several times as long as to copy these."""
+        if learning is not self._put_by:
             self._gradients = {name: torch.empty_like(self.stacked[name]) for name in gradients}
             slices = {name: whole.unbind() for name, whole in self._gradients.items()}
-            self._learning, self._grads = (
-                learning,
-                [
-                    (own[name], slices[name][place] if learns else None)
-                    for place, own in enumerate(self.own)
-                    for name, learns in zip(self.names, learning[place], strict=True)
-                ],
-            )
-        torch._foreach_copy_(list(self._gradients.values()), [gradients[name] for name in self._gradients])
-        for parameter, gradient in self._grads:
-            if parameter.grad is not gradient:
+            owners = [(name, place) for place in range(len(self.own)) for name in self.names]
+            self._grads = [
+                slices[name][place] if learns else None
+                for (name, place), learns in zip(owners, learning.flags, strict=True)
+            ]
+            found = {place: at for at, (_, place) in enumerate(owners) if self._grads[at] is not None}
+            self._put_by, self._seen = learning, list(found.values())
+        most = self.learners[0].optimization.max_norm
+        if most > 0:
+            scale = (most / (norm + 1e-6)).clamp(max=1.0)
+            for name, place in self._gradients.items():
+                torch.mul(gradients[name], scale.view(-1, *[1] * (place.dim() - 1)), out=place)
+        else:
+            torch._foreach_copy_(list(self._gradients.values()), [gradients[name] for name in self._gradients])
+        # a step of one alone, as it stands, gives all its parameters others
+        if not all(self._parameters[at].grad is self._grads[at] for at in self._seen):
+            for parameter, gradient in zip(self._parameters, self._grads, strict=True):
                 parameter.grad = gradient
 
     def _moving(self, may: Sequence[bool], signature: Sequence[int]) -> list["_Moving"]:
@@ -168,6 +189,15 @@ class Slices:
         return found
 
 
+class Learning(NamedTuple):
+    """Which parameters learn."""
+
+    flags: list[bool]
+    """Of each learner, one after another, each of the parameters that its optimizer has."""
+    trained: list[str]
+    """The names of those that learn in any."""
+
+
 class _Moving(NamedTuple):
     """What a call of Adam moves: lists with a tensor for each parameter."""
 
@@ -188,31 +218,24 @@ def traced_step(
     followed."""
     stacked, others = slices.stacked, [name for name in slices.stacked if name not in trained]
     held = {name: stacked[name] for name in trained}, {name: stacked[name] for name in others}
-    return Traced(vmap(partial(followed, first, learn, slices.roots[0], _clipped)), held, (batch, pull))
+    return Traced(vmap(partial(followed, first, learn, slices.roots[0], _norms)), held, (batch, pull))
 
 
-def _clipped(learner: Learner, gradients: Named) -> tuple[Named, Tensor, Tensor]:
-    """(Gradients, norms before clipping, the norm of all)."""
-    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()])
-    norm, most = torch.linalg.vector_norm(norms), learner.optimization.max_norm
-    if most > 0:
-        scale = (most / (norm + 1e-6)).clamp(max=1.0)
-        gradients = {name: gradient * scale for name, gradient in gradients.items()}
-    return gradients, norms, norm
+def _norms(gradients: Iterable[Tensor]) -> list[Tensor]:
+    return [torch.linalg.vector_norm(gradient) for gradient in gradients]
 
 
 def followed(
     first: Learner,
     learn: Callable[[Any], Any],
     root: Networks,
-    finished: Callable[[Learner, Named], tuple[Named, Tensor, Tensor]],
+    norms_of: Callable[[Iterable[Tensor]], list[Tensor]],
     trained: Named,
     others: Named,
     batch: Any,
     pull: Pull,
 ) -> Found:
-    """What `learn(batch)` of the learner `first` comes to with these tensors in place of its networks' own. `finished`:
-    from gradients to them, their norms and the norm of all, as `Found` has them."""
+    """What `learn(batch)` of the learner `first` comes to with these tensors in place of its networks' own."""
     met: list[Found] = []
 
     def step(observations: Tensor, loss_of: LossOf, wanted: Any, **watched: Tensor) -> Step:
@@ -225,7 +248,8 @@ def followed(
 
         gradients, (loss, aside, captured) = grad(loss, has_aux=True)(trained)
         gradients = {name: laid_as(gradient, trained[name]) for name, gradient in gradients.items()}
-        gradients, norms, norm = finished(first, gradients)
+        norms = torch.stack(norms_of(gradients.values()))
+        norm = torch.linalg.vector_norm(norms)
         seen = (observations, captured) if first.interventions.stepping else ()
         whole = {"loss": loss + sum(pull.penalties.values())}
         met.append(Found((), gradients, norms, norm, watched | whole, seen))

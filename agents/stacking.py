@@ -16,6 +16,7 @@ seventy between threads. torch's modes (`no_grad` and the like) are the thread's
 that was not on before the call.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -127,20 +128,17 @@ class Stack:
     def _learn(self, learn: Callable[[Any], Any], batch: Any) -> Any:
         """What happens on the device: all of the gradient steps; what `learn` gives, stacked."""
         slices, learning = self._slices, self._slices.learning
-        trained = slices.trained(learning)
-        pulls = [
-            Pull.of(learner, {name: own[name] for name in trained})
-            for learner, own in zip(self.learners, slices.own, strict=True)
-        ]
-        columns = zip(*map(leaves, pulls), strict=True)
-        pull = rebuilt(pulls[0], [torch.stack(column) for column in columns])
+        trained, pull = learning.trained, slices.pull(learning.trained)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves(batch))
         key = learn.__func__, shapes, tuple(trained), tuple(pull.penalties)
         if key not in self._traced:
             self._traced[key] = traced_step(self.learners[0], learn, slices, trained, batch, pull)
         found = self._traced[key](batch, pull)
         self._check(found, trained)
-        slices.move(found.gradients, learning, [learner not in self._refused for learner in self.learners])
+        may = [learner not in self._refused for learner in self.learners]
+        slices.move(found.gradients, found.norm, learning, may)
+        if not self.learners[0].interventions.members:
+            return found.learned
         for learner, seen in zip(self.learners, of_each(found.seen, len(self.learners)), strict=True):
             if learner not in self._refused:
                 learner.interventions.every_step(learner.interventions.forward(*(seen or (None, {}))))
@@ -150,7 +148,7 @@ class Stack:
         """Have each guard look at its loss and gradient."""
         if self.learners[0].optimization.guard.immediate:
             watched = torch.stack([found.norm, *found.watched.values()])
-            if torch.isfinite(watched).all():
+            if math.isfinite(watched.sum().item()):
                 return
         scalars = of_each(found.watched, len(self.learners))
         rows = zip(self.learners, found.norms.unbind(), found.norm.unbind(), scalars, strict=True)
