@@ -6,7 +6,8 @@ the operations do.
 
 import warnings
 from collections.abc import Callable, Collection, Hashable, Sequence
-from functools import cache
+from functools import cache, wraps
+from operator import getitem
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def _without_python(module: GraphModule, tensors: Sequence[Tensor]) -> Callable[
         return module.forward
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _replace_layer_norms(module.graph)
+        _replace_flagged(module.graph)
         module.recompile()
         try:
             listed = torch.jit.trace(module, tuple(tensors), check_trace=False, strict=False)
@@ -82,33 +83,28 @@ def _without_python(module: GraphModule, tensors: Sequence[Tensor]) -> Callable[
     return run
 
 
-def _replace_layer_norms(graph: Graph) -> None:
+def _replace_flagged(graph: Graph) -> None:
     """Put what torch.jit.trace knows in place of operations whose flags, and gradients of nothing, it does not."""
     for node in list(graph.nodes):
-        if node.target is not torch.ops.aten.native_layer_norm_backward.default:
+        if node.target not in FLAGGED or tuple(node.args[-1]) not in FLAGGED[node.target]:
             continue
+        function, wanted = FLAGGED[node.target][tuple(node.args[-1])]
         with graph.inserting_before(node):
-            if all(node.args[-1]):
-                node.replace_all_uses_with(graph.call_function(_all_gradients, node.args[:-1]))
-            elif node.args[-1] == [True, False, False]:
-                gradient = graph.call_function(_first_gradient, node.args[:-1])
-                for user in list(node.users):
-                    user.replace_all_uses_with(gradient)  # the first of three, as nobody else's is there
+            found = graph.call_function(function, node.args[:-1])
+            for user in list(node.users):  # which take one of the three each
+                gradient = graph.call_function(getitem, (found, wanted.index(user.args[1])))
+                user.replace_all_uses_with(gradient)
     graph.eliminate_dead_code()
 
 
-def _first_gradient(*given: Any) -> Tensor:
-    return _scripted(_of_inputs)(*given)
+def _scripted(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """`function`, compiled at its first call."""
+    script = cache(torch.jit.script)
+    return wraps(function)(lambda *given: script(function)(*given))
 
 
-def _all_gradients(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _scripted(_of_all)(*given)
-
-
-_scripted = cache(torch.jit.script)
-
-
-def _of_inputs(
+@_scripted
+def _norm_inputs(
     gradient: Tensor,
     inputs: Tensor,
     shape: list[int],
@@ -116,13 +112,13 @@ def _of_inputs(
     scale: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-) -> Tensor:
-    """The gradient of a layer norm's inputs."""
-    wanted = [True, False, False]
-    return torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, bias, wanted)[0]
+) -> list[Tensor]:
+    flags = [True, False, False]
+    return [torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, bias, flags)[0]]
 
 
-def _of_all(
+@_scripted
+def _norm_all(
     gradient: Tensor,
     inputs: Tensor,
     shape: list[int],
@@ -130,10 +126,63 @@ def _of_all(
     scale: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of its inputs, weight and bias."""
-    wanted = [True, True, True]
-    return torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, bias, wanted)
+) -> list[Tensor]:
+    flags = [True, True, True]
+    found = torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, bias, flags)
+    return [found[0], found[1], found[2]]
+
+
+@_scripted
+def _convolution_weights(
+    gradient: Tensor,
+    inputs: Tensor,
+    weight: Tensor,
+    sizes: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    beyond: list[int],
+    groups: int,
+) -> list[Tensor]:
+    flags = [False, True, True]
+    found = torch.ops.aten.convolution_backward(
+        gradient, inputs, weight, sizes, stride, padding, dilation, transposed, beyond, groups, flags
+    )
+    return [found[1], found[2]]
+
+
+@_scripted
+def _convolution_all(
+    gradient: Tensor,
+    inputs: Tensor,
+    weight: Tensor,
+    sizes: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    beyond: list[int],
+    groups: int,
+) -> list[Tensor]:
+    flags = [True, True, True]
+    found = torch.ops.aten.convolution_backward(
+        gradient, inputs, weight, sizes, stride, padding, dilation, transposed, beyond, groups, flags
+    )
+    return [found[0], found[1], found[2]]
+
+
+FLAGGED = {
+    aten.native_layer_norm_backward.default: {
+        (True, False, False): (_norm_inputs, (0,)),
+        (True, True, True): (_norm_all, (0, 1, 2)),
+    },
+    aten.convolution_backward.default: {
+        (False, True, True): (_convolution_weights, (1, 2)),
+        (True, True, True): (_convolution_all, (0, 1, 2)),
+    },
+}
+"""By operation and flags of the gradients wanted (of inputs, weight, bias): what gives these, and which they are."""
 
 
 def _simplify(module: GraphModule) -> None:

@@ -12,11 +12,13 @@ from agents.agent import Agent
 from agents.config import NetworkConfig
 from agents.guard import NonFiniteError
 from agents.interventions import NAMES, intervention_class
+from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
-from agents.replay import Batch
+from agents.replay import Batch, channels_last
 from agents.schedule import in_steps
 from agents.transitions import Spaces
 from agents.value_config import C51Config, DQNConfig
+from tests.agents.helpers import ATARI
 from tests.agents.test_stacking import AGENTS, DISCRETE, INTERVENTIONS, MLP, learns
 
 STEPS = 24
@@ -159,36 +161,57 @@ def test_batches_of_each_size_and_frozen_layers_are_followed_for_themselves(soon
     equal(*pair)
 
 
-def test_convolutions_penalties_of_activity_a_popart_head_and_dropout_are_not_followed() -> None:
-    frames = Spaces((4, 84, 84), np.dtype(np.uint8), "discrete", 4, frame_stack=4)
+def on_frames(config: DQNConfig | C51Config | PPOConfig, **how: object) -> tuple[Agent, list[dict[str, Tensor]]]:
+    """(An agent after ten gradient steps on noise, what they gave)."""
+    agent = build_agent(in_steps(config, 1000), ATARI, 1, Generators(0), torch.device("cpu"), **how)
+    generator, found = torch.Generator().manual_seed(1), []
+    for step in range(10):
+        frames = channels_last(torch.randint(256, (16, 4, 84, 84), dtype=torch.uint8, generator=generator))
+        actions, rewards = torch.randint(6, (8,), generator=generator), torch.randn(8, generator=generator)
+        if isinstance(config, PPOConfig):
+            batch = {"observations": frames[:8], "actions": actions, "log_probs": -rewards.abs()}
+            batch |= {"advantages": rewards, "returns": rewards, "values": rewards / 2}
+        else:
+            batch = Batch(frames[:8], actions, rewards, torch.full((8,), 0.9), frames[8:])
+        found.append(agent.learner.update(agent.learn, batch))
+        if step == 6 and agent.learner.target is not None:
+            agent.learner.sync_target()
+    return agent, found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("config", "interventions"),
+    [
+        (DQNConfig(buffer_size=64), []),
+        (DQNConfig(buffer_size=64, double=True, network=NetworkConfig(padding="same")), ["l2_init", "cbp"]),
+        (C51Config(buffer_size=64), ["crelu"]),
+        (PPOConfig(rollout_steps=16, num_minibatches=2), ["spectral_norm"]),
+    ],
+)
+def test_equal_with_convolutions(
+    config: DQNConfig | C51Config | PPOConfig, interventions: list[str], precision: str, soon: list
+) -> None:
+    how = {"precision": precision, "interventions": interventions}
+    eager, expected = on_frames(config, execution="eager", **how)
+    followed, found = on_frames(config, execution="auto", **how)
+    assert [run.__name__ for run in soon] == ["run"]
+    equal(followed, eager)
+    assert all(torch.equal(found[-1][name], expected[-1][name]) for name in expected[-1])
+
+
+def test_norms_of_maps_penalties_of_activity_a_popart_head_and_dropout_are_not_followed() -> None:
     cpu, small = torch.device("cpu"), DQNConfig(buffer_size=64, network=MLP, loss="mse")
-    conv = build_agent(DQNConfig(buffer_size=64), frames, 1, Generators(0), cpu)
+    maps = build_agent(DQNConfig(buffer_size=64), ATARI, 1, Generators(0), cpu, interventions=["layer_norm"])
     with_one = [
         build_agent(in_steps(small, 1000), DISCRETE, 1, Generators(0), cpu, interventions=[name])
         for name in ("infer", "popart", "dropout")
     ]
-    said = [agent.learner.run_step.__self__.why_not for agent in (conv, *with_one)]
+    said = [agent.learner.run_step.__self__.why_not for agent in (maps, *with_one)]
     words = (
-        "convolutions",
+        "a norm of maps",
         "the penalty of infer reads the forward pass",
         "before its gradient",
         "in the forward pass",
     )
     assert [word in sentence for word, sentence in zip(words, said, strict=True)] == [True] * 4
-
-
-def test_a_step_that_reads_a_value_back_goes_on_as_it_stands(
-    soon: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = made("dqn, mse"), made("dqn, mse", execution="eager")
-    loss = type(pair[0]).loss
-
-    def with_a_branch(agent: Agent, outputs: Tensor, wanted: tuple) -> tuple[Tensor, Tensor]:
-        found, taken = loss(agent, outputs, wanted)
-        return (found * 2 if taken.mean().item() > 0 else found), taken
-
-    monkeypatch.setattr(type(pair[0]), "loss", with_a_branch)
-    for agent in pair:
-        learns(agent, 0, STEPS)
-    equal(*pair)
-    assert soon == [] and capsys.readouterr().out.startswith("execution: gradient steps cannot be followed")
