@@ -92,11 +92,16 @@ class Slices:
         self.names = [name for name, tensor in self.own[0].items() if tensor in optimized]
         self._parameters = [own[name] for own in self.own for name in self.names]
         self._learning: Learning | None = None
+        # where gradients are put, in one place each: a graph writes there too
+        self._gradients = {name: torch.empty_like(self.stacked[name]) for name in self.names}
+        whole = [gradient.unbind() for gradient in self._gradients.values()]
+        self._slices = [slices[place] for place in range(len(learners)) for slices in whole]
         self._put_by: Learning | None = None
-        self._gradients: Named = {}  # where they are put
-        self._grads: list[Tensor | None] = []  # of `_parameters`, their own of them
-        self._seen: list[int] = []  # a place there of each learner
-        self._moved: tuple[Any, list[_Moving]] = None, []  # in the last step
+        states = [state for learner in learners for state in learner.optimization.adam.state.values()]
+        self._counts = torch.stack([state["step"] for state in states])
+        for place, state in enumerate(states):
+            state["step"].data = self._counts[place]  # so that they can be counted up all at once
+        self._moved: tuple[Any, ...] = None, [], [], []  # in the last step: what learned, who, in which groups, lists
         for learner in learners:
             for network in (learner.network, learner.target):
                 if network is not None:  # its weights move in the stack, unseen by what would round them again
@@ -135,37 +140,31 @@ class Slices:
                 if kind not in kinds:
                     owners.append((group, guard))
                 signature.append(kinds.setdefault(kind, len(kinds)))
-        key = id(learning), tuple(may), tuple(signature)
-        if key != self._moved[0]:
-            self._moved = key, self._moving(may, signature)
-        for (group, guard), moving in zip(owners, self._moved[1], strict=True):
-            if moving.parameters:
-                move(group, *moving, None if guard.immediate else guard.found)
+        *known, moving = self._moved
+        if known[0] is not learning or known[1:] != [may, signature]:
+            moving = self._moving(may, signature)
+            self._moved = learning, may, signature, moving
+        for (group, guard), each in zip(owners, moving, strict=True):
+            if each.parameters:
+                move(group, *each, None if guard.immediate else guard.found)
 
     def _put(self, gradients: Named, norm: Tensor, learning: "Learning") -> None:
         """Each learner's `gradients`, clipped, as its parameters' own. They stay in one place: to hand out others at
         every step takes several times as long as to copy these."""
-        if learning is not self._put_by:
-            self._gradients = {name: torch.empty_like(self.stacked[name]) for name in gradients}
-            slices = {name: whole.unbind() for name, whole in self._gradients.items()}
-            owners = [(name, place) for place in range(len(self.own)) for name in self.names]
-            self._grads = [
-                slices[name][place] if learns else None
-                for (name, place), learns in zip(owners, learning.flags, strict=True)
-            ]
-            found = {place: at for at, (_, place) in enumerate(owners) if self._grads[at] is not None}
-            self._put_by, self._seen = learning, list(found.values())
         most = self.learners[0].optimization.max_norm
         if most > 0:
             scale = (most / (norm + 1e-6)).clamp(max=1.0)
-            for name, place in self._gradients.items():
-                torch.mul(gradients[name], scale.view(-1, *[1] * (place.dim() - 1)), out=place)
+            for name, gradient in gradients.items():
+                torch.mul(gradient, scale.view(-1, *[1] * (gradient.dim() - 1)), out=self._gradients[name])
         else:
-            torch._foreach_copy_(list(self._gradients.values()), [gradients[name] for name in self._gradients])
-        # a step of one alone, as it stands, gives all its parameters others
-        if not all(self._parameters[at].grad is self._grads[at] for at in self._seen):
-            for parameter, gradient in zip(self._parameters, self._grads, strict=True):
-                parameter.grad = gradient
+            torch._foreach_copy_([self._gradients[name] for name in gradients], list(gradients.values()))
+        # a step of one alone, as it stands, gives all of its parameters others: one of each is looked at
+        first = range(self.names.index(learning.trained[0]), len(self._parameters), len(self.names))
+        if learning is self._put_by and all(self._parameters[at].grad is self._slices[at] for at in first):
+            return
+        for parameter, gradient, learns in zip(self._parameters, self._slices, learning.flags, strict=True):
+            parameter.grad = gradient if learns else None
+        self._put_by = learning
 
     def _moving(self, may: Sequence[bool], signature: Sequence[int]) -> list["_Moving"]:
         """By kind, what moves."""
@@ -181,11 +180,8 @@ class Slices:
                         row = parameter, as_it_lies(parameter.grad), *(state[name] for name in KEPT)
                         for place, each in zip(moving, row, strict=False):
                             place.append(each)
-        for moving in filter(lambda one: one.steps, found):
-            counts = torch.stack(moving.steps)
-            for place, step in enumerate(moving.steps):
-                step.data = counts[place]  # to be counted up all at once
-            moving.counts.append(counts)
+        for moving in found:
+            moving.counts.extend([self._counts] if len(moving.steps) == len(self._counts) else moving.steps)
         return found
 
 
@@ -208,7 +204,7 @@ class _Moving(NamedTuple):
     steps: list[Tensor]
     """0-d."""
     counts: list[Tensor]
-    """All `steps` in one."""
+    """`steps`, or all of them in one."""
 
 
 def traced_step(

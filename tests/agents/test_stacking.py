@@ -1,6 +1,7 @@
 """Gradient steps of several learners computed as one are those that each would take alone."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -209,6 +210,49 @@ def test_captured_in_a_graph_it_is_the_same(agent: str, interventions: str) -> N
         close(one.network.state_dict(), other.network.state_dict())
         for mine, theirs in zip(metrics, wanted, strict=True):
             close(mine, theirs)
+
+
+def freezing(agent, seed: int, named: str) -> None:
+    """Gradient steps, some of them while the parameters of one name learn nothing."""
+    for frozen in (False, True, False, True, False):
+        for name, parameter in agent.network.named_parameters():
+            if name.endswith(named):
+                parameter.requires_grad_(not frozen)
+        learns(agent, seed, 4)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_parameters_freeze_and_thaw(captured: bool) -> None:
+    how = "none", "graph" if captured else "auto"
+    with recorded() if captured else nullcontext():
+        alone, stacked = made("dqn, mse", "none"), made("dqn, mse", *how)
+        for seed, agent in enumerate(alone):
+            freezing(agent, seed, "dense1.weight")
+        together(stacked, [partial(freezing, agent, seed, "dense1.weight") for seed, agent in enumerate(stacked)])
+    for one, other in zip(alone, stacked, strict=True):
+        mine, theirs = (agent.learner.state_dict()["optimization"]["adam"]["state"] for agent in (one, other))
+        assert {float(state["step"]) for state in mine.values()} == {12.0, 20.0}
+        for place in mine:
+            assert mine[place]["step"] == theirs[place]["step"]
+        for name, parameter in one.network.named_parameters():
+            torch.testing.assert_close(other.network.get_parameter(name), parameter, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_of_one_alone_in_between() -> None:
+    alone, stacked = made("dqn, mse"), made("dqn, mse")
+    for seed, agent in enumerate(alone):
+        learns(agent, seed, 6)
+        if not seed:
+            learns(agent, 9, 2)
+        learns(agent, seed, 6)
+    with Stack([agent.learner for agent in stacked]) as stack:
+        calls = {agent.learner: partial(learns, agent, seed, 6) for seed, agent in enumerate(stacked)}
+        stack.together(calls)
+        learns(stacked[0], 9, 2)
+        stack.together(calls)
+    for one, other in zip(alone, stacked, strict=True):
+        for name, parameter in one.network.named_parameters():
+            torch.testing.assert_close(other.network.get_parameter(name), parameter, rtol=1e-5, atol=1e-5)
 
 
 def test_fewer_go_on_and_one_alone() -> None:
