@@ -88,14 +88,17 @@ class FollowedSteps:
         ahead = ahead_of(learner.target)  # its weights, which move seldom
         if ahead is not None:
             others = ahead.in_place_of(others)
-        function = partial(followed, learner, learn, root, quick_norms)
+        function, usual = partial(followed, learner, learn, root, quick_norms), Pull.of(learner, trained)
         with rounding_inside(learner.network, learner.target):
-            traced = Traced(function, (trained, others), (batch, Pull.of(learner, trained)))
+            traced = Traced(function, (trained, others), (batch, usual))
 
         def step(batch: Any) -> Any:
+            pull = Pull.of(learner, trained)
+            if pull.penalties.keys() != usual.penalties.keys():
+                return learn(batch)  # as it stands
             if ahead is not None:
                 ahead.follow()
-            found: Found = traced(batch, Pull.of(learner, trained))
+            found: Found = traced(batch, pull)
             learner.optimization.adam.zero_grad()
             for name, parameter in trained.items():
                 parameter.grad = found.gradients[name]

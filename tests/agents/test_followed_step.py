@@ -11,7 +11,7 @@ from agents import build_agent, followed_step, traced
 from agents.agent import Agent
 from agents.config import NetworkConfig
 from agents.guard import NonFiniteError
-from agents.interventions import NAMES, intervention_class
+from agents.interventions import NAMES, L2Init, intervention_class
 from agents.ppo_config import PPOConfig
 from agents.randomness import Generators
 from agents.replay import Batch, channels_last
@@ -198,6 +198,18 @@ def test_equal_with_convolutions(
     assert [run.__name__ for run in soon] == ["run"]
     equal(followed, eager)
     assert all(torch.equal(found[-1][name], expected[-1][name]) for name in expected[-1])
+
+
+def test_a_penalty_that_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = [made("dqn, mse", "pulled", execution) for execution in ("eager", "auto")]
+    penalty, at = L2Init.penalty, {id(agent.learner.interventions.members[0]): agent.clock for agent in pair}
+    monkeypatch.setattr(
+        L2Init, "penalty", lambda self, forward: penalty(self, forward) if at[id(self)].gradient_steps % 3 else None
+    )
+    expected, found = (learns(agent, 0, STEPS) for agent in pair)
+    equal(*pair)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 def test_norms_of_maps_penalties_of_activity_a_popart_head_and_dropout_are_not_followed() -> None:
