@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from agents.followed_step import WARM_UP
 from benchmarks.learners import Ours
 from benchmarks.stacked import stacked_updates
 from benchmarks.throughput import VALUE, settings_of
@@ -114,7 +115,8 @@ def measure(points: list[Point], turns: int, seconds: float, told: Callable[[str
     for point in points:
         if point.flags not in learners:
             learners[point.flags] = Ours(settings_of(point.flags))
-            learners[point.flags].run(1)  # until it learns
+            while learners[point.flags].agent.clock.gradient_steps <= WARM_UP:
+                learners[point.flags].run(1)  # until its steps are followed
         learner = learners[point.flags]
         torch.set_num_threads(point.threads)
         first = learner.window(0, 1)

@@ -79,8 +79,9 @@ def settings_of(flags: str) -> TrainConfig:
 
 
 def rows(quick: bool = False) -> dict[str, Row]:
-    """The lines of the table by short name."""
-    part, learning = 2 if quick else 1, {"unit": 4, "window": 120, "warmup": 15, "start": 1_040}
+    """The lines of the table by short name. Turns begin when more than a hundred gradient steps were made, from where
+    on they are followed (agents/followed_step.py)."""
+    part, learning = 2 if quick else 1, {"unit": 4, "window": 120, "warmup": 15, "start": 1_440}
     value = learning | {"window": 120 // part}
     cleanrl_ppo = "ppo_continuous_action.py --env-id Ant-v5 --total-timesteps 100000000"
     atari = "ppo_atari_envpool.py --env-id Breakout-v5 --total-timesteps 100000000"
@@ -107,7 +108,7 @@ def rows(quick: bool = False) -> dict[str, Row]:
             f"ppo --env ALE/Breakout-v5 {PPO}",
             1_024,
             2 // part,
-            start=1_024,
+            start=8_192,
             bf16=True,
             script=f"{atari} --num-envs 8",
             line=1_024,
