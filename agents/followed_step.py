@@ -51,7 +51,8 @@ class FollowedSteps:
     def run(self, learn: Callable[[Any], Any], batch: Any, structure: Hashable = ()) -> Any:
         """`learn(batch)` on the device, or what comes to the same."""
         executor = self.learner.executor
-        if self.why_not or not executor.follows or not hasattr(learn, "__func__"):  # that made anew is a new one
+        # a function that is made anew is a new one
+        if self.why_not or not executor.follows or self.learner.hooked(learning=True) or not hasattr(learn, "__func__"):
             return executor.run(learn, batch, structure)
         known = executor.kept(FollowedSteps, dict)  # how often a kind was made as it stands, or what makes it
         learns = tuple(parameter.requires_grad for parameter in self.learner.optimization.parameters)

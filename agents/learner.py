@@ -53,6 +53,8 @@ class Step(NamedTuple):
         return {f"losses/penalty/{name}": penalty for name, penalty in self.penalties.items()}
 
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Where a module keeps them."""
 LossOf = Callable[[Any, Any], tuple[Tensor, Any]]
 """(Outputs of the network, batch) -> (scalar loss, anything beside it); a pure function of tensors, the same one at
 every step."""
@@ -131,10 +133,24 @@ class Learner:
         """0-d bool: whether anything may move still; None where a step that is not finite raises at once."""
         return self.optimization.guard.allowed
 
+    def hooked(self, learning: bool) -> bool:
+        """Whether anybody has put hooks on the networks, or, `learning`, on the parameters: the passes as they stand
+        call them, and nothing that takes their place does."""
+        places, parameters = self.executor.kept("hooks", self._hooks)
+        if any(places):
+            return True
+        return learning and any(one._backward_hooks or one._post_accumulate_grad_hooks for one in parameters)
+
+    def _hooks(self) -> tuple[list[dict], list[nn.Parameter]]:
+        """(Where modules keep their hooks, the parameters)."""
+        networks = [network for network in (self.network, self.target) if network is not None]
+        modules = [module for network in networks for module in network.modules()]
+        return [vars(module)[kind] for module in modules for kind in HOOKS], list(self.network.parameters())
+
     def quick(self, make: Callable[[nn.Module, Tensor], Any], observations: Tensor) -> Any:
         """`make(network, observations)`: what takes the network's place in passes without a gradient that are shaped as
-        this one, made once. The network itself where these are captured, or in bfloat16."""
-        if self.executor.captures or self.precision == "bf16":
+        this one, made once. The network itself where these are captured, hooked, or in bfloat16."""
+        if self.executor.captures or self.precision == "bf16" or self.hooked(learning=False):
             return self.network
         return self.executor.kept((make, observations.shape), lambda: make(self.network, observations))
 

@@ -21,14 +21,14 @@ IN_PLACE: dict[type[nn.Module], Kernel] = {nn.Tanh: torch.tanh_, nn.ReLU: torch.
 def kernels(modules: Sequence[nn.Module], rows: int) -> list[Kernel]:
     """What `modules` do to [rows, features] one after the other; those that no kernel is known of as they are.
 
-    They see weights that are edited in place, not tensors that take their place, nor hooks that come later; what one
-    gives is overwritten at its next call.
+    They see weights that are edited in place, not tensors that take their place, nor hooks; what one gives is
+    overwritten at its next call.
     """
     found: list[Kernel] = []
     own = False  # whether what comes in may be overwritten
     for module in modules:
         kernel = IN_PLACE.get(type(module)) if own else None
-        if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
+        if type(module) is nn.Linear:
             weight, bias = module.weight.detach().t(), module.bias.detach()
             kernel = partial(torch.addmm, bias, mat2=weight, out=_memory(rows, module.out_features))
         elif type(module) is ObservationNormalizer:

@@ -97,10 +97,11 @@ class Stack:
         """Run all `calls`, by the learner whose gradient steps each asks for. Raises what the first of them raises,
         when all are over."""
         seats = [self._seats[learner] for learner in self.learners if learner in calls]
+        as_one = len(self.learners) > 1 and not any(learner.hooked(learning=True) for learner in self.learners)
         for seat in seats:
             seat.begin(calls[seat.learner])
         while asking := [seat for seat in seats if seat.asked is not None]:
-            if len(asking) == len(self.learners) > 1:
+            if as_one and len(asking) == len(self.learners):
                 try:
                     self._step(asking)
                 except Exception as error:  # memory is short, say: each has it from its own step

@@ -119,6 +119,30 @@ def test_equal_on_pixels_and_in_wide_layers(config: DQNConfig | C51Config, preci
     equal(*pair)
 
 
+def test_hooks_that_come_later_are_called(soon: list) -> None:
+    followed, eager = made("dqn, mse"), made("dqn, mse", execution="eager")
+    network, called = followed.network, []
+    learns(followed, 0, 8)
+    hooks = (
+        network.head.register_forward_hook(lambda *_: called.append("forward")),
+        followed.learner.target.head.register_forward_pre_hook(lambda *_: called.append("target")),
+        network.head.register_full_backward_hook(lambda *_: called.append("backward")),
+        network.head.bias.register_hook(lambda _: called.append("gradient")),
+        network.head.bias.register_post_accumulate_grad_hook(lambda _: called.append("grad")),
+    )
+    for hook in hooks:  # each by itself
+        learns(followed, 1, 1)
+        hook.remove()
+    learns(followed, 1, 1)
+    counts = {"forward": 1, "target": 2, "backward": 3, "gradient": 4, "grad": 5}
+    assert {name: called.count(name) for name in called} == counts
+    learns(eager, 0, 8)
+    for _ in range(6):
+        learns(eager, 1, 1)
+    equal(followed, eager)
+    assert len(soon) == 1
+
+
 def test_what_is_not_finite_is_refused_as_it_would_be() -> None:
     followed, eager = made("dqn, mse"), made("dqn, mse", execution="eager")
     for agent in (followed, eager):

@@ -104,12 +104,15 @@ def test_it_follows_weights_that_have_moved_into_a_stack():
             assert torch.equal(found, agent.network(states, part="actor")[0])
 
 
-def test_a_layer_with_a_hook_is_called_as_it_is():
-    layer, called = nn.Linear(3, 2), []
-    layer.register_forward_hook(lambda *_: called.append(True))
-    (kernel,) = kernels([layer], 4)
-    kernel(torch.ones(4, 3))
-    assert called == [True]
+def test_who_puts_a_hook_on_later_is_called():
+    agent, called = build(DQN, VECTOR), []
+    observations = np.zeros((1, *VECTOR.observation_shape), np.float32)
+    agent.act(observations)
+    with agent.network.head.register_forward_hook(lambda *_: called.append(True)):
+        for _ in range(3):
+            agent._greedily(torch.from_numpy(observations))
+    agent._greedily(torch.from_numpy(observations))
+    assert called == [True] * 3
 
 
 def test_what_comes_in_is_left_as_it_is():

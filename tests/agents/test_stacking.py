@@ -255,6 +255,13 @@ def test_a_step_of_one_alone_in_between() -> None:
             torch.testing.assert_close(other.network.get_parameter(name), parameter, rtol=1e-5, atol=1e-5)
 
 
+def test_where_one_has_a_hook_all_learn_by_themselves() -> None:
+    agents, called = made("dqn, mse"), []
+    agents[1].network.head.register_forward_hook(lambda *_: called.append(True))
+    together(agents, [partial(learns, agent, seed, 5) for seed, agent in enumerate(agents)])
+    assert called == [True] * 5 and [agent.clock.gradient_steps for agent in agents] == [5] * SEEDS
+
+
 def test_fewer_go_on_and_one_alone() -> None:
     alone, stacked = made("dqn, mse"), made("dqn, mse")
     for one, times in zip(alone, (1, 2, 3), strict=True):
