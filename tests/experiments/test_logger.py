@@ -122,6 +122,7 @@ def test_lines_wait_for_probes_only_so_long(tmp_path: Path) -> None:
     logger.close()
 
 
+@pytest.mark.long
 def test_a_million_games_take_no_memory(tmp_path: Path) -> None:
     logger = Logger(tmp_path, 10**9, None, dict)
     report = TaskReport(0.9, logger.episodes.path, tmp_path / "tasks.jsonl")

@@ -105,7 +105,9 @@ def equal(one: object, other: object) -> bool:
     return one == other
 
 
-@pytest.mark.parametrize("kind", FLAGS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long if "atari" in kind else ()) for kind in FLAGS]
+)
 def test_a_run_with_all_probes_is_the_run_without_to_the_bit(kind: str) -> None:
     without, with_probes = trace(kind, "none"), trace(kind, "all")
     for part, value in without.items():

@@ -90,7 +90,7 @@ def test_logged_returns_are_the_games_own(tmp_path: Path) -> None:
     [
         ("dqn", "CartPole-v1", SMALL["dqn"]),
         ("ppo", "CartPole-v1", SMALL["ppo"]),
-        ("c51", "ALE/Pong-v5", [*ATARI, "--num-envs", "2"]),
+        pytest.param("c51", "ALE/Pong-v5", [*ATARI, "--num-envs", "2"], marks=pytest.mark.long),
         ("ppo", "Ant-v5", ["--rollout-steps", "64", "--num-minibatches", "2", "--width", "16"]),
     ],
 )

@@ -151,7 +151,7 @@ def ticks_to_try(config: TrainConfig, folder: Path) -> list[int]:
     return sorted({*source.sample(range(1, ticks), 3), *source.sample(changes, min(1, len(changes)))})
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if "ALE" in name else ()) for name in RUNS])
 def test_a_run_built_anew_between_two_ticks_ends_as_the_other_does(name: str, tmp_path: Path) -> None:
     config = parse_train([*RUNS[name].split(), "--threads", "1", "--log-every", "50"])
     expected = left(Made(config, tmp_path / "whole"), tmp_path / "whole")

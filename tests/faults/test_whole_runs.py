@@ -56,7 +56,9 @@ def test_killed_at_a_random_moment_it_ends_as_if_it_never_was(name, whole, tmp_p
         count(f"{name}: kill -9 {'at a random moment' if done else 'came after its end'}", "ends as if never killed")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=[many, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.long), pytest.param(10, marks=[many, pytest.mark.timeout(900)])]
+)
 @pytest.mark.parametrize("name", ["dqn", *LATER])
 def test_killed_many_times_in_one_run_it_ends_as_if_it_never_was(name, kills, whole, tmp_path, count):
     expected, seconds = whole(name)

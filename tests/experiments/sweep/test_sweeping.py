@@ -52,6 +52,7 @@ def saved(directory):
     return len(list(directory.glob("checkpoints/step_*"))) > 1
 
 
+@pytest.mark.long
 def test_a_study_is_tuned_made_and_not_made_again(tmp_path):
     said = Console(file=StringIO(), width=200)
     one = study(tune=TUNE, control=["random", "fresh"], grid={"loss": ["mse", "huber"]})
