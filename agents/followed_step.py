@@ -9,14 +9,15 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from agents.execution import leaves
 from agents.guard import Gradient
 from agents.layers import MODED
 from agents.learner import Learner
 from agents.rounding import ahead_of, rounding_inside
-from agents.stacked_step import Found, Networks, Pull, followed
+from agents.stacked_step import Found, Named, Networks, Pull, followed
 from agents.traced import Traced
 from plasticity_probes.norms import quick_norms
 
@@ -27,8 +28,6 @@ WARM_UP = 100
 def why_not_followed(learner: Learner) -> str:
     """Why the steps of `learner` are made as they stand; empty where they can be followed."""
     modules = list(learner.network.modules())
-    if any(isinstance(module, nn.GroupNorm) for module in modules):
-        return "a norm of maps is differentiated by another formula, which rounds otherwise"
     if any(type(module) in MODED for module in modules):
         return "something is drawn or moved in the forward pass"
     if learner.optimization.guard.holds:
@@ -39,6 +38,15 @@ def why_not_followed(learner: Learner) -> str:
     if not set(learner.network.parameters()).issuperset(learner.optimization.parameters):
         return "an intervention trains parameters outside of the network"
     return ""
+
+
+def _by_autograd(loss: Callable[[Named], tuple[Tensor, Any]], parameters: Named) -> tuple[Named, Any]:
+    """As `backward` does: torch.func takes other formulas for some (a norm of maps), which round otherwise."""
+    with torch.enable_grad():
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        total, aside = loss(leaves)
+    gradients = torch.autograd.grad(total, [*leaves.values()], materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True)), aside
 
 
 class FollowedSteps:
@@ -89,7 +97,7 @@ class FollowedSteps:
         ahead = ahead_of(learner.target)  # its weights, which move seldom
         if ahead is not None:
             others = ahead.in_place_of(others)
-        function, usual = partial(followed, learner, learn, root, quick_norms), Pull.of(learner, trained)
+        function, usual = partial(followed, learner, learn, root, quick_norms, _by_autograd), Pull.of(learner, trained)
         with rounding_inside(learner.network, learner.target):
             traced = Traced(function, (trained, others), (batch, usual))
 

@@ -22,6 +22,8 @@ from agents.optimization import autocast
 from agents.traced import Traced
 
 Named = dict[str, Tensor]
+Differentiated = Callable[[Callable[[Named], tuple[Tensor, Any]], Named], tuple[Named, Any]]
+"""Of a function that gives a loss and what is beside it, at parameters: their gradients, and the latter."""
 options_of = itemgetter("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "capturable")
 """Of a group of Adam's: what may tell one seed's from another's."""
 
@@ -214,7 +216,11 @@ def traced_step(
     followed."""
     stacked, others = slices.stacked, [name for name in slices.stacked if name not in trained]
     held = {name: stacked[name] for name in trained}, {name: stacked[name] for name in others}
-    return Traced(vmap(partial(followed, first, learn, slices.roots[0], _norms)), held, (batch, pull))
+    return Traced(vmap(partial(followed, first, learn, slices.roots[0], _norms, _under_vmap)), held, (batch, pull))
+
+
+def _under_vmap(loss: Callable[[Named], tuple[Tensor, Any]], parameters: Named) -> tuple[Named, Any]:
+    return grad(loss, has_aux=True)(parameters)
 
 
 def _norms(gradients: Iterable[Tensor]) -> list[Tensor]:
@@ -226,6 +232,7 @@ def followed(
     learn: Callable[[Any], Any],
     root: Networks,
     norms_of: Callable[[Iterable[Tensor]], list[Tensor]],
+    differentiated: Differentiated,
     trained: Named,
     others: Named,
     batch: Any,
@@ -242,7 +249,7 @@ def followed(
             pulled = sum((parameters[name] * gradient).sum() for name, gradient in pull.gradients.items())
             return total + pulled, (total, aside, captured)
 
-        gradients, (loss, aside, captured) = grad(loss, has_aux=True)(trained)
+        gradients, (loss, aside, captured) = differentiated(loss, trained)
         gradients = {name: laid_as(gradient, trained[name]) for name, gradient in gradients.items()}
         norms = torch.stack(norms_of(gradients.values()))
         norm = torch.linalg.vector_norm(norms)

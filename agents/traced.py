@@ -133,6 +133,25 @@ def _norm_all(
 
 
 @_scripted
+def _maps_norm_all(
+    gradient: Tensor,
+    inputs: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    images: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+) -> list[Tensor]:
+    flags = [True, True, True]
+    found = torch.ops.aten.native_group_norm_backward(
+        gradient, inputs, mean, scale, weight, images, channels, pixels, groups, flags
+    )
+    return [found[0], found[1], found[2]]
+
+
+@_scripted
 def _convolution_weights(
     gradient: Tensor,
     inputs: Tensor,
@@ -177,6 +196,7 @@ FLAGGED = {
         (True, False, False): (_norm_inputs, (0,)),
         (True, True, True): (_norm_all, (0, 1, 2)),
     },
+    aten.native_group_norm_backward.default: {(True, True, True): (_maps_norm_all, (0, 1, 2))},
     aten.convolution_backward.default: {
         (False, True, True): (_convolution_weights, (1, 2)),
         (True, True, True): (_convolution_all, (0, 1, 2)),
