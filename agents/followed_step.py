@@ -43,10 +43,10 @@ def why_not_followed(learner: Learner) -> str:
 def _by_autograd(loss: Callable[[Named], tuple[Tensor, Any]], parameters: Named) -> tuple[Named, Any]:
     """As `backward` does: torch.func takes other formulas for some (a norm of maps), which round otherwise."""
     with torch.enable_grad():
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        total, aside = loss(leaves)
-    gradients = torch.autograd.grad(total, [*leaves.values()], materialize_grads=True)
-    return dict(zip(leaves, gradients, strict=True)), aside
+        taken = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        total, aside = loss(taken)
+    gradients = torch.autograd.grad(total, [*taken.values()], materialize_grads=True)
+    return dict(zip(taken, gradients, strict=True)), aside
 
 
 class FollowedSteps:
