@@ -103,7 +103,7 @@ class Slices:
         self._counts = torch.stack([state["step"] for state in states])
         for place, state in enumerate(states):
             state["step"].data = self._counts[place]  # so that they can be counted up all at once
-        self._moved: tuple[Any, ...] = None, [], [], []  # in the last step: what learned, who, in which groups, lists
+        self._moved: tuple[Any, list[_Moving]] = None, []  # (what learned, who, in which groups) in the last step
         for learner in learners:
             for network in (learner.network, learner.target):
                 if network is not None:  # its weights move in the stack, unseen by what would round them again
@@ -142,13 +142,12 @@ class Slices:
                 if kind not in kinds:
                     owners.append((group, guard))
                 signature.append(kinds.setdefault(kind, len(kinds)))
-        *known, moving = self._moved
-        if known[0] is not learning or known[1:] != [may, signature]:
-            moving = self._moving(may, signature)
-            self._moved = learning, may, signature, moving
-        for (group, guard), each in zip(owners, moving, strict=True):
-            if each.parameters:
-                move(group, *each, None if guard.immediate else guard.found)
+        key = learning, may, signature
+        if key != self._moved[0]:
+            self._moved = key, self._moving(may, signature)
+        for (group, guard), moving in zip(owners, self._moved[1], strict=True):
+            if moving.parameters:
+                move(group, *moving, None if guard.immediate else guard.found)
 
     def _put(self, gradients: Named, norm: Tensor, learning: "Learning") -> None:
         """Each learner's `gradients`, clipped, as its parameters' own. They stay in one place: to hand out others at

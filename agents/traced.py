@@ -86,11 +86,12 @@ def _without_python(module: GraphModule, tensors: Sequence[Tensor]) -> Callable[
 def _replace_flagged(graph: Graph) -> None:
     """Put what torch.jit.trace knows in place of operations whose flags, and gradients of nothing, it does not."""
     for node in list(graph.nodes):
-        if node.target not in FLAGGED or tuple(node.args[-1]) not in FLAGGED[node.target]:
+        if node.target not in FLAGGED:
             continue
-        function, wanted = FLAGGED[node.target][tuple(node.args[-1])]
+        *given, flags = node.args
+        wanted = [place for place, flag in enumerate(flags) if flag]
         with graph.inserting_before(node):
-            found = graph.call_function(function, node.args[:-1])
+            found = graph.call_function(FLAGGED[node.target], (*given, *flags))
             for user in list(node.users):  # which take one of the three each
                 gradient = graph.call_function(getitem, (found, wanted.index(user.args[1])))
                 user.replace_all_uses_with(gradient)
@@ -99,110 +100,91 @@ def _replace_flagged(graph: Graph) -> None:
 
 def _scripted(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
     """`function`, compiled at its first call."""
-    script = cache(torch.jit.script)
-    return wraps(function)(lambda *given: script(function)(*given))
+    compiled = cache(lambda: torch.jit.script(function))
+    return wraps(function)(lambda *given: compiled()(*given))
+
+
+def _wanted(found: tuple[Tensor, Tensor, Tensor], inputs: bool, weight: bool, bias: bool) -> list[Tensor]:
+    """Those of the gradients that there are."""
+    kept: list[Tensor] = []
+    if inputs:
+        kept.append(found[0])
+    if weight:
+        kept.append(found[1])
+    if bias:
+        kept.append(found[2])
+    return kept
 
 
 @_scripted
-def _norm_inputs(
+def _layer_norm(
     gradient: Tensor,
-    inputs: Tensor,
+    x: Tensor,
     shape: list[int],
     mean: Tensor,
     scale: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weights: Tensor | None,
+    biases: Tensor | None,
+    inputs: bool,
+    weight: bool,
+    bias: bool,
 ) -> list[Tensor]:
-    flags = [True, False, False]
-    return [torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, bias, flags)[0]]
+    flags = [inputs, weight, bias]
+    found = torch.ops.aten.native_layer_norm_backward(gradient, x, shape, mean, scale, weights, biases, flags)
+    return _wanted(found, inputs, weight, bias)
 
 
 @_scripted
-def _norm_all(
+def _group_norm(
     gradient: Tensor,
-    inputs: Tensor,
-    shape: list[int],
+    x: Tensor,
     mean: Tensor,
     scale: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> list[Tensor]:
-    flags = [True, True, True]
-    found = torch.ops.aten.native_layer_norm_backward(gradient, inputs, shape, mean, scale, weight, bias, flags)
-    return [found[0], found[1], found[2]]
-
-
-@_scripted
-def _maps_norm_all(
-    gradient: Tensor,
-    inputs: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    weight: Tensor | None,
+    weights: Tensor | None,
     images: int,
     channels: int,
     pixels: int,
     groups: int,
+    inputs: bool,
+    weight: bool,
+    bias: bool,
 ) -> list[Tensor]:
-    flags = [True, True, True]
+    flags = [inputs, weight, bias]
     found = torch.ops.aten.native_group_norm_backward(
-        gradient, inputs, mean, scale, weight, images, channels, pixels, groups, flags
+        gradient, x, mean, scale, weights, images, channels, pixels, groups, flags
     )
-    return [found[0], found[1], found[2]]
+    return _wanted(found, inputs, weight, bias)
 
 
 @_scripted
-def _convolution_weights(
+def _convolution(
     gradient: Tensor,
-    inputs: Tensor,
-    weight: Tensor,
-    sizes: list[int],
+    x: Tensor,
+    weights: Tensor,
+    sizes: list[int] | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     transposed: bool,
     beyond: list[int],
     groups: int,
+    inputs: bool,
+    weight: bool,
+    bias: bool,
 ) -> list[Tensor]:
-    flags = [False, True, True]
+    flags = [inputs, weight, bias]
     found = torch.ops.aten.convolution_backward(
-        gradient, inputs, weight, sizes, stride, padding, dilation, transposed, beyond, groups, flags
+        gradient, x, weights, sizes, stride, padding, dilation, transposed, beyond, groups, flags
     )
-    return [found[1], found[2]]
-
-
-@_scripted
-def _convolution_all(
-    gradient: Tensor,
-    inputs: Tensor,
-    weight: Tensor,
-    sizes: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    beyond: list[int],
-    groups: int,
-) -> list[Tensor]:
-    flags = [True, True, True]
-    found = torch.ops.aten.convolution_backward(
-        gradient, inputs, weight, sizes, stride, padding, dilation, transposed, beyond, groups, flags
-    )
-    return [found[0], found[1], found[2]]
+    return _wanted(found, inputs, weight, bias)
 
 
 FLAGGED = {
-    aten.native_layer_norm_backward.default: {
-        (True, False, False): (_norm_inputs, (0,)),
-        (True, True, True): (_norm_all, (0, 1, 2)),
-    },
-    aten.native_group_norm_backward.default: {(True, True, True): (_maps_norm_all, (0, 1, 2))},
-    aten.convolution_backward.default: {
-        (False, True, True): (_convolution_weights, (1, 2)),
-        (True, True, True): (_convolution_all, (0, 1, 2)),
-    },
+    aten.native_layer_norm_backward.default: _layer_norm,
+    aten.native_group_norm_backward.default: _group_norm,
+    aten.convolution_backward.default: _convolution,
 }
-"""By operation and flags of the gradients wanted (of inputs, weight, bias): what gives these, and which they are."""
+"""Operations whose last argument says which gradients are wanted (of inputs, weight, bias), and what gives these."""
 
 
 def _simplify(module: GraphModule) -> None:
@@ -210,9 +192,7 @@ def _simplify(module: GraphModule) -> None:
     or that are there already, factors and powers of one, what is spread before an operation that spreads by itself,
     and copies of constants, which are made here once."""
     graph = module.graph
-    written = {node.args[0] for node in graph.nodes if _writes(node)}
-    if any(node.target in VIEWS for node in written):
-        return  # what else it views is not looked for
+    written = {_root(node.args[0]) for node in graph.nodes if _writes(node)}
     known: dict[Hashable, Node] = {}
     for node in graph.nodes:
         if node in written or node.op != "call_function":
@@ -233,8 +213,22 @@ def _writes(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
+def _views(node: Node) -> bool:
+    """Whether what `node` gives may lie where its first argument does."""
+    if isinstance(node.target, OpOverload):
+        return node.target in VIEWS or any(one.alias_info for one in node.target._schema.returns)
+    return node.target is getitem
+
+
+def _root(node: Node) -> Node:
+    """What has the memory that `node` views; itself where it has its own."""
+    while _views(node):
+        node = node.args[0]
+    return node
+
+
 def _returned(node: Node) -> bool:
-    return any(user.op == "output" for user in node.users)
+    return any(user.op == "output" or (_views(user) and _returned(user)) for user in node.users)
 
 
 def _before(node: Node) -> Node:
@@ -257,7 +251,7 @@ def _idle(node: Node, written: Collection[Node]) -> bool:
         return (before.shape, before.stride) == (after.shape, after.stride)
     if node.target in (aten.mul.Tensor, aten.pow.Tensor_Scalar) and node.args[1] == 1:
         # what is returned is to be another tensor than what is given
-        apart = _returned(node) or _before(node) in written
+        apart = _returned(node) or _root(_before(node)) in written
         return not apart and _seen(_before(node)).dtype == _seen(node).dtype
     return False
 
